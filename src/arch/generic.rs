@@ -1,0 +1,188 @@
+//! The block decoder in plain Rust, in loops that a compiler can vectorise. The instruction set rooms compile
+//! it again with their features.
+
+use super::{BLOCK, BadRecord, Scratch, Tables};
+use crate::format::{HEAD_BITS, field_planes, plane_bytes};
+
+/// As [`super::Backend::decode`].
+pub(super) fn decode(
+    tables: &Tables,
+    record: &[u8],
+    m: u8,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+) -> Result<(), BadRecord> {
+    decode_inline(tables, record, m, scratch, words)
+}
+
+#[inline(always)]
+pub(super) fn decode_inline(
+    tables: &Tables,
+    record: &[u8],
+    m: u8,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+) -> Result<(), BadRecord> {
+    let n = words.len();
+    let mut planes = Planes { bytes: record };
+    let a = m.min(HEAD_BITS);
+
+    let first = planes.take(tables.tiers[0].width, n)?;
+    field(&mut planes, a + 1, &mut scratch.codes, &mut scratch.head, n)?;
+    wide_field(&mut planes, m - a, &mut scratch.codes, &mut scratch.rest, n)?;
+    let buffers = (&mut scratch.symbols, &mut scratch.below);
+    let symbols = symbols(tables, first, planes, n, &mut scratch.codes, buffers)?;
+
+    let (up, down) = (u32::from(23 - a), u32::from(23 - m));
+    let parts = symbols[..n].iter().zip(&scratch.head[..n]).zip(&scratch.rest[..n]);
+    for (word, ((&symbol, &head), &rest)) in words.iter_mut().zip(parts) {
+        let head = u32::from(head);
+        *word = head << 31 | u32::from(symbol) << 23 | (head >> 1) << up | u32::from(rest) << down;
+    }
+    Ok(())
+}
+
+/// What is left of a record.
+#[derive(Clone, Copy)]
+struct Planes<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Planes<'a> {
+    #[inline(always)]
+    fn take(&mut self, width: u8, n: usize) -> Result<&'a [u8], BadRecord> {
+        let (plane, rest) = self.bytes.split_at_checked(plane_bytes(width, n)).ok_or(BadRecord)?;
+        self.bytes = rest;
+        Ok(plane)
+    }
+}
+
+/// Decodes all tiers and returns the buffer that has the `n` symbols; `first` is tier 0's plane, `planes` what
+/// follows the raw bits.
+#[inline(always)]
+fn symbols<'s>(
+    tables: &Tables,
+    first: &[u8],
+    mut planes: Planes<'_>,
+    n: usize,
+    codes: &mut [u8; BLOCK],
+    (mut symbols, mut below): (&'s mut [u8; BLOCK], &'s mut [u8; BLOCK]),
+) -> Result<&'s [u8; BLOCK], BadRecord> {
+    // How many codes a tier has follows from the escapes of the one before, so go down first ...
+    let mut tiers = [(&[] as &[u8], 0usize); 9];
+    let count = tables.tiers.len();
+    tiers[0] = (first, n);
+    for (t, tier) in tables.tiers.iter().enumerate() {
+        let (plane, n) = tiers[t];
+        let escapes = count_escapes(tier.width, plane, n);
+        let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
+        tiers[t + 1] = (planes.take(width, escapes)?, escapes);
+    }
+    if planes.bytes.len() >= 4 {
+        return Err(BadRecord);
+    }
+    // ... and merge on the way up.
+    let (literals, literal_count) = tiers[count];
+    below[..literal_count].copy_from_slice(literals);
+    for (tier, &(plane, n)) in tables.tiers.iter().zip(&tiers[..count]).rev() {
+        unpack(tier.width, plane, codes, n);
+        let escape = (1u8 << tier.width) - 1;
+        let mut next = 0usize;
+        for (symbol, &code) in symbols[..n].iter_mut().zip(&codes[..n]) {
+            let escaped = code == escape;
+            *symbol = if escaped { below[next % BLOCK] } else { tier.symbols[usize::from(code & 15)] };
+            next += usize::from(escaped);
+        }
+        std::mem::swap(&mut symbols, &mut below);
+    }
+    Ok(below)
+}
+
+/// Codes in the plane that are all ones. Unused bits are zeros in a valid plane, and never counted.
+#[inline(always)]
+fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
+    let ones: usize = plane
+        .chunks(8)
+        .map(|chunk| {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            let x = u64::from_le_bytes(bytes);
+            let all = match width {
+                1 => x,
+                2 => x & x >> 1 & 0x5555_5555_5555_5555,
+                _ => x & x >> 1 & x >> 2 & x >> 3 & 0x1111_1111_1111_1111,
+            };
+            all.count_ones() as usize
+        })
+        .sum();
+    // Only a damaged plane can have more than `n`.
+    ones.min(n)
+}
+
+/// Unpacks `n` values of `width` bits into `out[..n]`.
+#[inline(always)]
+fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
+    match width {
+        8 => out[..n].copy_from_slice(plane),
+        4 => unpack_groups::<4>(plane, &mut out[..n]),
+        2 => unpack_groups::<2>(plane, &mut out[..n]),
+        _ => {
+            for (values, &byte) in out[..n].chunks_mut(8).zip(plane) {
+                values.iter_mut().enumerate().for_each(|(i, v)| *v = byte >> i & 1);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn unpack_groups<const W: u32>(plane: &[u8], out: &mut [u8]) {
+    let mask = (1u8 << W) - 1;
+    let mut bytes = plane;
+    for group in out.chunks_mut(512 / W as usize) {
+        let (here, rest) = bytes.split_at(bytes.len().min(64));
+        bytes = rest;
+        for (j, values) in group.chunks_mut(here.len().max(1)).enumerate() {
+            let shift = j as u32 * W;
+            values.iter_mut().zip(here).for_each(|(v, b)| *v = b >> shift & mask);
+        }
+    }
+}
+
+/// Reads a field of up to 8 bits a value.
+#[inline(always)]
+fn field(
+    planes: &mut Planes<'_>,
+    bits: u8,
+    part: &mut [u8; BLOCK],
+    out: &mut [u8; BLOCK],
+    n: usize,
+) -> Result<(), BadRecord> {
+    out[..n].fill(0);
+    for width in field_planes(bits) {
+        unpack(width, planes.take(width, n)?, part, n);
+        let shift = u32::from(width);
+        for (value, &bits) in out[..n].iter_mut().zip(&part[..n]) {
+            *value = value.checked_shl(shift).unwrap_or(0) | bits;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a field of up to 16 bits a value.
+#[inline(always)]
+fn wide_field(
+    planes: &mut Planes<'_>,
+    bits: u8,
+    part: &mut [u8; BLOCK],
+    out: &mut [u16; BLOCK],
+    n: usize,
+) -> Result<(), BadRecord> {
+    out[..n].fill(0);
+    for width in field_planes(bits) {
+        unpack(width, planes.take(width, n)?, part, n);
+        for (value, &bits) in out[..n].iter_mut().zip(&part[..n]) {
+            *value = *value << width | u16::from(bits);
+        }
+    }
+    Ok(())
+}

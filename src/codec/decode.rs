@@ -1,0 +1,141 @@
+//! Decoding: the production decoder, over a backend of [`crate::arch`].
+
+use std::cell::RefCell;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::encode::runs;
+use super::word;
+use crate::arch::{BLOCK, Backend, Scratch, Tables};
+use crate::error::{Error, Result};
+use crate::format::{Header, payload_hash};
+
+/// A validated header and the tables to decode its blob with.
+///
+/// The blob itself is passed to each call: inside ONNX Runtime it is a mapped file that nobody owns. Its
+/// payload may even change underneath; decoded values are wrong then, but nothing outside is read or written.
+pub struct Decoder {
+    header: Header,
+    tables: Tables,
+    backend: Backend,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<(Box<Scratch>, Box<[u32; BLOCK]>)> =
+        RefCell::new((Scratch::new(), Box::new([0; BLOCK])));
+}
+
+/// Decodes a blob to row-major little-endian elements of its dtype. All checksums are verified.
+///
+/// # Errors
+/// The blob is corrupt, truncated or of a version that this library does not know.
+pub fn decode(blob: &[u8]) -> Result<Vec<u8>> {
+    Decoder::open(blob)?.decode_bytes(blob)
+}
+
+impl Decoder {
+    /// Validates header and payload of `blob`.
+    ///
+    /// # Errors
+    /// As [`Header::parse`], or the payload's checksum differs.
+    pub fn open(blob: &[u8]) -> Result<Decoder> {
+        let decoder = Decoder::open_unverified(blob)?;
+        let header = &decoder.header;
+        let (start, len) = (header.payload_offset(), header.payload_len as usize);
+        if payload_hash(&blob[start..start + len]) != header.payload_hash {
+            return Err(Error::corrupt("payload checksum differs"));
+        }
+        if blob[header.header_len as usize..start].iter().chain(&blob[start + len..]).any(|&b| b != 0) {
+            return Err(Error::corrupt("padding is not zero"));
+        }
+        Ok(decoder)
+    }
+
+    /// Validates the header of `blob` and leaves its payload unread.
+    ///
+    /// # Errors
+    /// As [`Header::parse`].
+    pub fn open_unverified(blob: &[u8]) -> Result<Decoder> {
+        Decoder::with_backend(blob, Backend::active())
+    }
+
+    /// As [`Decoder::open_unverified`], on a backend of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Header::parse`].
+    pub fn with_backend(blob: &[u8], backend: Backend) -> Result<Decoder> {
+        let header = Header::parse(blob)?;
+        let tables = Tables::new(&header.tiers);
+        Ok(Decoder { header, tables, backend })
+    }
+
+    /// The blob's header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Decodes `out.len()` weights from slot `first_slot` on, in stored order, to float32.
+    ///
+    /// # Errors
+    /// The slots are not all in the tensor, `blob` does not have the length of the one that was opened, or a
+    /// record is corrupt.
+    pub fn decode_f32(&self, blob: &[u8], first_slot: u64, out: &mut [f32]) -> Result<()> {
+        self.for_blocks(blob, first_slot, out.len() as u64, |at, words| {
+            let out = &mut out[at..at + words.len()];
+            out.iter_mut().zip(words).for_each(|(value, &word)| *value = f32::from_bits(word));
+        })
+    }
+
+    /// Decodes the whole tensor to row-major little-endian elements of its dtype, and checks them against the
+    /// hash in the header.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_f32`], or the hash differs.
+    pub fn decode_bytes(&self, blob: &[u8]) -> Result<Vec<u8>> {
+        let (spec, blocks) = (&self.header.spec, self.header.blocks());
+        let size = spec.dtype.size();
+        let mut out = vec![0u8; blocks.elements() as usize * size];
+        for block in 0..blocks.count() {
+            let slots = blocks.slots(block);
+            self.for_blocks(blob, slots.start, slots.end - slots.start, |_, words| {
+                for run in runs(spec, slots.clone()) {
+                    let words = &words[run.at..run.at + run.len];
+                    word::store(spec.dtype, words, &mut out[run.element * size..][..run.len * size]);
+                }
+            })?;
+        }
+        if xxh3_64(&out) != self.header.decoded_hash {
+            return Err(Error::corrupt("checksum of the decoded tensor differs"));
+        }
+        Ok(out)
+    }
+
+    /// Calls `sink` with the words of `len` slots from `first` on, a block or part of one at a time, and with
+    /// the place of the first among them.
+    fn for_blocks(&self, blob: &[u8], first: u64, len: u64, mut sink: impl FnMut(usize, &[u32])) -> Result<()> {
+        let blocks = self.header.blocks();
+        if blob.len() as u64 != self.header.blob_len {
+            return Err(Error::Truncated { needed: self.header.blob_len, found: blob.len() as u64 });
+        }
+        let end = first.checked_add(len).filter(|&end| end <= blocks.elements());
+        let end = end.ok_or_else(|| {
+            Error::invalid(format!("slots {first}+{len} of a tensor of {} weights", blocks.elements()))
+        })?;
+        SCRATCH.with_borrow_mut(|(scratch, words)| {
+            let mut next = first;
+            while next < end {
+                let block = blocks.block_of(next);
+                let slots = blocks.slots(block);
+                let words = &mut words[..(slots.end - slots.start) as usize];
+                let (record, m) = (&blob[self.header.record(block as usize)], self.header.widths[block as usize]);
+                self.backend
+                    .decode(&self.tables, record, m, scratch, words)
+                    .map_err(|_| Error::corrupt(format!("record of block {block} is damaged")))?;
+                let upto = slots.end.min(end);
+                sink((next - first) as usize, &words[(next - slots.start) as usize..(upto - slots.start) as usize]);
+                next = upto;
+            }
+            Ok(())
+        })
+    }
+}

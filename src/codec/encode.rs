@@ -1,0 +1,243 @@
+//! Encoding: weights in, blob out.
+
+use rayon::prelude::*;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::cascade::{CodeTable, pack_plane};
+use super::{survey, word};
+use crate::error::{Error, Result};
+use crate::format::{Blocks, Dtype, HEAD_BITS, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, field_planes, payload_hash};
+
+/// What to keep and how to cut a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// Round weights to this many mantissa bits; `None`, or as many as the dtype has: lossless.
+    pub mantissa_bits: Option<u8>,
+    /// Weights a block: a multiple of 64 up to 4096. Short blocks are cheaper to read at random, and larger.
+    pub block_len: u32,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        EncodeOptions { mantissa_bits: None, block_len: MAX_BLOCK }
+    }
+}
+
+/// A tensor's bytes, seen block by block in stored order.
+pub(super) struct Source<'a> {
+    bytes: &'a [u8],
+    spec: &'a TensorSpec,
+    pub(super) blocks: Blocks,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(bytes: &'a [u8], spec: &'a TensorSpec, block_len: u32) -> Result<Self> {
+        let blocks = Blocks::new(spec, block_len)?;
+        let expected = spec.bytes()?;
+        if bytes.len() as u64 != expected {
+            return Err(Error::invalid(format!(
+                "{} bytes given, {} of shape {:?} take {expected}",
+                bytes.len(),
+                spec.dtype.name(),
+                spec.shape
+            )));
+        }
+        Ok(Source { bytes, spec, blocks })
+    }
+
+    /// Loads the words of `block` into `out` and returns how many there are.
+    pub(super) fn words(&self, block: u64, out: &mut [u32]) -> usize {
+        let slots = self.blocks.slots(block);
+        let n = (slots.end - slots.start) as usize;
+        for run in runs(self.spec, slots) {
+            let size = self.spec.dtype.size();
+            let src = &self.bytes[run.element * size..][..run.len * size];
+            word::load(self.spec.dtype, src, &mut out[run.at..run.at + run.len]);
+        }
+        n
+    }
+}
+
+/// A stretch of slots that is also contiguous in the row-major tensor.
+pub(super) struct Run {
+    /// Its start, counted from the first slot asked for.
+    pub(super) at: usize,
+    /// Its first element in the row-major tensor.
+    pub(super) element: usize,
+    pub(super) len: usize,
+}
+
+/// Cuts `slots`, which lie in one tile, into contiguous runs of the row-major tensor.
+pub(super) fn runs(spec: &TensorSpec, slots: std::ops::Range<u64>) -> impl Iterator<Item = Run> {
+    let (k, n, width) = match (spec.layout, spec.shape.as_slice()) {
+        (Layout::ColumnTiles { tile }, &[k, n]) => (k, n, u64::from(tile)),
+        // Row-major is a single row in a single tile.
+        (_, shape) => {
+            let elements = shape.iter().product();
+            (1, elements, elements)
+        }
+    };
+    let tile = slots.start / (k * width.min(n));
+    let (first, tile_start, offset) = (slots.start, tile * k * width, tile * width);
+    let columns = width.min(n - offset);
+    let mut next = slots.start;
+    std::iter::from_fn(move || {
+        if next == slots.end {
+            return None;
+        }
+        let (row, column) = ((next - tile_start) / columns, (next - tile_start) % columns);
+        let len = (columns - column).min(slots.end - next);
+        let element = row * n + offset + column;
+        let run = Run { at: (next - first) as usize, element: element as usize, len: len as usize };
+        next += len;
+        Some(run)
+    })
+}
+
+/// Encodes `src`, the row-major little-endian elements of `spec`.
+///
+/// Blocks are encoded in parallel on the current rayon pool; the bytes do not depend on it.
+///
+/// # Errors
+/// `src` has the wrong length, shape, layout or options do not go together, or the payload would pass 16 GiB.
+pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Vec<u8>> {
+    let source = Source::new(src, spec, options.block_len)?;
+    let k = options.mantissa_bits.filter(|&k| k < spec.dtype.mantissa_bits());
+    let survey = survey(src, spec, options)?;
+    let tiers = survey.tiers(k);
+    let bound = survey.size(k);
+    drop(survey);
+    let table = CodeTable::new(&tiers);
+    let count = source.blocks.count();
+
+    let mut sections = Sections {
+        spec: spec.clone(),
+        mantissa_bits: k.unwrap_or(spec.dtype.mantissa_bits()),
+        block_len: options.block_len,
+        tiers,
+        widths: Vec::with_capacity(count as usize),
+        offsets: vec![0],
+        payload_hash: 0,
+        decoded_hash: 0,
+        source_hash: 0,
+    };
+    let payload_offset = (sections.header_len() + 5 * count as usize).next_multiple_of(64);
+    let mut blob = Vec::with_capacity(bound as usize);
+    blob.resize(payload_offset, 0);
+
+    // A few chunks at a time, so that little more than source and blob are ever held.
+    let step = 64u64;
+    let batch = step * 2 * rayon::current_num_threads() as u64;
+    for start in (0..count).step_by(batch as usize) {
+        let end = count.min(start + batch);
+        let encoder = || BlockEncoder::new(&source, &table, k);
+        let firsts: Vec<u64> = (start..end).step_by(step as usize).collect();
+        let chunks: Vec<Chunk> = firsts
+            .into_par_iter()
+            .map_init(encoder, |encoder, first| encoder.chunk(first..end.min(first + step)))
+            .collect();
+        for chunk in chunks {
+            sections.widths.extend(chunk.widths);
+            let base = (blob.len() - payload_offset) / 4;
+            for end in chunk.ends {
+                let units = u32::try_from(base + end / 4)
+                    .map_err(|_| Error::invalid("the payload would be larger than 16 GiB"))?;
+                sections.offsets.push(units);
+            }
+            blob.extend_from_slice(&chunk.bytes);
+        }
+    }
+    sections.payload_hash = payload_hash(&blob[payload_offset..]);
+    sections.source_hash = xxh3_64(src);
+    sections.decoded_hash = match k {
+        None => sections.source_hash,
+        Some(k) => rounded_hash(src, spec.dtype, k),
+    };
+    blob.resize(blob.len() + PADDING, 0);
+    let header = sections.write();
+    debug_assert_eq!(header.len(), payload_offset);
+    blob[..payload_offset].copy_from_slice(&header);
+    Ok(blob)
+}
+
+/// The hash of `src` after rounding, without a second copy of it.
+fn rounded_hash(src: &[u8], dtype: Dtype, k: u8) -> u64 {
+    let (mut words, mut bytes) = ([0u32; 1024], [0u8; 4096]);
+    let mut hash = Xxh3::new();
+    for chunk in src.chunks(words.len() * dtype.size()) {
+        let words = &mut words[..chunk.len() / dtype.size()];
+        word::load(dtype, chunk, words);
+        words.iter_mut().for_each(|w| *w = word::round(*w, k, dtype));
+        word::store(dtype, words, &mut bytes[..chunk.len()]);
+        hash.update(&bytes[..chunk.len()]);
+    }
+    hash.digest()
+}
+
+/// Consecutive records, with the ends of each.
+struct Chunk {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    widths: Vec<u8>,
+}
+
+struct BlockEncoder<'a> {
+    source: &'a Source<'a>,
+    table: &'a CodeTable,
+    k: Option<u8>,
+    words: Vec<u32>,
+    codes: Vec<u8>,
+}
+
+impl<'a> BlockEncoder<'a> {
+    fn new(source: &'a Source<'a>, table: &'a CodeTable, k: Option<u8>) -> Self {
+        BlockEncoder { source, table, k, words: vec![0; MAX_BLOCK as usize], codes: Vec::new() }
+    }
+
+    fn chunk(&mut self, blocks: std::ops::Range<u64>) -> Chunk {
+        let mut chunk = Chunk { bytes: Vec::new(), ends: Vec::new(), widths: Vec::new() };
+        for block in blocks {
+            let n = self.source.words(block, &mut self.words);
+            chunk.widths.push(self.record(n, &mut chunk.bytes));
+            chunk.bytes.resize(chunk.bytes.len().next_multiple_of(4), 0);
+            chunk.ends.push(chunk.bytes.len());
+        }
+        chunk
+    }
+
+    /// Appends the record of the first `n` words and returns its `m`.
+    fn record(&mut self, n: usize, out: &mut Vec<u8>) -> u8 {
+        let dtype = self.source.spec.dtype;
+        let words = &mut self.words[..n];
+        if let Some(k) = self.k {
+            words.iter_mut().for_each(|w| *w = word::round(*w, k, dtype));
+        }
+        let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
+        let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
+        let a = m.min(HEAD_BITS);
+
+        let symbols: Vec<u8> = words.iter().map(|w| (w >> 23) as u8).collect();
+        let mut escaped = self.table.encode_tier(0, &symbols, &mut self.codes, out);
+        let head = |w: &u32| ((w & 0x7f_ffff) >> (23 - a)) << 1 | w >> 31;
+        pack_field(a + 1, words, head, &mut self.codes, out);
+        let rest = |w: &u32| w >> (23 - m) & ((1 << (m - a)) - 1);
+        pack_field(m - a, words, rest, &mut self.codes, out);
+        for tier in 1..self.table.tiers() {
+            escaped = self.table.encode_tier(tier, &escaped, &mut self.codes, out);
+        }
+        out.extend(escaped);
+        m
+    }
+}
+
+/// Cuts the `bits`-bit field of each word into planes.
+fn pack_field(bits: u8, words: &[u32], field: impl Fn(&u32) -> u32, values: &mut Vec<u8>, out: &mut Vec<u8>) {
+    let mut left = bits;
+    for width in field_planes(bits) {
+        left -= width;
+        let mask = (1u32 << width) - 1;
+        values.clear();
+        values.extend(words.iter().map(|w| (field(w) >> left & mask) as u8));
+        pack_plane(width, values, out);
+    }
+}

@@ -1,0 +1,17 @@
+//! From weights to blobs and back.
+//!
+//! A weight is split in a small-alphabet symbol, its exponent, and raw bits, its sign and the mantissa bits
+//! worth keeping. The symbols go through a tiered cascade ([`cascade`]), the raw bits into planes. The method
+//! of keeping exponents entropy-coded is NeuZip's (arXiv 2410.20650).
+
+pub mod cascade;
+mod decode;
+mod encode;
+pub mod reference;
+mod survey;
+pub mod word;
+
+pub use decode::{Decoder, decode};
+pub use encode::{EncodeOptions, encode};
+pub use survey::{Survey, survey};
+pub use word::max_relative_error;

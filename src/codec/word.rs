@@ -1,0 +1,174 @@
+//! Words: the float32 bit pattern through which all three dtypes are coded, and rounding of their mantissas.
+
+use crate::format::Dtype;
+
+const MANTISSA: u32 = 0x7f_ffff;
+const MAGNITUDE: u32 = 0x7fff_ffff;
+
+/// The word of a float16 bit pattern: same value, same sign, same NaN payload (13 bits up).
+pub fn from_f16(bits: u16) -> u32 {
+    let (sign, exponent, mantissa) = (u32::from(bits >> 15) << 31, (bits >> 10) & 31, u32::from(bits & 0x3ff));
+    match (exponent, mantissa) {
+        (0, 0) => sign,
+        (0, _) => {
+            let top = mantissa.ilog2();
+            sign | (103 + top) << 23 | (mantissa << (23 - top)) & MANTISSA
+        }
+        (31, _) => sign | 255 << 23 | mantissa << 13,
+        _ => sign | (u32::from(exponent) + 112) << 23 | mantissa << 13,
+    }
+}
+
+/// The float16 bit pattern of a word made by [`from_f16`]. A word that no float16 has gives an arbitrary one.
+pub fn to_f16(word: u32) -> u16 {
+    let (sign, exponent, mantissa) = ((word >> 16) as u16 & 0x8000, word >> 23 & 255, word & MANTISSA);
+    let magnitude = match exponent {
+        0..103 => 0,
+        103..113 => (mantissa | 1 << 23) >> (126 - exponent),
+        113..143 => (exponent - 112) << 10 | mantissa >> 13,
+        _ => 31 << 10 | mantissa >> 13,
+    };
+    sign | magnitude as u16
+}
+
+/// Reads the words of `src`, little-endian elements of `dtype`, into `out`.
+///
+/// # Panics
+/// `src` holds fewer elements than `out`.
+pub fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
+    assert!(src.len() >= out.len() * dtype.size());
+    let halves = || src.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        Dtype::F32 => {
+            out.iter_mut().zip(src.chunks_exact(4)).for_each(|(w, b)| *w = u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        }
+        Dtype::F16 => out.iter_mut().zip(halves()).for_each(|(w, h)| *w = from_f16(h)),
+        Dtype::Bf16 => out.iter_mut().zip(halves()).for_each(|(w, h)| *w = u32::from(h) << 16),
+    }
+}
+
+/// Writes words as little-endian elements of `dtype`.
+///
+/// # Panics
+/// `out` has no room for them.
+pub fn store(dtype: Dtype, words: &[u32], out: &mut [u8]) {
+    assert!(out.len() >= words.len() * dtype.size());
+    match dtype {
+        Dtype::F32 => out.chunks_exact_mut(4).zip(words).for_each(|(b, w)| b.copy_from_slice(&w.to_le_bytes())),
+        Dtype::F16 => out.chunks_exact_mut(2).zip(words).for_each(|(b, &w)| b.copy_from_slice(&to_f16(w).to_le_bytes())),
+        Dtype::Bf16 => {
+            out.chunks_exact_mut(2).zip(words).for_each(|(b, w)| b.copy_from_slice(&w.to_le_bytes()[2..]))
+        }
+    }
+}
+
+/// Rounds a word to `k` mantissa bits, half to even.
+///
+/// A finite word stays finite: where rounding up would leave the dtype's range, the word is cut instead, which
+/// gives the largest magnitude with `k` bits. Infinities, NaNs and zeros are left alone, and so are float32 and
+/// bfloat16 subnormals, which have no leading one for a relative bound to hold on to. (float16 subnormals are
+/// normal as words.) The relative error of any other word is at most `1 / (2^(k+1) + 1)`, except where it was cut.
+pub fn round(word: u32, k: u8, dtype: Dtype) -> u32 {
+    let shift = 23 - u32::from(k.min(23));
+    let magnitude = word & MAGNITUDE;
+    let exponent = magnitude >> 23;
+    if shift == 0 || exponent == 0 || exponent == 255 {
+        return word;
+    }
+    let keep = MAGNITUDE << shift;
+    let odd = magnitude >> shift & 1;
+    let up = (magnitude + (1 << (shift - 1)) - 1 + odd) & keep;
+    let largest = if dtype == Dtype::F16 { 142 } else { 254 };
+    let rounded = if up >> 23 > largest { magnitude & keep } else { up };
+    word & !MAGNITUDE | rounded & MAGNITUDE
+}
+
+/// The largest `|a - b| / |a|` over finite non-zero `a` of `original`, with `b` its counterpart in `decoded`,
+/// both little-endian elements of `dtype`. 0 if nothing differs.
+///
+/// # Panics
+/// The lengths differ.
+pub fn max_relative_error(original: &[u8], decoded: &[u8], dtype: Dtype) -> f64 {
+    assert_eq!(original.len(), decoded.len());
+    let (mut a, mut b) = ([0u32; 256], [0u32; 256]);
+    let chunk = a.len() * dtype.size();
+    let mut worst = 0f64;
+    for (x, y) in original.chunks(chunk).zip(decoded.chunks(chunk)) {
+        let n = x.len() / dtype.size();
+        load(dtype, x, &mut a[..n]);
+        load(dtype, y, &mut b[..n]);
+        for (&x, &y) in a[..n].iter().zip(&b[..n]).filter(|(x, y)| x != y) {
+            let (x, y) = (f64::from(f32::from_bits(x)), f64::from(f32::from_bits(y)));
+            if x.is_finite() && x != 0.0 {
+                worst = worst.max((x - y).abs() / x.abs());
+            }
+        }
+    }
+    worst
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_survives() {
+        for bits in 0..=u16::MAX {
+            let word = from_f16(bits);
+            assert_eq!(to_f16(word), bits, "{bits:#06x}");
+            assert_eq!(word & 0x1fff, 0, "{bits:#06x} needs at most 10 mantissa bits");
+            let value = half::f16::from_bits(bits);
+            if !value.is_nan() {
+                assert_eq!(f32::from_bits(word), value.to_f32());
+            }
+        }
+    }
+
+    #[test]
+    fn rounded_f16_stays_f16_within_the_bound() {
+        for bits in 0..=u16::MAX {
+            for k in 0..10 {
+                let (word, value) = (from_f16(bits), half::f16::from_bits(bits).to_f64());
+                let rounded = to_f16(round(word, k, Dtype::F16));
+                assert_eq!(from_f16(rounded), round(word, k, Dtype::F16), "{bits:#06x} at {k}");
+                if value.is_finite() && value != 0.0 {
+                    let error = (half::f16::from_bits(rounded).to_f64() - value).abs() / value.abs();
+                    let bound = 1.0 / (f64::from(2 << k) + 1.0);
+                    let saturated = half::f16::from_bits(rounded) == cut_max(k, value);
+                    assert!(error <= bound || saturated, "{bits:#06x} at {k}: {error}");
+                    assert!(half::f16::from_bits(rounded).is_finite());
+                } else {
+                    assert_eq!(rounded, bits);
+                }
+            }
+        }
+    }
+
+    fn cut_max(k: u8, like: f64) -> half::f16 {
+        let max = half::f16::from_bits((half::f16::MAX.to_bits() >> (10 - k)) << (10 - k));
+        if like < 0.0 { -max } else { max }
+    }
+
+    #[test]
+    fn rounding_is_half_to_even_and_saturates() {
+        let r = |x: f32, k| f32::from_bits(round(x.to_bits(), k, Dtype::F32));
+        assert_eq!(r(1.0625, 3), 1.0);
+        assert_eq!(r(1.1875, 3), 1.25);
+        assert_eq!(r(-1.9999, 3), -2.0);
+        assert_eq!(r(1.9, 0), 2.0);
+        assert!(r(f32::MAX, 3).is_finite());
+        assert_eq!(r(f32::MAX, 3), f32::from_bits(0x7f70_0000));
+        assert_eq!(r(f32::INFINITY, 3), f32::INFINITY);
+        assert_eq!(r(f32::from_bits(1), 3).to_bits(), 1);
+        let nan = f32::from_bits(0x7f80_0001);
+        assert_eq!(r(nan, 3).to_bits(), nan.to_bits());
+    }
+
+    #[test]
+    fn errors_are_relative_to_the_original() {
+        let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+        let (a, b) = (bytes(&[2.0, f32::NAN, 0.0, -4.0]), bytes(&[2.5, f32::NAN, 0.0, -4.0]));
+        assert_eq!(max_relative_error(&a, &b, Dtype::F32), 0.25);
+        assert_eq!(max_relative_error(&a, &a, Dtype::F32), 0.0);
+    }
+}

@@ -1,0 +1,104 @@
+//! Tensors that the codec tests share: seeded, so that golden files can be made again from them.
+#![allow(dead_code)]
+
+use nz_onnx::format::{Dtype, TensorSpec};
+
+/// xorshift64*: a few lines that every language can repeat.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// About standard normal: the sum of twelve uniform numbers, less six.
+    pub fn gauss(&mut self) -> f32 {
+        (0..12).map(|_| (self.next() >> 40) as f32 / (1u32 << 24) as f32).sum::<f32>() - 6.0
+    }
+}
+
+/// What the weights of a test tensor look like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Gaussian, as trained weights are.
+    Gauss,
+    /// Any bit pattern.
+    Bits,
+    /// All the same value.
+    Constant,
+    /// Mostly zeros.
+    Sparse,
+    /// NaNs with payloads, infinities, signed zeros, subnormals, largest and smallest values.
+    Special,
+    /// float16 or bfloat16 values in a wider type.
+    Upcast,
+}
+
+pub const KINDS: [Kind; 6] =
+    [Kind::Gauss, Kind::Bits, Kind::Constant, Kind::Sparse, Kind::Special, Kind::Upcast];
+pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+fn narrow(dtype: Dtype, value: f32) -> u32 {
+    match dtype {
+        Dtype::F32 => value.to_bits(),
+        Dtype::F16 => u32::from(half::f16::from_f32(value).to_bits()),
+        Dtype::Bf16 => u32::from(half::bf16::from_f32(value).to_bits()),
+    }
+}
+
+/// `n` elements of `dtype`, little-endian.
+pub fn tensor(kind: Kind, dtype: Dtype, n: usize, seed: u64) -> Vec<u8> {
+    let mut rng = Rng(seed * 2 + 0x9e37_79b9_7f4a_7c15);
+    let bits = dtype.size() as u32 * 8;
+    let (mantissa, all) = (u32::from(dtype.mantissa_bits()), u32::MAX >> (32 - bits));
+    let exponent = (all >> 1) & !((1u32 << mantissa) - 1);
+    let mut element = || match kind {
+        Kind::Gauss => narrow(dtype, rng.gauss() * 0.02),
+        Kind::Bits => rng.next() as u32 & all,
+        Kind::Constant => narrow(dtype, 1.0),
+        Kind::Sparse => {
+            if rng.next() % 16 == 0 {
+                narrow(dtype, rng.gauss())
+            } else {
+                (rng.next() as u32 & 1) << (bits - 1)
+            }
+        }
+        Kind::Special => {
+            let sign = (rng.next() as u32 & 1) << (bits - 1);
+            let low = rng.next() as u32 & ((1 << mantissa) - 1);
+            sign | match rng.next() % 7 {
+                0 => exponent | low,
+                1 => exponent,
+                2 => 0,
+                3 => low,
+                4 => 1,
+                5 => exponent - 1,
+                _ => 1 << mantissa,
+            }
+        }
+        Kind::Upcast => match dtype {
+            Dtype::F32 => half::f16::from_f32(rng.gauss()).to_f32().to_bits(),
+            Dtype::F16 => narrow(dtype, half::bf16::from_f32(rng.gauss()).to_f32()),
+            Dtype::Bf16 => narrow(dtype, rng.gauss().round()),
+        },
+    };
+    (0..n).flat_map(|_| element().to_le_bytes()[..dtype.size()].to_vec()).collect()
+}
+
+/// Specs that between them have every layout, ragged tiles and ragged blocks.
+pub fn specs(dtype: Dtype) -> Vec<TensorSpec> {
+    vec![
+        TensorSpec::row_major(dtype, &[1]),
+        TensorSpec::row_major(dtype, &[]),
+        TensorSpec::row_major(dtype, &[3, 5, 7, 11]),
+        TensorSpec::row_major(dtype, &[64]),
+        TensorSpec::row_major(dtype, &[9000]),
+        TensorSpec::column_tiles(dtype, 1, 64, 64),
+        TensorSpec::column_tiles(dtype, 70, 200, 128),
+        TensorSpec::column_tiles(dtype, 33, 256, 256),
+        TensorSpec::column_tiles(dtype, 5, 3, 64),
+    ]
+}
