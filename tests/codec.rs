@@ -1,4 +1,5 @@
 //! Encode and decode: every backend against the reference decoder, over everything a float can be.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Damaged blobs: an error, never a panic and never wrong weights.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

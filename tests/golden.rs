@@ -2,6 +2,7 @@
 //!
 //! `tests/golden/<name>.nzb` is a blob, `<name>.bin` the tensor it holds. Files are only ever added. To add the
 //! ones of a new format version, run `NZ_WRITE_GOLDEN=1 cargo test --test golden`; existing ones are kept.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

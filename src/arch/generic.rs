@@ -1,7 +1,7 @@
 //! The block decoder in plain Rust, in loops that a compiler can vectorise. The instruction set rooms compile
 //! it again with their features.
 
-use super::{BLOCK, BadRecord, Scratch, Tables};
+use super::{BLOCK, BadRecord, PADDED, Scratch, Tables};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// As [`super::Backend::decode`].
@@ -66,8 +66,8 @@ fn symbols<'s>(
     mut planes: Planes<'_>,
     n: usize,
     codes: &mut [u8; BLOCK],
-    (mut symbols, mut below): (&'s mut [u8; BLOCK], &'s mut [u8; BLOCK]),
-) -> Result<&'s [u8; BLOCK], BadRecord> {
+    (mut symbols, mut below): (&'s mut [u8; PADDED], &'s mut [u8; PADDED]),
+) -> Result<&'s [u8; PADDED], BadRecord> {
     // How many codes a tier has follows from the escapes of the one before, so go down first ...
     let mut tiers = [(&[] as &[u8], 0usize); 9];
     let count = tables.tiers.len();
@@ -154,7 +154,7 @@ fn field(
     planes: &mut Planes<'_>,
     bits: u8,
     part: &mut [u8; BLOCK],
-    out: &mut [u8; BLOCK],
+    out: &mut [u8; PADDED],
     n: usize,
 ) -> Result<(), BadRecord> {
     out[..n].fill(0);

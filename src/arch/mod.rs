@@ -39,12 +39,17 @@ impl Tables {
     }
 }
 
+/// A block of bytes with room for a vector that starts at its end.
+const PADDED: usize = BLOCK + 64;
+
 /// Memory that decoding a block needs beside its output.
 pub struct Scratch {
     codes: [u8; BLOCK],
-    symbols: [u8; BLOCK],
-    below: [u8; BLOCK],
-    head: [u8; BLOCK],
+    symbols: [u8; PADDED],
+    below: [u8; PADDED],
+    head: [u8; PADDED],
+    high: [u8; PADDED],
+    low: [u8; PADDED],
     rest: [u16; BLOCK],
 }
 
@@ -53,9 +58,11 @@ impl Scratch {
     pub fn new() -> Box<Self> {
         Box::new(Scratch {
             codes: [0; BLOCK],
-            symbols: [0; BLOCK],
-            below: [0; BLOCK],
-            head: [0; BLOCK],
+            symbols: [0; PADDED],
+            below: [0; PADDED],
+            head: [0; PADDED],
+            high: [0; PADDED],
+            low: [0; PADDED],
             rest: [0; BLOCK],
         })
     }
@@ -65,12 +72,14 @@ impl Scratch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadRecord;
 
+type DecodeRecord = fn(&Tables, &[u8], u8, &mut Scratch, &mut [u32]) -> Result<(), BadRecord>;
+
 /// An implementation of the block decoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Backend {
     /// The name that `NZ_SIMD` takes and `nz-onnx env` prints.
     pub name: &'static str,
-    decode: fn(&Tables, &[u8], u8, &mut Scratch, &mut [u32]) -> Result<(), BadRecord>,
+    decode: DecodeRecord,
 }
 
 impl Backend {

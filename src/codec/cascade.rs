@@ -76,7 +76,8 @@ pub struct CodeTable {
 impl CodeTable {
     /// The table of a cascade.
     pub fn new(tiers: &[Tier]) -> Self {
-        let mut table = CodeTable { tier: [255; 256], code: [0; 256], widths: tiers.iter().map(|t| t.width).collect() };
+        let mut table =
+            CodeTable { tier: [255; 256], code: [0; 256], widths: tiers.iter().map(|t| t.width).collect() };
         for (t, tier) in tiers.iter().enumerate() {
             for (code, &s) in tier.symbols.iter().enumerate() {
                 table.tier[usize::from(s)] = t as u8;
@@ -92,7 +93,13 @@ impl CodeTable {
     }
 
     /// Appends the plane of tier `tier` over `symbols` to `out` and returns the symbols that escape from it.
-    pub fn encode_tier(&self, tier: usize, symbols: &[u8], codes: &mut Vec<u8>, out: &mut Vec<u8>) -> Vec<u8> {
+    pub fn encode_tier(
+        &self,
+        tier: usize,
+        symbols: &[u8],
+        codes: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Vec<u8> {
         let (width, t) = (self.widths[tier], tier as u8);
         let escape = (1u8 << width) - 1;
         codes.clear();
@@ -138,9 +145,23 @@ mod tests {
     #[test]
     fn cascade_is_near_shannon_on_a_typical_exponent_distribution() {
         // Exponents of a Gaussian: each step down is half as likely, above the mode they fall off fast.
-        let h = counts(&[(124, 320), (123, 5000), (122, 8900), (121, 7600), (120, 4400), (119, 2300), (118, 1150), (117, 580), (116, 290), (115, 145), (114, 72), (113, 70)]);
+        let h = counts(&[
+            (124, 320),
+            (123, 5000),
+            (122, 8900),
+            (121, 7600),
+            (120, 4400),
+            (119, 2300),
+            (118, 1150),
+            (117, 580),
+            (116, 290),
+            (115, 145),
+            (114, 72),
+            (113, 70),
+        ]);
         let n: u64 = h.iter().sum();
-        let entropy: f64 = h.iter().filter(|&&c| c > 0).map(|&c| c as f64 * (n as f64 / c as f64).log2()).sum();
+        let entropy: f64 =
+            h.iter().filter(|&&c| c > 0).map(|&c| c as f64 * (n as f64 / c as f64).log2()).sum();
         let tiers = choose_tiers(&h);
         let over = (coded_bits(&tiers, &h) as f64 - entropy) / n as f64;
         assert!(over < 0.09, "{over} bits over the bound with {tiers:?}");

@@ -80,10 +80,7 @@ impl Decoder {
     /// The slots are not all in the tensor, `blob` does not have the length of the one that was opened, or a
     /// record is corrupt.
     pub fn decode_f32(&self, blob: &[u8], first_slot: u64, out: &mut [f32]) -> Result<()> {
-        self.for_blocks(blob, first_slot, out.len() as u64, |at, words| {
-            let out = &mut out[at..at + words.len()];
-            out.iter_mut().zip(words).for_each(|(value, &word)| *value = f32::from_bits(word));
-        })
+        self.decode_words(blob, first_slot, bytemuck::cast_slice_mut(out))
     }
 
     /// Decodes the whole tensor to row-major little-endian elements of its dtype, and checks them against the
@@ -95,14 +92,15 @@ impl Decoder {
         let (spec, blocks) = (&self.header.spec, self.header.blocks());
         let size = spec.dtype.size();
         let mut out = vec![0u8; blocks.elements() as usize * size];
+        let mut words = [0u32; BLOCK];
         for block in 0..blocks.count() {
             let slots = blocks.slots(block);
-            self.for_blocks(blob, slots.start, slots.end - slots.start, |_, words| {
-                for run in runs(spec, slots.clone()) {
-                    let words = &words[run.at..run.at + run.len];
-                    word::store(spec.dtype, words, &mut out[run.element * size..][..run.len * size]);
-                }
-            })?;
+            let words = &mut words[..(slots.end - slots.start) as usize];
+            self.decode_words(blob, slots.start, words)?;
+            for run in runs(spec, slots) {
+                let words = &words[run.at..run.at + run.len];
+                word::store(spec.dtype, words, &mut out[run.element * size..][..run.len * size]);
+            }
         }
         if xxh3_64(&out) != self.header.decoded_hash {
             return Err(Error::corrupt("checksum of the decoded tensor differs"));
@@ -110,30 +108,41 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Calls `sink` with the words of `len` slots from `first` on, a block or part of one at a time, and with
-    /// the place of the first among them.
-    fn for_blocks(&self, blob: &[u8], first: u64, len: u64, mut sink: impl FnMut(usize, &[u32])) -> Result<()> {
+    /// Decodes the words of the slots from `first` on.
+    fn decode_words(&self, blob: &[u8], first: u64, out: &mut [u32]) -> Result<()> {
         let blocks = self.header.blocks();
         if blob.len() as u64 != self.header.blob_len {
             return Err(Error::Truncated { needed: self.header.blob_len, found: blob.len() as u64 });
         }
-        let end = first.checked_add(len).filter(|&end| end <= blocks.elements());
+        let end = first.checked_add(out.len() as u64).filter(|&end| end <= blocks.elements());
         let end = end.ok_or_else(|| {
-            Error::invalid(format!("slots {first}+{len} of a tensor of {} weights", blocks.elements()))
+            Error::invalid(format!(
+                "slots {first}+{} of a tensor of {} weights",
+                out.len(),
+                blocks.elements()
+            ))
         })?;
-        SCRATCH.with_borrow_mut(|(scratch, words)| {
-            let mut next = first;
+        SCRATCH.with_borrow_mut(|(scratch, partial)| {
+            let (mut next, mut out) = (first, out);
             while next < end {
                 let block = blocks.block_of(next);
                 let slots = blocks.slots(block);
-                let words = &mut words[..(slots.end - slots.start) as usize];
-                let (record, m) = (&blob[self.header.record(block as usize)], self.header.widths[block as usize]);
+                let n = (slots.end - slots.start) as usize;
+                let (here, after) = out.split_at_mut((slots.end.min(end) - next) as usize);
+                // A block that is wanted whole is decoded in place.
+                let whole = here.len() == n;
+                let words = if whole { &mut here[..] } else { &mut partial[..n] };
+                let (record, m) =
+                    (&blob[self.header.record(block as usize)], self.header.widths[block as usize]);
                 self.backend
                     .decode(&self.tables, record, m, scratch, words)
                     .map_err(|_| Error::corrupt(format!("record of block {block} is damaged")))?;
-                let upto = slots.end.min(end);
-                sink((next - first) as usize, &words[(next - slots.start) as usize..(upto - slots.start) as usize]);
-                next = upto;
+                if !whole {
+                    let skip = (next - slots.start) as usize;
+                    here.copy_from_slice(&partial[skip..skip + here.len()]);
+                }
+                next = slots.end;
+                out = after;
             }
             Ok(())
         })

@@ -6,7 +6,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::cascade::{CodeTable, pack_plane};
 use super::{survey, word};
 use crate::error::{Error, Result};
-use crate::format::{Blocks, Dtype, HEAD_BITS, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, field_planes, payload_hash};
+use crate::format::{
+    Blocks, Dtype, HEAD_BITS, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, field_planes, payload_hash,
+};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -106,7 +106,10 @@ impl Header {
         let stored = Reader { bytes: blob, at: header_len - 8 }.uint(8)?;
         check(xxh3_64(&blob[..header_len - 8]) == stored, "header checksum differs")?;
         check(payload_offset == header_len.next_multiple_of(64), "payload offset")?;
-        check(payload_offset.checked_add(payload_len).and_then(|n| n.checked_add(64)) == Some(blob_len), "sizes")?;
+        check(
+            payload_offset.checked_add(payload_len).and_then(|n| n.checked_add(64)) == Some(blob_len),
+            "sizes",
+        )?;
         check(blob[header_len..payload_offset].iter().all(|&b| b == 0), "padding is not zero")?;
         let mut r = Reader { bytes: &blob[..header_len - 8], at: r.at };
 
@@ -142,7 +145,10 @@ impl Header {
         let mut symbols: Vec<u8> = tiers.iter().flat_map(|t| t.symbols.clone()).collect();
         symbols.sort_unstable();
         check(symbols.windows(2).all(|pair| pair[0] != pair[1]), "a symbol is listed twice")?;
-        check(blocks.checked_mul(5).and_then(|n| n.checked_add(4)) == Some(r.bytes.len() - r.at), "directory size")?;
+        check(
+            blocks.checked_mul(5).and_then(|n| n.checked_add(4)) == Some(r.bytes.len() - r.at),
+            "directory size",
+        )?;
         let offsets = (0..=blocks).map(|_| Ok(r.size(4)? * 4)).collect::<Result<Vec<_>, String>>()?;
         let widths = r.take(blocks)?.iter().map(|&m| usize::from(m)).collect::<Vec<_>>();
         check(widths.iter().all(|&m| m <= dtype.mantissa_bits()), "mantissa bits of a block")?;
@@ -227,7 +233,8 @@ impl Header {
             None => read_plane(r, 8, escapes)?,
         };
         let mut below = below.into_iter();
-        let symbol = |code| if code == escape { below.next() } else { symbols.get(usize::from(code)).copied() };
+        let symbol =
+            |code| if code == escape { below.next() } else { symbols.get(usize::from(code)).copied() };
         codes.into_iter().map(symbol).collect::<Option<Vec<u8>>>().ok_or("too few symbols".to_string())
     }
 

@@ -7,7 +7,8 @@ const MAGNITUDE: u32 = 0x7fff_ffff;
 
 /// The word of a float16 bit pattern: same value, same sign, same NaN payload (13 bits up).
 pub fn from_f16(bits: u16) -> u32 {
-    let (sign, exponent, mantissa) = (u32::from(bits >> 15) << 31, (bits >> 10) & 31, u32::from(bits & 0x3ff));
+    let (sign, exponent, mantissa) =
+        (u32::from(bits >> 15) << 31, (bits >> 10) & 31, u32::from(bits & 0x3ff));
     match (exponent, mantissa) {
         (0, 0) => sign,
         (0, _) => {
@@ -39,9 +40,10 @@ pub fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
     assert!(src.len() >= out.len() * dtype.size());
     let halves = || src.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
-        Dtype::F32 => {
-            out.iter_mut().zip(src.chunks_exact(4)).for_each(|(w, b)| *w = u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        }
+        Dtype::F32 => out
+            .iter_mut()
+            .zip(src.chunks_exact(4))
+            .for_each(|(w, b)| *w = u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         Dtype::F16 => out.iter_mut().zip(halves()).for_each(|(w, h)| *w = from_f16(h)),
         Dtype::Bf16 => out.iter_mut().zip(halves()).for_each(|(w, h)| *w = u32::from(h) << 16),
     }
@@ -54,8 +56,12 @@ pub fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
 pub fn store(dtype: Dtype, words: &[u32], out: &mut [u8]) {
     assert!(out.len() >= words.len() * dtype.size());
     match dtype {
-        Dtype::F32 => out.chunks_exact_mut(4).zip(words).for_each(|(b, w)| b.copy_from_slice(&w.to_le_bytes())),
-        Dtype::F16 => out.chunks_exact_mut(2).zip(words).for_each(|(b, &w)| b.copy_from_slice(&to_f16(w).to_le_bytes())),
+        Dtype::F32 => {
+            out.chunks_exact_mut(4).zip(words).for_each(|(b, w)| b.copy_from_slice(&w.to_le_bytes()))
+        }
+        Dtype::F16 => {
+            out.chunks_exact_mut(2).zip(words).for_each(|(b, &w)| b.copy_from_slice(&to_f16(w).to_le_bytes()))
+        }
         Dtype::Bf16 => {
             out.chunks_exact_mut(2).zip(words).for_each(|(b, w)| b.copy_from_slice(&w.to_le_bytes()[2..]))
         }

@@ -21,7 +21,7 @@ impl Blocks {
     pub fn new(spec: &TensorSpec, block_len: u32) -> Result<Self> {
         let elements = spec.elements()?;
         let len = u64::from(block_len);
-        if block_len == 0 || block_len % 64 != 0 || block_len > super::MAX_BLOCK {
+        if block_len == 0 || !block_len.is_multiple_of(64) || block_len > super::MAX_BLOCK {
             return Err(Error::invalid(format!(
                 "block length {block_len} is not a multiple of 64 from 64 to {}",
                 super::MAX_BLOCK
@@ -31,10 +31,15 @@ impl Blocks {
             Layout::RowMajor => elements,
             Layout::ColumnTiles { tile } => {
                 let &[k, n] = spec.shape.as_slice() else {
-                    return Err(Error::invalid(format!("column tiles need a matrix, not shape {:?}", spec.shape)));
+                    return Err(Error::invalid(format!(
+                        "column tiles need a matrix, not shape {:?}",
+                        spec.shape
+                    )));
                 };
-                if tile == 0 || tile % 64 != 0 {
-                    return Err(Error::invalid(format!("tile width {tile} is not a positive multiple of 64")));
+                if tile == 0 || !tile.is_multiple_of(64) {
+                    return Err(Error::invalid(format!(
+                        "tile width {tile} is not a positive multiple of 64"
+                    )));
                 }
                 k * n.min(u64::from(tile))
             }

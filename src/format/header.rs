@@ -2,7 +2,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Blocks, Dtype, HEAD_BITS, Layout, MAGIC, MAX_BLOCK, PADDING, TensorSpec, VERSION, field_planes, plane_bytes};
+use super::{
+    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, PADDING, TensorSpec, VERSION, field_planes, plane_bytes,
+};
 use crate::error::{Error, Result};
 
 const FIXED: usize = 96;
@@ -256,14 +258,18 @@ impl Header {
 
         // The directory's length is checked against the bytes before it is allocated.
         let directory = count.checked_mul(5).and_then(|n| n.checked_add(4));
-        require(directory == Some((body.len() - c.at) as u64), || "directory does not fill the header".into())?;
+        require(directory == Some((body.len() - c.at) as u64), || {
+            "directory does not fill the header".into()
+        })?;
         let offsets = (0..=count).map(|_| c.u32()).collect::<Result<Vec<_>>>()?;
         let widths = c.take(count as usize)?.to_vec();
 
         require(payload_offset == header_len.next_multiple_of(64), || "payload offset".into())?;
-        require(payload_offset.checked_add(payload_len).and_then(|n| n.checked_add(PADDING as u64)) == Some(blob_len), || {
-            "header, payload and padding do not add up to the blob".into()
-        })?;
+        require(
+            payload_offset.checked_add(payload_len).and_then(|n| n.checked_add(PADDING as u64))
+                == Some(blob_len),
+            || "header, payload and padding do not add up to the blob".into(),
+        )?;
         let header = Header {
             major,
             minor,
@@ -329,11 +335,11 @@ fn parse_tiers(c: &mut Cursor<'_>, count: u8) -> Result<Vec<Tier>> {
             require(matches!(width, 1 | 2 | 4), || format!("tier of {width} bits"))?;
             let symbols = c.take((1 << width) - 1)?.to_vec();
             for &s in &symbols {
-                require(!std::mem::replace(&mut seen[usize::from(s)], true), || format!("symbol {s} is listed twice"))?;
+                require(!std::mem::replace(&mut seen[usize::from(s)], true), || {
+                    format!("symbol {s} is listed twice")
+                })?;
             }
             Ok(Tier { width, symbols })
         })
         .collect()
 }
-
-const _: () = assert!(MAX_BLOCK as usize % 64 == 0);

@@ -60,7 +60,7 @@ pub fn tensor(kind: Kind, dtype: Dtype, n: usize, seed: u64) -> Vec<u8> {
         Kind::Bits => rng.next() as u32 & all,
         Kind::Constant => narrow(dtype, 1.0),
         Kind::Sparse => {
-            if rng.next() % 16 == 0 {
+            if rng.next().is_multiple_of(16) {
                 narrow(dtype, rng.gauss())
             } else {
                 (rng.next() as u32 & 1) << (bits - 1)

@@ -1,0 +1,45 @@
+//! x86-64: the generic decoder compiled for AVX2, and a decoder of its own for AVX-512.
+
+mod avx512;
+
+use super::{Backend, BadRecord, Scratch, Tables, generic};
+
+/// The backends that this processor can run, best last.
+pub(super) fn available() -> Vec<Backend> {
+    let mut out = Vec::new();
+    if is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt")
+    {
+        out.push(Backend { name: "avx2", decode: avx2 });
+        let has_avx512 = is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vbmi2")
+            && is_x86_feature_detected!("avx512vpopcntdq");
+        if has_avx512 {
+            out.push(Backend { name: "avx512", decode: avx512 });
+        }
+    }
+    out
+}
+
+fn avx2(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn compiled(
+        t: &Tables,
+        record: &[u8],
+        m: u8,
+        s: &mut Scratch,
+        words: &mut [u32],
+    ) -> Result<(), BadRecord> {
+        generic::decode_inline(t, record, m, s, words)
+    }
+    // SAFETY: only `available` hands this function out, after it has seen these features.
+    unsafe { compiled(t, record, m, s, words) }
+}
+
+fn avx512(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
+    // SAFETY: only `available` hands this function out, after it has seen these features.
+    unsafe { avx512::decode(t, record, m, s, words) }
+}
