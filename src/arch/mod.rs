@@ -1,9 +1,10 @@
-//! The rooms for instruction sets: each decodes a block record, all give the same words.
+//! The rooms for instruction sets: each encodes and decodes block records, all to the same bytes and words.
 //!
 //! One backend is chosen when the first blob is opened: the best that this machine can run, or the one that
 //! the environment variable `NZ_SIMD` names.
 
 mod generic;
+mod pack;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -72,20 +73,22 @@ impl Scratch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadRecord;
 
+type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut Vec<u8>) -> u8;
 type DecodeRecord = fn(&Tables, &[u8], u8, &mut Scratch, &mut [u32]) -> Result<(), BadRecord>;
 
-/// An implementation of the block decoder.
+/// An implementation of the block decoder and encoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Backend {
     /// The name that `NZ_SIMD` takes and `nz-onnx env` prints.
     pub name: &'static str,
     decode: DecodeRecord,
+    encode: EncodeRecord,
 }
 
 impl Backend {
     /// All backends of this build that this machine can run, the slowest and clearest first.
     pub fn available() -> Vec<Backend> {
-        let mut all = vec![Backend { name: "scalar", decode: generic::decode }];
+        let mut all = vec![Backend { name: "scalar", decode: generic::decode, encode: pack::encode }];
         #[cfg(target_arch = "x86_64")]
         all.extend(x86_64::available());
         all
@@ -121,5 +124,14 @@ impl Backend {
     ) -> Result<(), BadRecord> {
         assert!(words.len() <= BLOCK && m <= 23);
         (self.decode)(tables, record, m, scratch, words)
+    }
+
+    /// Appends the record of `words`, without the zeros that align the next one, to `out`, and returns its `m`.
+    ///
+    /// # Panics
+    /// `words` is longer than [`BLOCK`].
+    pub fn encode(self, tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut Vec<u8>) -> u8 {
+        assert!(words.len() <= BLOCK);
+        (self.encode)(tables, words, scratch, out)
     }
 }

@@ -4,7 +4,7 @@
 //! tier 1, and so on; what no tier names is written out. With exponents of trained weights two bits name three
 //! quarters of them, and the whole comes within .03 to .12 bits a weight of Shannon's bound.
 
-use crate::format::{Tier, plane_bytes};
+use crate::format::Tier;
 
 const WIDTHS: [u8; 3] = [1, 2, 4];
 const MAX_TIERS: usize = 8;
@@ -63,73 +63,6 @@ pub fn coded_bits(tiers: &[Tier], counts: &Histogram) -> u64 {
         left -= tier.symbols.iter().map(|&s| counts[usize::from(s)]).sum::<u64>();
     }
     bits + 8 * left
-}
-
-/// For each symbol the tier that names it and its code there; symbols that no tier names have tier 255.
-#[derive(Clone, Debug)]
-pub struct CodeTable {
-    tier: [u8; 256],
-    code: [u8; 256],
-    widths: Vec<u8>,
-}
-
-impl CodeTable {
-    /// The table of a cascade.
-    pub fn new(tiers: &[Tier]) -> Self {
-        let mut table =
-            CodeTable { tier: [255; 256], code: [0; 256], widths: tiers.iter().map(|t| t.width).collect() };
-        for (t, tier) in tiers.iter().enumerate() {
-            for (code, &s) in tier.symbols.iter().enumerate() {
-                table.tier[usize::from(s)] = t as u8;
-                table.code[usize::from(s)] = code as u8;
-            }
-        }
-        table
-    }
-
-    /// Number of tiers.
-    pub fn tiers(&self) -> usize {
-        self.widths.len()
-    }
-
-    /// Appends the plane of tier `tier` over `symbols` to `out` and returns the symbols that escape from it.
-    pub fn encode_tier(
-        &self,
-        tier: usize,
-        symbols: &[u8],
-        codes: &mut Vec<u8>,
-        out: &mut Vec<u8>,
-    ) -> Vec<u8> {
-        let (width, t) = (self.widths[tier], tier as u8);
-        let escape = (1u8 << width) - 1;
-        codes.clear();
-        codes.extend(symbols.iter().map(|&s| {
-            let (named, code) = (self.tier[usize::from(s)] == t, self.code[usize::from(s)]);
-            if named { code } else { escape }
-        }));
-        pack_plane(width, codes, out);
-        symbols.iter().copied().filter(|&s| self.tier[usize::from(s)] != t).collect()
-    }
-}
-
-/// Appends a plane of `values`, each below `2^width`, to `out`.
-pub fn pack_plane(width: u8, values: &[u8], out: &mut Vec<u8>) {
-    match width {
-        8 => out.extend_from_slice(values),
-        1 => out.extend(values.chunks(8).map(|bits| bits.iter().rev().fold(0u8, |byte, &v| byte << 1 | v))),
-        _ => {
-            for group in values.chunks(512 / usize::from(width)) {
-                let stride = plane_bytes(width, group.len());
-                let start = out.len();
-                out.resize(start + stride, 0);
-                let bytes = &mut out[start..];
-                for (j, slice) in group.chunks(stride).enumerate() {
-                    let shift = j as u32 * u32::from(width);
-                    bytes.iter_mut().zip(slice).for_each(|(b, &v)| *b |= v << shift);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,12 +3,10 @@
 use rayon::prelude::*;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::cascade::{CodeTable, pack_plane};
 use super::{survey, word};
+use crate::arch::{Backend, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, field_planes, payload_hash,
-};
+use crate::format::{Blocks, Dtype, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, payload_hash};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +107,7 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
     let tiers = survey.tiers(k);
     let bound = survey.size(k);
     drop(survey);
-    let table = CodeTable::new(&tiers);
+    let tables = Tables::new(&tiers);
     let count = source.blocks.count();
 
     let mut sections = Sections {
@@ -132,7 +130,7 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
     let batch = step * 2 * rayon::current_num_threads() as u64;
     for start in (0..count).step_by(batch as usize) {
         let end = count.min(start + batch);
-        let encoder = || BlockEncoder::new(&source, &table, k);
+        let encoder = || BlockEncoder::new(&source, &tables, k);
         let firsts: Vec<u64> = (start..end).step_by(step as usize).collect();
         let chunks: Vec<Chunk> = firsts
             .into_par_iter()
@@ -185,15 +183,15 @@ struct Chunk {
 
 struct BlockEncoder<'a> {
     source: &'a Source<'a>,
-    table: &'a CodeTable,
+    tables: &'a Tables,
     k: Option<u8>,
     words: Vec<u32>,
-    codes: Vec<u8>,
+    scratch: Box<Scratch>,
 }
 
 impl<'a> BlockEncoder<'a> {
-    fn new(source: &'a Source<'a>, table: &'a CodeTable, k: Option<u8>) -> Self {
-        BlockEncoder { source, table, k, words: vec![0; MAX_BLOCK as usize], codes: Vec::new() }
+    fn new(source: &'a Source<'a>, tables: &'a Tables, k: Option<u8>) -> Self {
+        BlockEncoder { source, tables, k, words: vec![0; MAX_BLOCK as usize], scratch: Scratch::new() }
     }
 
     fn chunk(&mut self, blocks: std::ops::Range<u64>) -> Chunk {
@@ -214,32 +212,6 @@ impl<'a> BlockEncoder<'a> {
         if let Some(k) = self.k {
             words.iter_mut().for_each(|w| *w = word::round(*w, k, dtype));
         }
-        let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
-        let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
-        let a = m.min(HEAD_BITS);
-
-        let symbols: Vec<u8> = words.iter().map(|w| (w >> 23) as u8).collect();
-        let mut escaped = self.table.encode_tier(0, &symbols, &mut self.codes, out);
-        let head = |w: &u32| ((w & 0x7f_ffff) >> (23 - a)) << 1 | w >> 31;
-        pack_field(a + 1, words, head, &mut self.codes, out);
-        let rest = |w: &u32| w >> (23 - m) & ((1 << (m - a)) - 1);
-        pack_field(m - a, words, rest, &mut self.codes, out);
-        for tier in 1..self.table.tiers() {
-            escaped = self.table.encode_tier(tier, &escaped, &mut self.codes, out);
-        }
-        out.extend(escaped);
-        m
-    }
-}
-
-/// Cuts the `bits`-bit field of each word into planes.
-fn pack_field(bits: u8, words: &[u32], field: impl Fn(&u32) -> u32, values: &mut Vec<u8>, out: &mut Vec<u8>) {
-    let mut left = bits;
-    for width in field_planes(bits) {
-        left -= width;
-        let mask = (1u32 << width) - 1;
-        values.clear();
-        values.extend(words.iter().map(|w| (field(w) >> left & mask) as u8));
-        pack_plane(width, values, out);
+        Backend::active().encode(self.tables, words, &mut self.scratch, out)
     }
 }

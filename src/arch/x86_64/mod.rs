@@ -1,8 +1,8 @@
-//! x86-64: the generic decoder compiled for AVX2, and a decoder of its own for AVX-512.
+//! x86-64: the generic coder compiled for AVX2, and a decoder of its own for AVX-512.
 
 mod avx512;
 
-use super::{Backend, BadRecord, Scratch, Tables, generic};
+use super::{Backend, BadRecord, Scratch, Tables, generic, pack};
 
 /// The backends that this processor can run, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -11,14 +11,14 @@ pub(super) fn available() -> Vec<Backend> {
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("popcnt")
     {
-        out.push(Backend { name: "avx2", decode: avx2 });
+        out.push(Backend { name: "avx2", decode: avx2, encode: encode_avx2 });
         let has_avx512 = is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx512vbmi2")
             && is_x86_feature_detected!("avx512vpopcntdq");
         if has_avx512 {
-            out.push(Backend { name: "avx512", decode: avx512 });
+            out.push(Backend { name: "avx512", decode: avx512, encode: encode_avx2 });
         }
     }
     out
@@ -42,4 +42,13 @@ fn avx2(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) ->
 fn avx512(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
     // SAFETY: only `available` hands this function out, after it has seen these features.
     unsafe { avx512::decode(t, record, m, s, words) }
+}
+
+fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut Vec<u8>) -> u8 {
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn compiled(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut Vec<u8>) -> u8 {
+        pack::encode_inline(t, words, s, out)
+    }
+    // SAFETY: only `available` hands this function out, after it has seen these features.
+    unsafe { compiled(t, words, s, out) }
 }
