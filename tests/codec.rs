@@ -76,7 +76,7 @@ fn all_backends_decode_what_the_reference_decodes() {
 fn every_number_of_mantissa_bits() {
     for dtype in DTYPES {
         let spec = TensorSpec::column_tiles(dtype, 50, 150, 128);
-        for kind in [Kind::Gauss, Kind::Special, Kind::Bits] {
+        for kind in [Kind::Gauss, Kind::Special, Kind::Bits, Kind::Subnormal] {
             let src = tensor(kind, dtype, 7500, 3);
             for k in 0..=dtype.mantissa_bits() {
                 check(&src, &spec, Some(k), 4096);
@@ -88,14 +88,28 @@ fn every_number_of_mantissa_bits() {
 #[test]
 fn stated_bound_of_the_cut_holds() {
     for dtype in DTYPES {
-        let src = tensor(Kind::Gauss, dtype, 50_000, 4);
-        let spec = TensorSpec::row_major(dtype, &[50_000]);
-        for k in 0..dtype.mantissa_bits() {
-            let decoded = codec::decode(&blob(&src, &spec, Some(k), 4096)).unwrap();
-            let error = max_relative_error(&src, &decoded, dtype);
-            let bound = 1.0 / (f64::from(2u32 << k) + 1.0);
-            assert!(error <= bound && error > bound * 0.5, "{dtype:?} k={k}: {error}, bound {bound}");
+        for kind in [Kind::Gauss, Kind::Subnormal] {
+            let src = tensor(kind, dtype, 50_000, 4);
+            let spec = TensorSpec::row_major(dtype, &[50_000]);
+            for k in 0..dtype.mantissa_bits() {
+                let decoded = codec::decode(&blob(&src, &spec, Some(k), 4096)).unwrap();
+                let error = max_relative_error(&src, &decoded, dtype);
+                let bound = 1.0 / (f64::from(2u32 << k) + 1.0);
+                assert!(
+                    error <= bound && error > bound * 0.5,
+                    "{dtype:?} {kind:?} k={k}: {error}, bound {bound}"
+                );
+            }
         }
+    }
+}
+
+#[test]
+fn subnormals_do_not_cost_more_than_their_mantissa_bits() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let src = tensor(Kind::Subnormal, dtype, 1 << 16, 9);
+        let cut = blob(&src, &TensorSpec::row_major(dtype, &[1 << 16]), Some(4), 4096);
+        assert!(cut.len() * 8 < (1 << 16) * 9, "{dtype:?}: {} bytes", cut.len());
     }
 }
 

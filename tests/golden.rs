@@ -32,6 +32,7 @@ fn cases() -> Vec<(String, Kind, TensorSpec, EncodeOptions)> {
         out.push(case("special", Kind::Special, &tiles, None, 4096));
         out.push(case("bits", Kind::Bits, &rows, None, 192));
         out.push(case("k3", Kind::Gauss, &tiles, Some(3), 4096));
+        out.push(case("subnormal", Kind::Subnormal, &tiles, Some(5), 4096));
         out.push(case("upcast", Kind::Upcast, &rows, None, 4096));
     }
     out
@@ -49,7 +50,7 @@ fn golden_files_decode() {
             seen += 1;
         }
     }
-    assert!(seen >= 18, "only {seen} golden files: were some deleted?");
+    assert!(seen >= 21, "only {seen} golden files: were some deleted?");
 }
 
 /// Not a promise of the format, but an encoder that changes its output should do so on purpose.

@@ -43,7 +43,13 @@ pub(super) fn encode_inline(tables: &Tables, words: &[u32], scratch: &mut Scratc
 /// Appends the plane of a tier over `symbols` to `out`, puts the symbols that escape from it at the front of
 /// `below` and returns how many they are. `codes` is as long as `symbols`, `below` longer.
 #[inline(always)]
-fn encode_tier(tier: &TierTable, symbols: &[u8], codes: &mut [u8], below: &mut [u8], out: &mut Vec<u8>) -> usize {
+fn encode_tier(
+    tier: &TierTable,
+    symbols: &[u8],
+    codes: &mut [u8],
+    below: &mut [u8],
+    out: &mut Vec<u8>,
+) -> usize {
     let escape = (1u8 << tier.width) - 1;
     codes.fill(escape);
     for (code, &named) in tier.symbols[..usize::from(escape)].iter().enumerate() {

@@ -8,7 +8,7 @@ use super::encode::runs;
 use super::word;
 use crate::arch::{BLOCK, Backend, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{Header, payload_hash};
+use crate::format::{Header, Transform, payload_hash};
 
 /// A validated header and the tables to decode its blob with.
 ///
@@ -137,6 +137,9 @@ impl Decoder {
                 self.backend
                     .decode(&self.tables, record, m, scratch, words)
                     .map_err(|_| Error::corrupt(format!("record of block {block} is damaged")))?;
+                if self.header.transform == Transform::NormalisedSplit {
+                    words.iter_mut().for_each(|w| *w = word::denormalise(*w));
+                }
                 if !whole {
                     let skip = (next - slots.start) as usize;
                     here.copy_from_slice(&partial[skip..skip + here.len()]);

@@ -6,7 +6,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::{survey, word};
 use crate::arch::{Backend, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{Blocks, Dtype, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, payload_hash};
+use crate::format::{
+    Blocks, Dtype, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, Transform, payload_hash,
+};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,13 +107,14 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
     let k = options.mantissa_bits.filter(|&k| k < spec.dtype.mantissa_bits());
     let survey = survey(src, spec, options)?;
     let tiers = survey.tiers(k);
-    let bound = survey.size(k);
+    let (bound, transform) = (survey.size(k), survey.transform());
     drop(survey);
     let tables = Tables::new(&tiers);
     let count = source.blocks.count();
 
     let mut sections = Sections {
         spec: spec.clone(),
+        transform,
         mantissa_bits: k.unwrap_or(spec.dtype.mantissa_bits()),
         block_len: options.block_len,
         tiers,
@@ -130,7 +133,7 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
     let batch = step * 2 * rayon::current_num_threads() as u64;
     for start in (0..count).step_by(batch as usize) {
         let end = count.min(start + batch);
-        let encoder = || BlockEncoder::new(&source, &tables, k);
+        let encoder = || BlockEncoder::new(&source, &tables, k, transform);
         let firsts: Vec<u64> = (start..end).step_by(step as usize).collect();
         let chunks: Vec<Chunk> = firsts
             .into_par_iter()
@@ -185,13 +188,21 @@ struct BlockEncoder<'a> {
     source: &'a Source<'a>,
     tables: &'a Tables,
     k: Option<u8>,
+    transform: Transform,
     words: Vec<u32>,
     scratch: Box<Scratch>,
 }
 
 impl<'a> BlockEncoder<'a> {
-    fn new(source: &'a Source<'a>, tables: &'a Tables, k: Option<u8>) -> Self {
-        BlockEncoder { source, tables, k, words: vec![0; MAX_BLOCK as usize], scratch: Scratch::new() }
+    fn new(source: &'a Source<'a>, tables: &'a Tables, k: Option<u8>, transform: Transform) -> Self {
+        BlockEncoder {
+            source,
+            tables,
+            k,
+            transform,
+            words: vec![0; MAX_BLOCK as usize],
+            scratch: Scratch::new(),
+        }
     }
 
     fn chunk(&mut self, blocks: std::ops::Range<u64>) -> Chunk {
@@ -211,6 +222,9 @@ impl<'a> BlockEncoder<'a> {
         let words = &mut self.words[..n];
         if let Some(k) = self.k {
             words.iter_mut().for_each(|w| *w = word::round(*w, k, dtype));
+        }
+        if self.transform == Transform::NormalisedSplit {
+            words.iter_mut().for_each(|w| *w = word::normalise(*w));
         }
         Backend::active().encode(self.tables, words, &mut self.scratch, out)
     }

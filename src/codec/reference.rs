@@ -56,6 +56,8 @@ struct Header {
     payload_hash: u64,
     decoded_hash: u64,
     dtype: Dtype,
+    /// Whether exponents 232 to 254 stand for subnormals.
+    normalised: bool,
     shape: Vec<usize>,
     elements: usize,
     /// Tile width; `None` when row-major.
@@ -120,7 +122,8 @@ impl Header {
             16 => Dtype::Bf16,
             other => return Err(format!("unknown dtype {other}")),
         };
-        check(r.uint(1)? == 1, "unknown transform")?;
+        let transform = r.uint(1)?;
+        check(transform == 1 || transform == 2, "unknown transform")?;
         check(r.uint(1)? == 1, "unknown coder")?;
         let layout = r.uint(1)?;
         check(layout <= 1, "unknown layout")?;
@@ -161,6 +164,7 @@ impl Header {
             payload_hash,
             decoded_hash,
             dtype,
+            normalised: transform == 2,
             shape,
             elements,
             tile,
@@ -241,6 +245,10 @@ impl Header {
     /// The dtype's bit pattern of a word.
     fn element(&self, word: u32) -> u32 {
         let (sign, exponent, mantissa) = (word >> 31, word >> 23 & 255, word & 0x7f_ffff);
+        let word = match exponent {
+            232..=254 if self.normalised => sign << 31 | (1 << 23 | mantissa) >> (255 - exponent),
+            _ => word,
+        };
         match self.dtype {
             Dtype::F32 => word,
             Dtype::Bf16 => word >> 16,

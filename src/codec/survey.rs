@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::cascade::{self, Histogram};
 use super::encode::{EncodeOptions, Source};
+use super::word;
 use crate::error::Result;
-use crate::format::{Dtype, Sections, TensorSpec, Tier};
+use crate::format::{Dtype, Sections, TensorSpec, Tier, Transform};
 
 const WIDTHS: usize = 24;
 
@@ -15,15 +16,23 @@ pub struct Survey {
     block_len: u32,
     blocks: u64,
     /// `[exponent][leading ones of the mantissa]`: rounding to `k` bits carries into the exponent if and only
-    /// if the top `k + 1` mantissa bits are ones.
+    /// if the top `k + 1` mantissa bits are ones. Subnormals are counted apart, as normalised words.
     joint: Box<[[u64; WIDTHS]; 256]>,
-    /// `[m of the words that rounding changes][m of those it leaves alone]`: weights in blocks of that kind.
+    subnormal: Box<[[u64; WIDTHS]; 256]>,
+    /// `[m of the words that rounding changes][m of those it leaves alone]`: weights in blocks of that kind, if
+    /// subnormals are normalised and if they are not.
     widths: Box<[[u64; WIDTHS]; WIDTHS]>,
+    plain_widths: Box<[[u64; WIDTHS]; WIDTHS]>,
 }
 
 /// Mantissa bits needed so that none of the ones in `union` is dropped.
 fn needed_bits(union: u32) -> usize {
     if union & 0x7f_ffff == 0 { 0 } else { 23 - union.trailing_zeros() as usize }
+}
+
+/// Ones at the top of a word's mantissa.
+fn leading_ones(word: u32) -> usize {
+    (!(word << 9)).leading_zeros().min(23) as usize
 }
 
 /// Surveys `src`, the row-major little-endian elements of `spec`.
@@ -37,7 +46,9 @@ pub fn survey(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
         block_len: options.block_len,
         blocks: source.blocks.count(),
         joint: Box::new([[0; WIDTHS]; 256]),
+        subnormal: Box::new([[0; WIDTHS]; 256]),
         widths: Box::new([[0; WIDTHS]; WIDTHS]),
+        plain_widths: Box::new([[0; WIDTHS]; WIDTHS]),
     };
     let count = source.blocks.count();
     let step = 64;
@@ -56,39 +67,69 @@ pub fn survey(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
 
 impl Survey {
     fn add(&mut self, words: &[u32]) {
-        let (mut rounded, mut exact) = (0, 0);
+        let (mut normal, mut subnormal, mut normalised, mut special) = (0, 0, 0, 0);
         for &word in words {
-            let exponent = (word >> 23 & 255) as usize;
-            let ones = (!(word << 9)).leading_zeros().min(23) as usize;
-            self.joint[exponent][ones] += 1;
-            let fixed = exponent == 0 || exponent == 255;
-            exact |= if fixed { word } else { 0 };
-            rounded |= if fixed { 0 } else { word };
+            let exponent = word >> 23 & 255;
+            if exponent == 0 && word << 1 != 0 {
+                let word = word::normalise(word);
+                self.subnormal[(word >> 23 & 255) as usize][leading_ones(word)] += 1;
+                normalised |= word;
+                subnormal |= word::denormalise(word);
+            } else {
+                self.joint[exponent as usize][leading_ones(word)] += 1;
+                *(if exponent == 255 { &mut special } else { &mut normal }) |= word;
+            }
         }
-        self.widths[needed_bits(rounded)][needed_bits(exact)] += words.len() as u64;
+        let n = words.len() as u64;
+        self.widths[needed_bits(normal | normalised)][needed_bits(special)] += n;
+        self.plain_widths[needed_bits(normal)][needed_bits(special | subnormal)] += n;
     }
 
     fn merge(mut self, other: Survey) -> Survey {
         let add = |a: &mut [u64], b: &[u64]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         add(self.joint.as_flattened_mut(), other.joint.as_flattened());
+        add(self.subnormal.as_flattened_mut(), other.subnormal.as_flattened());
         add(self.widths.as_flattened_mut(), other.widths.as_flattened());
+        add(self.plain_widths.as_flattened_mut(), other.plain_widths.as_flattened());
         self
+    }
+
+    /// How the encoder transforms this tensor: subnormals are normalised if there are any and no other weight
+    /// has an exponent that stands for one.
+    pub fn transform(&self) -> Transform {
+        let any = |counts: &[[u64; WIDTHS]]| counts.as_flattened().iter().any(|&n| n > 0);
+        let taken = any(&self.joint[word::SUBNORMAL_CODES as usize..255]);
+        if any(&self.subnormal[..]) && !taken { Transform::NormalisedSplit } else { Transform::Split }
     }
 
     /// How often each exponent occurs after rounding to `mantissa_bits` (`None`: no rounding).
     pub fn histogram(&self, mantissa_bits: Option<u8>) -> Histogram {
         let mut out = [0u64; 256];
+        let k = mantissa_bits
+            .filter(|&k| k < self.spec.dtype.mantissa_bits())
+            .map_or(WIDTHS, |k| usize::from(k) + 1);
+        let carried = |by_ones: &[u64; WIDTHS]| by_ones[k.min(WIDTHS)..].iter().sum::<u64>();
         let largest = if self.spec.dtype == Dtype::F16 { 142 } else { 254 };
-        for (exponent, by_ones) in self.joint.iter().enumerate() {
-            let carried = match mantissa_bits {
-                Some(k) if k < self.spec.dtype.mantissa_bits() && (1..largest).contains(&exponent) => {
-                    by_ones[usize::from(k) + 1..].iter().sum()
+        let normalised = self.transform() == Transform::NormalisedSplit;
+        for (exponent, (normal, subnormal)) in self.joint.iter().zip(self.subnormal.iter()).enumerate() {
+            let carry = if (1..largest).contains(&exponent) { carried(normal) } else { 0 };
+            out[exponent] += normal.iter().sum::<u64>() - carry;
+            if carry > 0 {
+                out[exponent + 1] += carry;
+            }
+            let (all, carry) = (subnormal.iter().sum::<u64>(), carried(subnormal));
+            match (all, normalised) {
+                (0, _) => {}
+                // The largest subnormals round up to the least normal number.
+                (_, true) => {
+                    out[exponent] += all - carry;
+                    out[if exponent == 254 { 1 } else { exponent + 1 }] += carry;
                 }
-                _ => 0,
-            };
-            out[exponent] += by_ones.iter().sum::<u64>() - carried;
-            if carried > 0 {
-                out[exponent + 1] += carried;
+                (_, false) => {
+                    let carry = if exponent == 254 { carry } else { 0 };
+                    out[0] += all - carry;
+                    out[1] += carry;
+                }
             }
         }
         out
@@ -106,7 +147,9 @@ impl Survey {
         let tiers = cascade::choose_tiers(&histogram);
         let k = usize::from(mantissa_bits.unwrap_or(self.spec.dtype.mantissa_bits()));
         let mut bits = cascade::coded_bits(&tiers, &histogram);
-        for (rounded, row) in self.widths.iter().enumerate() {
+        let normalised = self.transform() == Transform::NormalisedSplit;
+        let widths = if normalised { &self.widths } else { &self.plain_widths };
+        for (rounded, row) in widths.iter().enumerate() {
             for (exact, &weights) in row.iter().enumerate() {
                 bits += weights * (1 + rounded.min(k).max(exact)) as u64;
             }
@@ -117,6 +160,7 @@ impl Survey {
         let ragged = 9 * self.tiles();
         let sections = Sections {
             spec: self.spec.clone(),
+            transform: self.transform(),
             mantissa_bits: 0,
             block_len: self.block_len,
             tiers,

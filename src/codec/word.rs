@@ -68,17 +68,40 @@ pub fn store(dtype: Dtype, words: &[u32], out: &mut [u8]) {
     }
 }
 
-/// Rounds a word to `k` mantissa bits, half to even.
+/// The first of the 23 exponent codes that stand for subnormals in [`normalise`]d words.
+pub const SUBNORMAL_CODES: u32 = 232;
+
+/// Gives a subnormal word a leading one of its own: exponent code 232 + the place of its top bit. The other words
+/// stay as they are; none of them may have an exponent from 232 to 254.
+pub fn normalise(word: u32) -> u32 {
+    let magnitude = word & MAGNITUDE;
+    if magnitude == 0 || magnitude > MANTISSA {
+        return word;
+    }
+    let top = magnitude.ilog2();
+    word & !MAGNITUDE | (SUBNORMAL_CODES + top) << 23 | (magnitude << (23 - top)) & MANTISSA
+}
+
+/// Undoes [`normalise`].
+pub fn denormalise(word: u32) -> u32 {
+    let code = word >> 23 & 255;
+    if !(SUBNORMAL_CODES..255).contains(&code) {
+        return word;
+    }
+    word & !MAGNITUDE | (word & MANTISSA | 1 << 23) >> (23 + SUBNORMAL_CODES - code)
+}
+
+/// Rounds a word to `k` mantissa bits, half to even: to `k` bits behind the leading one, subnormal or not.
 ///
 /// A finite word stays finite: where rounding up would leave the dtype's range, the word is cut instead, which
-/// gives the largest magnitude with `k` bits. Infinities, NaNs and zeros are left alone, and so are float32 and
-/// bfloat16 subnormals, which have no leading one for a relative bound to hold on to. (float16 subnormals are
-/// normal as words.) The relative error of any other word is at most `1 / (2^(k+1) + 1)`, except where it was cut.
+/// gives the largest magnitude with `k` bits. Infinities, NaNs and zeros are left alone. The relative error of
+/// any other word is at most `1 / (2^(k+1) + 1)`, except where it was cut.
 pub fn round(word: u32, k: u8, dtype: Dtype) -> u32 {
-    let shift = 23 - u32::from(k.min(23));
     let magnitude = word & MAGNITUDE;
     let exponent = magnitude >> 23;
-    if shift == 0 || exponent == 0 || exponent == 255 {
+    let leading = if exponent == 0 { magnitude.checked_ilog2().unwrap_or(0) } else { 23 };
+    let shift = leading.saturating_sub(u32::from(k));
+    if shift == 0 || exponent == 255 {
         return word;
     }
     let keep = MAGNITUDE << shift;
@@ -165,9 +188,27 @@ mod tests {
         assert!(r(f32::MAX, 3).is_finite());
         assert_eq!(r(f32::MAX, 3), f32::from_bits(0x7f70_0000));
         assert_eq!(r(f32::INFINITY, 3), f32::INFINITY);
+        // Subnormals keep k bits behind their own leading one, and may round up to the least normal number.
+        assert_eq!(r(f32::from_bits(0b1011_0111), 3).to_bits(), 0b1011_0000);
         assert_eq!(r(f32::from_bits(1), 3).to_bits(), 1);
+        assert_eq!(r(f32::from_bits(0x7f_ffff), 3), f32::MIN_POSITIVE);
         let nan = f32::from_bits(0x7f80_0001);
         assert_eq!(r(nan, 3).to_bits(), nan.to_bits());
+    }
+
+    #[test]
+    fn normalised_subnormals_come_back() {
+        for magnitude in (0..1 << 23).step_by(97).chain(0..300).chain([0x7f_ffff]) {
+            for word in [magnitude, magnitude | 1 << 31] {
+                let code = normalise(word) >> 23 & 255;
+                assert_eq!(code >= SUBNORMAL_CODES, magnitude != 0);
+                assert_eq!(denormalise(normalise(word)), word);
+            }
+        }
+        for value in [0.0, -0.0, 1.5, f32::MIN_POSITIVE, f32::INFINITY, f32::NAN] {
+            assert_eq!(normalise(value.to_bits()), value.to_bits());
+            assert_eq!(denormalise(value.to_bits()), value.to_bits());
+        }
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, PADDING, TensorSpec, VERSION, field_planes, plane_bytes,
+    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, PADDING, TensorSpec, Transform, VERSION, field_planes,
+    plane_bytes,
 };
 use crate::error::{Error, Result};
 
 const FIXED: usize = 96;
-const TRANSFORM_FLOAT_SPLIT: u8 = 1;
 const CODER_CASCADE: u8 = 1;
 const MAX_RANK: usize = 8;
 /// The most tiers that a cascade may have.
@@ -32,6 +32,8 @@ pub struct Header {
     pub minor: u16,
     /// Dtype, shape and layout.
     pub spec: TensorSpec,
+    /// How weights became symbols and raw bits.
+    pub transform: Transform,
     /// Mantissa bits kept: all of the dtype's, or the number that weights were rounded to.
     pub mantissa_bits: u8,
     /// Weights a block.
@@ -62,6 +64,8 @@ pub struct Header {
 pub struct Sections {
     /// Dtype, shape and layout.
     pub spec: TensorSpec,
+    /// As in [`Header`].
+    pub transform: Transform,
     /// As in [`Header`].
     pub mantissa_bits: u8,
     /// As in [`Header`].
@@ -126,7 +130,10 @@ impl Sections {
         };
         out.extend([
             self.spec.dtype.onnx() as u8,
-            TRANSFORM_FLOAT_SPLIT,
+            match self.transform {
+                Transform::Split => 1,
+                Transform::NormalisedSplit => 2,
+            },
             CODER_CASCADE,
             layout,
             self.spec.shape.len() as u8,
@@ -233,9 +240,11 @@ impl Header {
             Error::Unsupported(format!("{what} {code}, written by a later version (format {major}.{minor})"))
         };
         let dtype = Dtype::from_onnx(i32::from(dtype)).ok_or_else(|| unknown("dtype", dtype))?;
-        if transform != TRANSFORM_FLOAT_SPLIT {
-            return Err(unknown("transform", transform));
-        }
+        let transform = match transform {
+            1 => Transform::Split,
+            2 => Transform::NormalisedSplit,
+            other => return Err(unknown("transform", other)),
+        };
         if coder != CODER_CASCADE {
             return Err(unknown("coder", coder));
         }
@@ -274,6 +283,7 @@ impl Header {
             major,
             minor,
             spec,
+            transform,
             mantissa_bits,
             block_len,
             tiers,

@@ -76,6 +76,15 @@ impl Dtype {
     }
 }
 
+/// How weights become symbols and raw bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Transform {
+    /// Exponent, sign and mantissa of the word.
+    Split,
+    /// The same, with 23 exponent codes that nothing else uses for subnormals, by the place of their top bit.
+    NormalisedSplit,
+}
+
 /// In which order the weights of a tensor are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Layout {

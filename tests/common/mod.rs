@@ -35,10 +35,12 @@ pub enum Kind {
     Special,
     /// float16 or bfloat16 values in a wider type.
     Upcast,
+    /// Weights of which one in ten is subnormal, as dead channels leave behind.
+    Subnormal,
 }
 
-pub const KINDS: [Kind; 6] =
-    [Kind::Gauss, Kind::Bits, Kind::Constant, Kind::Sparse, Kind::Special, Kind::Upcast];
+pub const KINDS: [Kind; 7] =
+    [Kind::Gauss, Kind::Bits, Kind::Constant, Kind::Sparse, Kind::Special, Kind::Upcast, Kind::Subnormal];
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 fn narrow(dtype: Dtype, value: f32) -> u32 {
@@ -79,6 +81,11 @@ pub fn tensor(kind: Kind, dtype: Dtype, n: usize, seed: u64) -> Vec<u8> {
                 _ => 1 << mantissa,
             }
         }
+        Kind::Subnormal if rng.next() % 10 == 0 => {
+            let shift = rng.next() % u64::from(mantissa);
+            (rng.next() as u32 & 1) << (bits - 1) | (rng.next() as u32 & ((1 << mantissa) - 1)) >> shift
+        }
+        Kind::Subnormal => narrow(dtype, rng.gauss() * 0.02),
         Kind::Upcast => match dtype {
             Dtype::F32 => half::f16::from_f32(rng.gauss()).to_f32().to_bits(),
             Dtype::F16 => narrow(dtype, half::bf16::from_f32(rng.gauss()).to_f32()),
