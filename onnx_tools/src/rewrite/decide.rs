@@ -1,0 +1,341 @@
+//! What happens to each weight, and why.
+
+use std::collections::BTreeSet;
+
+use nz_onnx::format::{Dtype, TensorSpec};
+
+use super::constness::Variables;
+use super::ops;
+use super::rules::Rules;
+use crate::onnx::proto::dtype;
+use crate::onnx::scope::{Definition, Reader, Scope};
+use crate::onnx::{Error, GraphId, Model, Node, Origin, Result, Storage, Weight, payload};
+
+/// Weights a block where rows are gathered: few rows then decode little besides.
+const GATHER_BLOCK_LEN: u32 = 1024;
+/// Weights a block elsewhere.
+const BLOCK_LEN: u32 = 4096;
+/// The most Identity, Cast and Transpose nodes of one weight that are looked through.
+const MAX_ALIASES: usize = 256;
+/// The most dimensions a blob can have.
+const MAX_RANK: usize = 8;
+
+/// What happens to a weight.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// It stays as it is.
+    Keep {
+        /// Why, in plain words.
+        reason: String,
+    },
+    /// It becomes a blob, and every node that reads it is rewritten.
+    Compress(Compression),
+}
+
+/// How a weight is compressed and what reads it then.
+#[derive(Clone, Debug)]
+pub struct Compression {
+    /// Dtype, shape and layout of the blob.
+    pub spec: TensorSpec,
+    /// Weights a block.
+    pub block_len: u32,
+    /// Every reader.
+    pub uses: Vec<Use>,
+    /// Identity, Cast and Transpose nodes of the weight that are no longer needed.
+    pub dropped: Vec<(GraphId, usize)>,
+}
+
+/// One reader of a weight and how it is rewritten.
+#[derive(Clone, Debug)]
+pub struct Use {
+    /// The node and its input.
+    pub reader: Reader,
+    /// Element type that the node reads: the weight's, or float32 behind a Cast.
+    pub dtype: Dtype,
+    /// Whether the node reads the transposed weight.
+    pub transposed: bool,
+    /// The op that decodes it.
+    pub kind: UseKind,
+}
+
+/// The op that decodes a weight for one reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UseKind {
+    /// `nz.DecodeMatMul` in place of the node.
+    MatMul {
+        /// The blob holds `[N, K]`.
+        trans_b: bool,
+    },
+    /// `nz.DecodeGemm` in place of the node.
+    Gemm {
+        /// The blob holds `[N, K]`.
+        trans_b: bool,
+    },
+    /// `nz.DecodeGather` in place of the node.
+    Gather,
+    /// `nz.Decode` before the node.
+    Decode {
+        /// The activation that it waits for, an input of the node.
+        after: String,
+    },
+}
+
+impl UseKind {
+    /// The op's name, with its domain.
+    pub fn op(&self) -> &'static str {
+        match self {
+            UseKind::MatMul { .. } => "nz.DecodeMatMul",
+            UseKind::Gemm { .. } => "nz.DecodeGemm",
+            UseKind::Gather => "nz.DecodeGather",
+            UseKind::Decode { .. } => "nz.Decode",
+        }
+    }
+}
+
+/// Decides for every weight of `model`, in the order of [`Model::weights`]. Fails where the model cannot be
+/// converted at all: converted already, or external data missing or out of place.
+pub fn decide(model: &Model, rules: &Rules) -> Result<Vec<Decision>> {
+    if model.is_converted() {
+        return Err(Error::unsupported(
+            model.path(),
+            "already converted; convert the original, or get it back with `nz-onnx restore`",
+        ));
+    }
+    if let Some(tensor) = model.stray_external() {
+        return Err(Error::unsupported(
+            model.path(),
+            format!(
+                "tensor {tensor:?} has external data but is neither an initializer nor a Constant; \
+                 save the model with that tensor inside"
+            ),
+        ));
+    }
+    model.check_external_data()?;
+    let scope = Scope::new(model);
+    let variables = Variables::new(model, &scope);
+    let decider = Decider { model, rules, scope, variables };
+    model.weights().iter().map(|weight| decider.weight(weight)).collect()
+}
+
+struct Decider<'a> {
+    model: &'a Model,
+    rules: &'a Rules,
+    scope: Scope<'a>,
+    variables: Variables<'a>,
+}
+
+/// What a weight looks like at the end of a chain of Identity, Cast and Transpose nodes.
+#[derive(Clone, Copy)]
+struct View {
+    dtype: Dtype,
+    transposed: bool,
+}
+
+#[derive(Default)]
+struct Found {
+    uses: Vec<Use>,
+    dropped: BTreeSet<(GraphId, usize)>,
+}
+
+impl<'a> Decider<'a> {
+    fn weight(&self, weight: &'a Weight) -> Result<Decision> {
+        let keep = |reason: String| Ok(Decision::Keep { reason });
+        let Some(dtype) = weight.dtype() else {
+            return keep(format!("{}, not a float16, bfloat16 or float32", weight.dtype_name()));
+        };
+        if let Some(reason) = self.fixed(weight) {
+            return keep(reason);
+        }
+        let mut found = Found::default();
+        let view = View { dtype, transposed: false };
+        if let Err(reason) = self.readers(weight, weight.graph, &weight.name, view, &mut found) {
+            return keep(reason);
+        }
+        if found.uses.is_empty() {
+            return keep("nothing reads it".to_string());
+        }
+        if !payload::is_canonical(self.model, weight)? {
+            return keep("stored in a form that could not be restored byte for byte".to_string());
+        }
+        Ok(Decision::Compress(self.lay_out(weight, dtype, found)))
+    }
+
+    /// The reasons that do not depend on who reads the weight.
+    fn fixed(&self, weight: &Weight) -> Option<String> {
+        let graph = self.model.graph(weight.graph);
+        if let Some(reason) = self.rules.refuses(&weight.name) {
+            return Some(reason.to_string());
+        }
+        if weight.elements == 0 {
+            return Some("no elements".to_string());
+        }
+        if weight.bytes < self.rules.min_size() {
+            return Some(format!("smaller than {} bytes", self.rules.min_size()));
+        }
+        if weight.shape.len() > MAX_RANK {
+            return Some(format!("{} dimensions, more than {MAX_RANK}", weight.shape.len()));
+        }
+        if weight.storage == Storage::Other {
+            return Some("its data is in several pieces or in fields not meant for its dtype".to_string());
+        }
+        if self.scope.resolve(weight.graph, &weight.name)
+            != Some((weight.graph, Definition::Weight(weight.id)))
+        {
+            return Some("its name means another value too".to_string());
+        }
+        let is_default = self.model.ir_version() >= 4
+            && matches!(weight.origin, Origin::Initializer { .. })
+            && graph.inputs.iter().any(|input| input.name == weight.name);
+        if is_default {
+            return Some("a default that the caller may replace (also a graph input)".to_string());
+        }
+        self.scope.is_output(weight.graph, &weight.name).then(|| "a graph output".to_string())
+    }
+
+    /// Collects the readers of the value `name` of `graph`, which is `weight` seen as `view`. An error is the
+    /// reason to keep the weight.
+    fn readers(
+        &self,
+        weight: &'a Weight,
+        graph: GraphId,
+        name: &'a str,
+        view: View,
+        found: &mut Found,
+    ) -> std::result::Result<(), String> {
+        for &reader in self.scope.readers(graph, name) {
+            let node = &self.model.graph(reader.graph).nodes[reader.node];
+            if self.rules.refuses_node(&node.name) {
+                return Err(format!("excluded by --exclude-nodes: read by node {:?}", node.name));
+            }
+            match alias(node, reader.input, weight, view) {
+                Some((output, view)) if !self.scope.is_output(reader.graph, output) => {
+                    // A name given twice could make a ring, a hostile chain could be longer than the stack.
+                    let is_new = found.dropped.insert((reader.graph, reader.node));
+                    if !is_new || found.dropped.len() > MAX_ALIASES {
+                        return Err(format!(
+                            "read through a ring or over {MAX_ALIASES} Identity or Cast nodes"
+                        ));
+                    }
+                    self.readers(weight, reader.graph, output, view, found)?;
+                }
+                Some((output, _)) => {
+                    return Err(format!("{} of it is graph output {output:?}", node.op));
+                }
+                None => found.uses.push(self.reader(weight, node, reader, view)?),
+            }
+        }
+        Ok(())
+    }
+
+    fn reader(
+        &self,
+        weight: &Weight,
+        node: &'a Node,
+        reader: Reader,
+        view: View,
+    ) -> std::result::Result<Use, String> {
+        let label = node.label();
+        match ops::accepts_variable(&node.domain, &node.op, reader.input) {
+            Some(true) => {}
+            Some(false) => {
+                return Err(format!(
+                    "{} needs input {} to be a constant (node {label:?})",
+                    node.op, reader.input
+                ));
+            }
+            None => {
+                let domain = if node.domain.is_empty() { "" } else { &format!("{}.", node.domain) };
+                return Err(format!(
+                    "read by {domain}{}, which is not known to work without constants (node {label:?})",
+                    node.op
+                ));
+            }
+        }
+        if is_depthwise(node, reader.input, &weight.shape) {
+            return Err(format!(
+                "weight of a depthwise convolution, which would be much slower (node {label:?})"
+            ));
+        }
+        let variable = |input: usize| {
+            let name = node.inputs.get(input)?;
+            self.variables.has(&self.scope, reader.graph, name).then_some(name)
+        };
+        let Some(after) = (0..node.inputs.len()).find_map(variable) else {
+            return Err(format!("read together with constants only, ONNX Runtime folds it (node {label:?})"));
+        };
+        let trans_b = |own: bool| own != view.transposed;
+        let is_matrix = weight.shape.len() == 2;
+        let decode = UseKind::Decode { after: after.clone() };
+        let kind = match (node.domain.as_str(), node.op.as_str(), reader.input) {
+            ("", "MatMul", 1) if is_matrix => UseKind::MatMul { trans_b: trans_b(false) },
+            ("com.microsoft", "FusedMatMul" | "TransposeMatMul", 1) if is_matrix && is_plain(node) => {
+                UseKind::MatMul { trans_b: trans_b(node.int("transB", 0) != 0) }
+            }
+            ("", "Gemm", 1) if is_matrix && variable(0).is_some() => {
+                UseKind::Gemm { trans_b: trans_b(node.int("transB", 0) != 0) }
+            }
+            ("", "Gather", 0) if weight.shape.len() >= 2 && !view.transposed => {
+                let axis = node.int("axis", 0);
+                if axis == 0 || axis == -(weight.shape.len() as i64) { UseKind::Gather } else { decode }
+            }
+            _ => decode,
+        };
+        Ok(Use { reader, dtype: view.dtype, transposed: view.transposed, kind })
+    }
+
+    /// Picks the layout. A blob has one: rows win where anything needs rows, and a reader that needs columns
+    /// then gets the whole weight decoded. `nz.Decode` takes either.
+    fn lay_out(&self, weight: &Weight, dtype: Dtype, mut found: Found) -> Compression {
+        use UseKind::{Gather, Gemm, MatMul};
+        let by_columns = |u: &Use| matches!(u.kind, MatMul { trans_b: false } | Gemm { trans_b: false });
+        let by_rows = |u: &Use| matches!(u.kind, MatMul { trans_b: true } | Gemm { trans_b: true } | Gather);
+        let columns = found.uses.iter().any(by_columns) && !found.uses.iter().any(by_rows);
+        let spec = match weight.shape[..] {
+            [k, n] if columns => TensorSpec::column_tiles(dtype, k, n, if n >= 1024 { 256 } else { 128 }),
+            _ => {
+                for u in found.uses.iter_mut().filter(|u| by_columns(u)) {
+                    let after = self.model.graph(u.reader.graph).nodes[u.reader.node].inputs[0].clone();
+                    u.kind = UseKind::Decode { after };
+                }
+                TensorSpec::row_major(dtype, &weight.shape)
+            }
+        };
+        let gathered = found.uses.iter().any(|u| u.kind == UseKind::Gather);
+        let block_len = if gathered { GATHER_BLOCK_LEN } else { BLOCK_LEN };
+        Compression { spec, block_len, uses: found.uses, dropped: found.dropped.into_iter().collect() }
+    }
+}
+
+/// If `node` only renames, converts to float32 or transposes a weight: its output and what that looks like.
+fn alias<'n>(node: &'n Node, input: usize, weight: &Weight, view: View) -> Option<(&'n str, View)> {
+    if !node.domain.is_empty() || input != 0 {
+        return None;
+    }
+    let view = match node.op.as_str() {
+        "Identity" => view,
+        "Cast" if node.int("to", 0) == i64::from(dtype::FLOAT) => View { dtype: Dtype::F32, ..view },
+        "Transpose" if weight.shape.len() == 2 => match node.attribute("perm").map(|a| a.ints.as_slice()) {
+            None | Some([1, 0]) => View { transposed: !view.transposed, ..view },
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some((node.outputs.first().filter(|o| !o.is_empty())?, view))
+}
+
+/// A convolution with one input channel a group and more than one group.
+fn is_depthwise(node: &Node, input: usize, shape: &[u64]) -> bool {
+    let group = node.int("group", 1);
+    let channels = match node.op.as_str() {
+        "Conv" | "FusedConv" => shape.get(1).map(|&c| c == 1),
+        "ConvTranspose" => shape.first().map(|&c| i64::try_from(c) == Ok(group)),
+        _ => None,
+    };
+    input == 1 && group > 1 && channels == Some(true)
+}
+
+/// A FusedMatMul that is a MatMul but for `transB`.
+fn is_plain(node: &Node) -> bool {
+    node.float("alpha", 1.0) == 1.0
+        && ["transA", "transBatchA", "transBatchB"].iter().all(|name| node.int(name, 0) == 0)
+}

@@ -1,0 +1,22 @@
+//! From a model to its converted form and back.
+//!
+//! [`decide()`] says what happens to each weight and why; [`splice::build`] makes the converted model as a
+//! [`Rope`] over the original's bytes; [`restore()`] undoes it.
+
+pub mod constness;
+pub mod decide;
+mod names;
+mod nodes;
+pub mod ops;
+pub mod recipe;
+pub mod restore;
+pub mod rope;
+pub mod rules;
+pub mod splice;
+
+pub use decide::{Compression, Decision, Use, UseKind, decide};
+pub use recipe::{BlobFile, Recipe, RecipeBlob};
+pub use restore::{Outcome, Restored, restore};
+pub use rope::Rope;
+pub use rules::Rules;
+pub use splice::{Placement, Plan, build};

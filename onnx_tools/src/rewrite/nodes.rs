@@ -1,0 +1,236 @@
+//! The nodes around a compressed weight.
+
+use nz_onnx::format::Dtype;
+use prost::Message;
+
+use super::decide::{Use, UseKind};
+use super::names::Names;
+use super::rope::Rope;
+use crate::onnx::proto::{self, attribute_type};
+use crate::onnx::wire::Scanner;
+use crate::onnx::{DOMAIN, Model, Node, Result, Weight};
+
+/// Field `node` of a graph.
+const NODE: u32 = 1;
+
+/// ONNX Runtime gives this prefix to the casts that it puts around float16 nodes where it computes in float32
+/// all the same, and takes a pair of them out again. Ours, behind decoded float16 weights, are of the same kind:
+/// with the prefix they vanish in the same way, and weights are decoded to what is computed in.
+const CAST_PREFIX: &str = "InsertedPrecisionFreeCast_";
+
+/// How one node is rewritten: at most one weight by a fused op, any others by `nz.Decode` before it.
+#[derive(Debug, Default)]
+pub(crate) struct Rewrite<'a> {
+    pub fused: Option<Reading<'a>>,
+    pub decoded: Vec<Reading<'a>>,
+}
+
+/// A use of a weight and the name of its blob where it is read.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading<'a> {
+    pub weight: &'a Weight,
+    pub usage: &'a Use,
+    pub blob: String,
+}
+
+/// The node fields that take the place of `node`.
+pub(crate) fn rewrite(model: &Model, names: &mut Names, node: &Node, change: &Rewrite<'_>) -> Result<Rope> {
+    let mut out = Rope::new();
+    let mut inputs = node.inputs.clone();
+    for reading in &change.decoded {
+        inputs[reading.usage.reader.input] = decode(names, reading, &mut out);
+    }
+    match &change.fused {
+        Some(reading) => fuse(model, names, node, reading, inputs, &mut out)?,
+        None => out.field(NODE, rename(model, node, &inputs)?),
+    }
+    Ok(out)
+}
+
+/// Appends the nodes that decode a weight for one reader; returns the name of the decoded value.
+fn decode(names: &mut Names, reading: &Reading<'_>, out: &mut Rope) -> String {
+    let UseKind::Decode { after } = &reading.usage.kind else {
+        return reading.blob.clone();
+    };
+    let weight = &reading.weight.name;
+    let mut value = names.fresh(&format!("{weight}.nz.decoded"));
+    push(
+        out,
+        proto::Node {
+            input: vec![reading.blob.clone(), after.clone()],
+            output: vec![value.clone()],
+            name: Some(names.fresh(&format!("{weight}.nz.decode"))),
+            op_type: Some("Decode".to_string()),
+            domain: Some(DOMAIN.to_string()),
+            attribute: vec![shape(reading.weight)],
+        },
+    );
+    if reading.usage.transposed {
+        let transposed = names.fresh(&format!("{weight}.nz.transposed"));
+        push(
+            out,
+            proto::Node {
+                input: vec![value],
+                output: vec![transposed.clone()],
+                name: Some(names.fresh(&format!("{weight}.nz.transpose"))),
+                op_type: Some("Transpose".to_string()),
+                attribute: vec![ints("perm", vec![1, 0])],
+                domain: None,
+            },
+        );
+        value = transposed;
+    }
+    if reading.usage.dtype != Dtype::F32 {
+        value = cast(names, &value, reading.usage.dtype, &format!("{weight}.nz.cast"), out);
+    }
+    value
+}
+
+/// Appends the fused op, with casts around it where ONNX Runtime would not put them itself: products may be
+/// float16, as `MatMul` may, but not bfloat16; what is gathered comes as float32.
+fn fuse(
+    model: &Model,
+    names: &mut Names,
+    node: &Node,
+    reading: &Reading<'_>,
+    inputs: Vec<String>,
+    out: &mut Rope,
+) -> Result<()> {
+    let dtype = reading.usage.dtype;
+    let is_product = !matches!(reading.usage.kind, UseKind::Gather);
+    let casts = dtype == Dtype::Bf16 || dtype == Dtype::F16 && !is_product;
+    let base = if node.name.is_empty() { &node.outputs[0] } else { &node.name };
+    let mut activation = |index: usize, out: &mut Rope| match inputs.get(index) {
+        Some(name) if !name.is_empty() && casts => {
+            cast(names, name, Dtype::F32, &format!("{base}.nz.in{index}"), out)
+        }
+        Some(name) => name.clone(),
+        None => String::new(),
+    };
+    let (op, input, mut attribute) = match &reading.usage.kind {
+        UseKind::MatMul { trans_b } => {
+            let x = activation(0, out);
+            ("DecodeMatMul", vec![x, reading.blob.clone()], vec![flag("transB", *trans_b)])
+        }
+        UseKind::Gemm { trans_b } => {
+            let a = activation(0, out);
+            let c = activation(2, out);
+            let mut input = vec![a, reading.blob.clone()];
+            if !c.is_empty() {
+                input.push(c);
+            }
+            let attribute = vec![
+                float("alpha", node.float("alpha", 1.0)),
+                float("beta", node.float("beta", 1.0)),
+                flag("transA", node.int("transA", 0) != 0),
+                flag("transB", *trans_b),
+            ];
+            ("DecodeGemm", input, attribute)
+        }
+        // Indices are integers: no cast.
+        _ => ("DecodeGather", vec![reading.blob.clone(), inputs[1].clone()], Vec::new()),
+    };
+    attribute.push(shape(reading.weight));
+    let mut output = node.outputs.clone();
+    let result = casts.then(|| {
+        let float32 = names.fresh(&format!("{}.nz.f32", output[0]));
+        std::mem::replace(&mut output[0], float32)
+    });
+    let fields = proto::Node {
+        input,
+        output: output.clone(),
+        name: None,
+        op_type: Some(op.to_string()),
+        attribute,
+        domain: Some(DOMAIN.to_string()),
+    };
+    // Name, doc string and whatever else the node carries stay; what makes it this op is replaced.
+    let mut body = without(model, node, &[1, 2, 4, 5, 7, 8])?;
+    body.owned(&fields.encode_to_vec());
+    out.field(NODE, body);
+    if let Some(result) = result {
+        push(out, cast_node(names, &output[0], dtype, result, &format!("{base}.nz.out")));
+    }
+    Ok(())
+}
+
+/// The node with other inputs and all else as it is.
+fn rename(model: &Model, node: &Node, inputs: &[String]) -> Result<Rope> {
+    let mut body = Rope::new();
+    let input = proto::Node { input: inputs.to_vec(), ..Default::default() };
+    body.owned(&input.encode_to_vec());
+    body.append(without(model, node, &[1])?);
+    Ok(body)
+}
+
+/// The fields of a node's message but for those of the given numbers.
+fn without(model: &Model, node: &Node, numbers: &[u32]) -> Result<Rope> {
+    let mut rope = Rope::new();
+    let mut scanner = Scanner::new(model.source());
+    let mut at = node.body.start;
+    while let Some(field) = scanner.field(&mut at, node.body.end)? {
+        if !numbers.contains(&field.number) {
+            rope.source(field.whole);
+        }
+    }
+    Ok(rope)
+}
+
+fn cast(names: &mut Names, input: &str, to: Dtype, base: &str, out: &mut Rope) -> String {
+    let value = names.fresh(base);
+    push(out, cast_node(names, input, to, value.clone(), base));
+    value
+}
+
+fn cast_node(names: &mut Names, input: &str, to: Dtype, output: String, base: &str) -> proto::Node {
+    proto::Node {
+        input: vec![input.to_string()],
+        output: vec![output],
+        name: Some(names.fresh(&format!("{CAST_PREFIX}{base}"))),
+        op_type: Some("Cast".to_string()),
+        attribute: vec![int("to", i64::from(to.onnx()))],
+        domain: None,
+    }
+}
+
+fn push(out: &mut Rope, node: proto::Node) {
+    let mut body = Rope::new();
+    body.owned(&node.encode_to_vec());
+    out.field(NODE, body);
+}
+
+fn shape(weight: &Weight) -> proto::Attribute {
+    // A shape comes from int64 fields that were found not to be negative.
+    ints("shape", weight.shape.iter().map(|&dim| dim as i64).collect())
+}
+
+fn ints(name: &str, ints: Vec<i64>) -> proto::Attribute {
+    proto::Attribute {
+        name: Some(name.to_string()),
+        ints,
+        r#type: Some(attribute_type::INTS),
+        ..Default::default()
+    }
+}
+
+fn int(name: &str, i: i64) -> proto::Attribute {
+    proto::Attribute {
+        name: Some(name.to_string()),
+        i: Some(i),
+        r#type: Some(attribute_type::INT),
+        ..Default::default()
+    }
+}
+
+fn flag(name: &str, value: bool) -> proto::Attribute {
+    int(name, i64::from(value))
+}
+
+fn float(name: &str, f: f32) -> proto::Attribute {
+    proto::Attribute {
+        name: Some(name.to_string()),
+        f: Some(f),
+        r#type: Some(attribute_type::FLOAT),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,386 @@
+//! The converted model, as a rope over the original's bytes: what did not change is not re-encoded.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use prost::Message;
+
+use super::decide::{Compression, Decision, UseKind};
+use super::names::Names;
+use super::nodes::{self, Reading, Rewrite};
+use super::recipe;
+use super::rope::Rope;
+use crate::onnx::graph::Part;
+use crate::onnx::proto::{self, dtype};
+use crate::onnx::wire::Scanner;
+use crate::onnx::{Attribute, DOMAIN, Error, Graph, GraphId, Model, Origin, Result, Weight, WeightId};
+
+/// Version of the operator set [`DOMAIN`].
+const OPSET: i64 = 1;
+/// Value of the metadata key `nz.format`: the blob format version.
+const FORMAT: &str = "1.0";
+
+/// Where a weight's bytes are in the converted model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// In the data file.
+    External {
+        /// First byte, a multiple of 64 KiB.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// In the model: for small ones.
+    Inline(Vec<u8>),
+    /// The same blob as that weight's, whose placement is one of the other two.
+    SameAs(WeightId),
+}
+
+/// What to make of a model.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What happens to each weight, in the order of [`Model::weights`].
+    pub decisions: Vec<Decision>,
+    /// For each compressed weight its blob, for each kept one with external data its elements.
+    pub placements: BTreeMap<WeightId, Placement>,
+    /// Name of the data file, which lies beside the converted model.
+    pub data_file_name: String,
+    /// Further `metadata_props`; those named `nz.format`, `nz.tool`, `nz.source_sha256` and `nz.restore` are
+    /// added by [`build`].
+    pub metadata: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// The placement of a weight, [`Placement::SameAs`] followed, and the weight it belongs to.
+    pub(crate) fn place(&self, id: WeightId) -> Result<(WeightId, &Placement)> {
+        let missing = || Error::Internal(format!("weight {} has no placement", id.0));
+        match self.placements.get(&id).ok_or_else(missing)? {
+            Placement::SameAs(root) => match self.placements.get(root).ok_or_else(missing)? {
+                Placement::SameAs(_) => Err(Error::Internal(format!("weight {} is tied twice over", id.0))),
+                found => Ok((*root, found)),
+            },
+            found => Ok((id, found)),
+        }
+    }
+
+    pub(crate) fn compressed(&self) -> impl Iterator<Item = (WeightId, &Compression)> {
+        self.decisions.iter().enumerate().filter_map(|(i, decision)| match decision {
+            Decision::Compress(compression) => Some((WeightId(i), compression)),
+            Decision::Keep { .. } => None,
+        })
+    }
+}
+
+/// The converted model. Write it with [`Rope::write_to`].
+pub fn build(model: &Model, plan: &Plan) -> Result<Rope> {
+    if model.is_converted() {
+        return Err(Error::unsupported(model.path(), "already converted"));
+    }
+    if plan.decisions.len() != model.weights().len() {
+        return Err(Error::Internal("a plan for another model".to_string()));
+    }
+    let mut splicer = Splicer::new(model, plan)?;
+    let graph = splicer.graph(GraphId(0))?;
+    let mut out = Rope::new();
+    out.source(0..model.graph_field().start);
+    out.field(7, graph);
+    out.source(model.graph_field().end..model.source().len());
+    if plan.compressed().next().is_some() {
+        let opset = proto::OperatorSetId { domain: Some(DOMAIN.to_string()), version: Some(OPSET) };
+        out.field(8, owned(&opset));
+    }
+    let tool = format!("nz-onnx {}", nz_onnx::VERSION);
+    for (key, value) in [("nz.format", FORMAT), ("nz.tool", &tool), ("nz.source_sha256", model.sha256()?)] {
+        metadata(&mut out, key, value);
+    }
+    for (key, value) in &plan.metadata {
+        metadata(&mut out, key, value);
+    }
+    // Last, so that it stands behind everything it refers to.
+    let restore = recipe::Recipe::new(model, plan, &out)?.to_text();
+    metadata(&mut out, recipe::KEY, &restore);
+    Ok(out)
+}
+
+fn metadata(out: &mut Rope, key: &str, value: &str) {
+    out.field(
+        14,
+        owned(&proto::StringStringEntry { key: Some(key.to_string()), value: Some(value.to_string()) }),
+    );
+}
+
+fn owned(message: &impl Message) -> Rope {
+    let mut rope = Rope::new();
+    rope.owned(&message.encode_to_vec());
+    rope
+}
+
+struct Splicer<'a> {
+    model: &'a Model,
+    plan: &'a Plan,
+    names: Names,
+    /// By graph and node.
+    rewrites: HashMap<(GraphId, usize), Rewrite<'a>>,
+    dropped: BTreeSet<(GraphId, usize)>,
+    /// `Constant` nodes with external data.
+    external_constants: HashMap<(GraphId, usize), WeightId>,
+    /// Blobs that each graph holds, and their names there. ONNX Runtime takes a body's constants from that
+    /// body only, so a blob is an initializer of every graph that reads it; in the data file it is one.
+    blobs: BTreeMap<(GraphId, WeightId), String>,
+}
+
+impl<'a> Splicer<'a> {
+    fn new(model: &'a Model, plan: &'a Plan) -> Result<Self> {
+        let mut splicer = Splicer {
+            model,
+            plan,
+            names: Names::new(model),
+            rewrites: HashMap::new(),
+            dropped: BTreeSet::new(),
+            external_constants: HashMap::new(),
+            blobs: BTreeMap::new(),
+        };
+        for weight in model.weights().iter().filter(|w| w.is_external()) {
+            if let Origin::Constant { node } = weight.origin {
+                splicer.external_constants.insert((weight.graph, node), weight.id);
+            }
+        }
+        for (id, compression) in plan.compressed() {
+            let weight = model.weight(id);
+            let (root, _) = plan.place(id)?;
+            splicer.dropped.extend(&compression.dropped);
+            if let Origin::Constant { node } = weight.origin {
+                splicer.dropped.insert((weight.graph, node));
+            }
+            for usage in &compression.uses {
+                let graph = usage.reader.graph;
+                let names = &mut splicer.names;
+                let blob = splicer
+                    .blobs
+                    .entry((graph, root))
+                    .or_insert_with(|| names.fresh(&format!("{}.nz", model.weight(root).name)))
+                    .clone();
+                let rewrite = splicer.rewrites.entry((graph, usage.reader.node)).or_default();
+                let reading = Reading { weight, usage, blob };
+                if matches!(usage.kind, UseKind::Decode { .. }) {
+                    rewrite.decoded.push(reading);
+                } else if rewrite.fused.replace(reading).is_some() {
+                    return Err(Error::Internal("two weights fused into one node".to_string()));
+                }
+            }
+        }
+        Ok(splicer)
+    }
+
+    /// The message of a graph.
+    fn graph(&mut self, id: GraphId) -> Result<Rope> {
+        let graph = self.model.graph(id);
+        let is_old = self.model.ir_version() < 4;
+        let vanished = self.vanished(graph);
+        let mut out = Rope::new();
+        for field in &graph.fields {
+            let replaced = match field.part {
+                Part::Node(i) if self.dropped.contains(&(id, i)) => Some(Rope::new()),
+                Part::Node(i) => self.node(graph, i)?,
+                Part::Initializer(i) => self.initializer(self.model.weight(graph.initializers[i]))?,
+                Part::Input(i) if is_old && vanished.contains(graph.inputs[i].name.as_str()) => {
+                    Some(Rope::new())
+                }
+                Part::ValueInfo(i) if vanished.contains(graph.value_info[i].name.as_str()) => {
+                    Some(Rope::new())
+                }
+                _ => None,
+            };
+            match replaced {
+                Some(rope) => out.append(rope),
+                None => out.source(field.whole.clone()),
+            }
+        }
+        for ((_, root), name) in self.blobs.range((id, WeightId(0))..=(id, WeightId(usize::MAX))) {
+            let (_, placement) = self.plan.place(*root)?;
+            let len = match placement {
+                Placement::External { len, .. } => *len,
+                Placement::Inline(bytes) => bytes.len() as u64,
+                Placement::SameAs(_) => 0,
+            };
+            let dim = i64::try_from(len).map_err(|_| Error::Internal("a blob beyond 63 bits".to_string()))?;
+            let mut tensor = owned(&proto::Tensor {
+                dims: vec![dim],
+                data_type: Some(dtype::UINT8),
+                name: Some(name.clone()),
+                ..Default::default()
+            });
+            tensor.append(self.data(*root, placement));
+            out.field(5, tensor);
+            // Before IR 4 every initializer of the main graph is an input too; a body's inputs are its node's.
+            if is_old && id == GraphId(0) {
+                out.field(11, owned(&value_info(name, dim)));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Names of values that the converted graph no longer has.
+    fn vanished(&self, graph: &'a Graph) -> BTreeSet<&'a str> {
+        let weights = self.plan.compressed().map(|(id, _)| self.model.weight(id));
+        let mut names: BTreeSet<&str> =
+            weights.filter(|w| w.graph == graph.id).map(|w| w.name.as_str()).collect();
+        for (_, node) in self.dropped.range((graph.id, 0)..=(graph.id, usize::MAX)) {
+            names.extend(graph.nodes[*node].outputs.iter().map(String::as_str));
+        }
+        names
+    }
+
+    /// What takes the place of a node, or `None` if it stays.
+    fn node(&mut self, graph: &Graph, index: usize) -> Result<Option<Rope>> {
+        let node = &graph.nodes[index];
+        let mut edits = Vec::new();
+        for attribute in &node.attributes {
+            if let Some(rope) = self.bodies(attribute)? {
+                edits.push((attribute.whole.clone(), rope));
+            }
+        }
+        if let Some(id) = self.external_constants.get(&(graph.id, index)) {
+            edits.extend(self.constant(&node.attributes, self.model.weight(*id))?);
+        }
+        let body = (!edits.is_empty()).then(|| edited(&node.body, edits));
+        match (self.rewrites.remove(&(graph.id, index)), body) {
+            (None, None) => Ok(None),
+            (None, Some(body)) => {
+                let mut out = Rope::new();
+                out.field(1, body);
+                Ok(Some(out))
+            }
+            (Some(change), body) => {
+                if body.is_some() {
+                    return Err(Error::Internal(format!("node {:?} has bodies and a weight", node.label())));
+                }
+                nodes::rewrite(self.model, &mut self.names, node, &change).map(Some)
+            }
+        }
+    }
+
+    /// An attribute whose graphs changed, as a field of its node.
+    fn bodies(&mut self, attribute: &Attribute) -> Result<Option<Rope>> {
+        let mut edits = Vec::new();
+        for (id, slot) in &attribute.graphs {
+            let body = self.model.graph(*id).body.clone();
+            let rope = self.graph(*id)?;
+            let mut same = Rope::new();
+            same.source(body);
+            if rope != same {
+                let mut field = Rope::new();
+                field.field(slot.number, rope);
+                edits.push((slot.whole.clone(), field));
+            }
+        }
+        if edits.is_empty() {
+            return Ok(None);
+        }
+        let mut out = Rope::new();
+        out.field(5, edited(&attribute.body, edits));
+        Ok(Some(out))
+    }
+
+    /// What takes the place of an initializer, or `None` if it stays.
+    fn initializer(&self, weight: &Weight) -> Result<Option<Rope>> {
+        if matches!(self.plan.decisions[weight.id.0], Decision::Compress(_)) {
+            return Ok(Some(Rope::new()));
+        }
+        if !weight.is_external() {
+            return Ok(None);
+        }
+        let mut out = Rope::new();
+        out.field(5, self.moved(weight)?);
+        Ok(Some(out))
+    }
+
+    /// The changed attribute of a kept `Constant` with external data.
+    fn constant(&self, attributes: &[Attribute], weight: &Weight) -> Result<Option<(Range<u64>, Rope)>> {
+        let inside =
+            |a: &&Attribute| a.body.start <= weight.message.start && weight.message.end <= a.body.end;
+        let Some(attribute) = attributes.iter().find(inside) else {
+            return Ok(None);
+        };
+        let mut scanner = Scanner::new(self.model.source());
+        let mut at = attribute.body.start;
+        while let Some(field) = scanner.field(&mut at, attribute.body.end)? {
+            if field.bytes() == Some(&weight.message) {
+                let (mut tensor, mut out) = (Rope::new(), Rope::new());
+                tensor.field(field.number, self.moved(weight)?);
+                out.field(5, edited(&attribute.body, vec![(field.whole, tensor)]));
+                return Ok(Some((attribute.whole.clone(), out)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The tensor message of a kept weight whose data moves from one external file to another.
+    fn moved(&self, weight: &Weight) -> Result<Rope> {
+        let mut out = Rope::new();
+        let mut scanner = Scanner::new(self.model.source());
+        let mut at = weight.message.start;
+        while let Some(field) = scanner.field(&mut at, weight.message.end)? {
+            if !matches!(field.number, 9 | 13 | 14) {
+                out.source(field.whole);
+            }
+        }
+        let (root, placement) = self.plan.place(weight.id)?;
+        out.append(self.data(root, placement));
+        Ok(out)
+    }
+
+    /// The fields of a tensor that say where its data is.
+    fn data(&self, root: WeightId, placement: &Placement) -> Rope {
+        let mut out = Rope::new();
+        match placement {
+            Placement::External { offset, len } => {
+                let entry = |key: &str, value: String| proto::StringStringEntry {
+                    key: Some(key.to_string()),
+                    value: Some(value),
+                };
+                let tensor = proto::Tensor {
+                    external_data: vec![
+                        entry("location", self.plan.data_file_name.clone()),
+                        entry("offset", offset.to_string()),
+                        entry("length", len.to_string()),
+                    ],
+                    data_location: Some(1),
+                    ..Default::default()
+                };
+                out.append(owned(&tensor));
+            }
+            Placement::Inline(bytes) => {
+                let mut raw = Rope::new();
+                raw.inline(root, bytes);
+                out.field(9, raw);
+            }
+            Placement::SameAs(_) => {}
+        }
+        out
+    }
+}
+
+/// The message in `body` with some of its fields replaced.
+fn edited(body: &Range<u64>, mut edits: Vec<(Range<u64>, Rope)>) -> Rope {
+    edits.sort_by_key(|(range, _)| range.start);
+    let mut out = Rope::new();
+    let mut at = body.start;
+    for (range, rope) in edits {
+        out.source(at..range.start);
+        out.append(rope);
+        at = range.end;
+    }
+    out.source(at..body.end);
+    out
+}
+
+fn value_info(name: &str, dim: i64) -> proto::ValueInfo {
+    let shape = proto::TensorShape { dim: vec![proto::Dimension { dim_value: Some(dim), dim_param: None }] };
+    proto::ValueInfo {
+        name: Some(name.to_string()),
+        r#type: Some(proto::Type {
+            tensor_type: Some(proto::TensorType { elem_type: Some(dtype::UINT8), shape: Some(shape) }),
+        }),
+    }
+}
