@@ -1,0 +1,460 @@
+// The header of a blob: every check that docs/format.md asks of a reader before the payload is touched.
+//
+// C++17, no dependencies, throws nothing of its own. Part of nz_blob.hpp, which tells more.
+#ifndef NZ_HEADER_HPP
+#define NZ_HEADER_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "nz_layout.h"
+#include "nz_xxh3.hpp"
+
+namespace nz {
+
+// ---------------------------------------------------------------------------------------------- results
+
+enum class Status : std::uint8_t {
+    ok = 0,
+    truncated = 1,    // the buffer ends before the blob does
+    corrupt = 2,      // the bytes are not what the format allows, or a checksum differs
+    unsupported = 3,  // valid, but made by a later version
+};
+
+struct Error {
+    Status status = Status::ok;
+    std::string message;
+
+    bool failed() const { return status != Status::ok; }
+};
+
+// A value, or the reason why there is none.
+template <class T>
+struct Result {
+    T value{};
+    Error error;
+
+    explicit operator bool() const { return !error.failed(); }
+};
+
+inline Error no_error() { return {}; }
+inline Error corrupt(std::string message) { return {Status::corrupt, "corrupt blob: " + std::move(message)}; }
+inline Error unsupported(std::string message) {
+    return {Status::unsupported, "unsupported blob: " + std::move(message)};
+}
+inline Error truncated(std::uint64_t needed, std::uint64_t found) {
+    return {Status::truncated,
+            "truncated blob: " + std::to_string(needed) + " bytes expected, " + std::to_string(found) + " found"};
+}
+inline Error mismatch(const char* what, std::uint64_t expected, std::uint64_t found) {
+    return corrupt(std::string(what) + ": " + std::to_string(expected) + " expected, " + std::to_string(found) +
+                   " found");
+}
+
+// ------------------------------------------------------------------------------------------------ bytes
+
+// Borrowed bytes. `data` may be null when `size` is 0.
+struct ByteSpan {
+    const std::uint8_t* data = nullptr;
+    std::size_t size = 0;
+
+    std::uint64_t hash() const { return xxh3_64(data, size); }
+};
+
+inline std::uint32_t load_u16(const std::uint8_t* p) { return std::uint32_t{p[0]} | std::uint32_t{p[1]} << 8; }
+inline std::uint32_t load_u32(const std::uint8_t* p) { return load_u16(p) | load_u16(p + 2) << 16; }
+inline std::uint64_t load_u64(const std::uint8_t* p) {
+    return std::uint64_t{load_u32(p)} | std::uint64_t{load_u32(p + 4)} << 32;
+}
+
+inline std::uint64_t divide_up(std::uint64_t a, std::uint64_t b) { return a / b + (a % b != 0); }
+
+// `value` rounded up to a multiple of `step`; the caller keeps `value` below 2^64 - step.
+inline std::uint64_t round_up(std::uint64_t value, std::uint64_t step) { return divide_up(value, step) * step; }
+
+// a * b into `product`; false when it does not fit.
+inline bool multiply(std::uint64_t a, std::uint64_t b, std::uint64_t& product) {
+    if (b != 0 && a > std::numeric_limits<std::uint64_t>::max() / b) return false;
+    product = a * b;
+    return true;
+}
+
+// ----------------------------------------------------------------------------------------------- header
+
+enum class Dtype : std::uint8_t {
+    float32 = NZ_DTYPE_FLOAT32,
+    float16 = NZ_DTYPE_FLOAT16,
+    bfloat16 = NZ_DTYPE_BFLOAT16,
+};
+
+enum class Transform : std::uint8_t {
+    float_split = NZ_TRANSFORM_FLOAT_SPLIT,
+    normalised = NZ_TRANSFORM_NORMALISED,
+};
+
+enum class Layout : std::uint8_t { row_major = NZ_LAYOUT_ROW_MAJOR, column_tiles = NZ_LAYOUT_COLUMN_TILES };
+
+// One step of the cascade: codes of `width` bits, 2^width - 1 symbols, and the escape as the last code.
+struct Tier {
+    unsigned width = 0;
+    std::vector<std::uint8_t> symbols;
+
+    unsigned escape() const { return (1U << width) - 1; }
+};
+
+// Everything the header says, checked. Sizes and offsets are in bytes.
+struct Header {
+    unsigned major = 0;
+    unsigned minor = 0;
+    std::uint64_t header_size = 0;
+    std::uint64_t blob_size = 0;
+    std::uint64_t payload_offset = 0;
+    std::uint64_t payload_size = 0;
+    std::uint64_t payload_hash = 0;
+    std::uint64_t decoded_hash = 0;
+    std::uint64_t source_hash = 0;
+    Dtype dtype = Dtype::float32;
+    Transform transform = Transform::float_split;
+    Layout layout = Layout::row_major;
+    unsigned kept_mantissa_bits = 0;
+    std::uint64_t block_length = 0;  // weights
+    std::uint64_t tile_width = 0;    // columns; 0 when row-major
+    std::uint64_t block_count = 0;
+    std::vector<std::uint64_t> shape;  // outermost dimension first
+    std::uint64_t elements = 0;        // the product of the shape
+    std::vector<Tier> tiers;
+    std::vector<std::uint64_t> record_offsets;  // in the payload; block_count + 1 of them
+    std::vector<std::uint8_t> mantissa_bits;    // stored bits "m" of each block
+
+    bool is_lossless() const { return decoded_hash == source_hash; }
+};
+
+inline std::size_t dtype_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+inline unsigned dtype_mantissa_bits(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::float32: return NZ_MANTISSA_BITS_FLOAT32;
+        case Dtype::float16: return NZ_MANTISSA_BITS_FLOAT16;
+        case Dtype::bfloat16: return NZ_MANTISSA_BITS_BFLOAT16;
+    }
+    return 0;
+}
+
+// Of `m` stored mantissa bits, those in the head; the others are in the rest.
+inline unsigned head_mantissa_bits(unsigned m) { return m < NZ_HEAD_MANTISSA_BITS ? m : NZ_HEAD_MANTISSA_BITS; }
+
+// ------------------------------------------------------------------------------------- slots and blocks
+
+// A run of slots that no block crosses: one tile of columns, or the whole tensor when row-major.
+struct Region {
+    std::uint64_t first_column = 0;
+    std::uint64_t columns = 0;
+    std::uint64_t rows = 0;
+    std::uint64_t row_stride = 0;  // elements
+
+    std::uint64_t slots() const { return columns * rows; }
+
+    // The row-major element that the region's slot `slot` stores.
+    std::uint64_t element(std::uint64_t slot) const {
+        return slot / columns * row_stride + first_column + slot % columns;
+    }
+};
+
+inline std::uint64_t region_count(const Header& h) {
+    if (h.elements == 0) return 0;
+    return h.layout == Layout::row_major ? 1 : divide_up(h.shape[1], h.tile_width);
+}
+
+inline Region region_at(const Header& h, std::uint64_t index) {
+    if (h.layout == Layout::row_major) return {0, h.elements, 1, h.elements};
+    const std::uint64_t first = index * h.tile_width;
+    return {first, std::min(h.tile_width, h.shape[1] - first), h.shape[0], h.shape[1]};
+}
+
+inline std::uint64_t count_blocks(const Header& h) {
+    const std::uint64_t regions = region_count(h);
+    if (regions == 0) return 0;
+    const std::uint64_t in_full_region = divide_up(region_at(h, 0).slots(), h.block_length);
+    return (regions - 1) * in_full_region + divide_up(region_at(h, regions - 1).slots(), h.block_length);
+}
+
+struct Block {
+    std::uint64_t index = 0;       // in the tensor
+    std::uint64_t first_slot = 0;  // in the region
+    std::uint64_t slots = 0;
+    Region region;
+};
+
+// Calls `visit(block)` for every block in order until one fails.
+template <class Visit>
+Error for_each_block(const Header& h, Visit visit) {
+    std::uint64_t index = 0;
+    for (std::uint64_t r = 0; r < region_count(h); ++r) {
+        const Region region = region_at(h, r);
+        for (std::uint64_t slot = 0; slot < region.slots(); slot += h.block_length, ++index) {
+            const std::uint64_t slots = std::min(h.block_length, region.slots() - slot);
+            if (Error e = visit(Block{index, slot, slots, region}); e.failed()) return e;
+        }
+    }
+    return no_error();
+}
+
+// ------------------------------------------------------------------------------------------------ plane sizes
+
+inline std::uint64_t plane_size(std::uint64_t count, unsigned width) { return divide_up(count * width, 8); }
+
+// The widest plane that fits into `bits` bits: 8, 4, 2 or 1.
+inline unsigned widest_plane(unsigned bits) { return bits >= 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1; }
+
+// Bytes of `count` values of `bits` bits, cut into planes.
+inline std::uint64_t field_size(std::uint64_t count, unsigned bits) {
+    std::uint64_t size = 0;
+    for (; bits > 0; bits -= widest_plane(bits)) size += plane_size(count, widest_plane(bits));
+    return size;
+}
+
+// ---------------------------------------------------------------------------------------- header parsing
+
+// Walks the bytes between the fixed part of the header and its checksum.
+class TableReader {
+  public:
+    TableReader(const std::uint8_t* data, std::uint64_t size) : next_(data), left_(size) {}
+
+    std::uint64_t left() const { return left_; }
+
+    // The next `size` bytes, or null when fewer are left.
+    const std::uint8_t* take(std::uint64_t size) {
+        if (size > left_) return nullptr;
+        const std::uint8_t* taken = next_;
+        next_ += size;
+        left_ -= size;
+        return taken;
+    }
+
+  private:
+    const std::uint8_t* next_;
+    std::uint64_t left_;
+};
+
+// Magic, version, header size and header checksum: what has to hold before any other field means a thing.
+inline Error check_envelope(ByteSpan blob) {
+    if (blob.size < NZ_HEADER_FIXED_SIZE + NZ_CHECKSUM_SIZE) {
+        return truncated(NZ_HEADER_FIXED_SIZE + NZ_CHECKSUM_SIZE, blob.size);
+    }
+    if (load_u64(blob.data + NZ_OFFSET_MAGIC) != NZ_MAGIC_U64) return corrupt("the magic number is not that of a blob");
+    const unsigned major = load_u16(blob.data + NZ_OFFSET_MAJOR);
+    if (major != NZ_VERSION_MAJOR) {
+        return unsupported("major version " + std::to_string(major) + ", this reader knows 1");
+    }
+    const std::uint64_t size = load_u64(blob.data + NZ_OFFSET_HEADER_SIZE);
+    if (size > blob.size) return truncated(size, blob.size);
+    if (size < NZ_HEADER_FIXED_SIZE + NZ_CHECKSUM_SIZE) return corrupt("the header size is below the least");
+    const std::uint64_t body = size - NZ_CHECKSUM_SIZE;
+    if (ByteSpan{blob.data, static_cast<std::size_t>(body)}.hash() != load_u64(blob.data + body)) {
+        return corrupt("the header checksum differs");
+    }
+    return no_error();
+}
+
+inline Error known_code(const char* what, unsigned code, std::initializer_list<unsigned> known) {
+    if (std::find(known.begin(), known.end(), code) != known.end()) return no_error();
+    return unsupported("unknown " + std::string(what) + " " + std::to_string(code));
+}
+
+inline Error check_codes(const std::uint8_t* p) {
+    const Error errors[] = {
+        known_code("dtype", p[NZ_OFFSET_DTYPE], {NZ_DTYPE_FLOAT32, NZ_DTYPE_FLOAT16, NZ_DTYPE_BFLOAT16}),
+        known_code("transform", p[NZ_OFFSET_TRANSFORM], {NZ_TRANSFORM_FLOAT_SPLIT, NZ_TRANSFORM_NORMALISED}),
+        known_code("coder", p[NZ_OFFSET_CODER], {NZ_CODER_TIERED_CASCADE}),
+        known_code("layout", p[NZ_OFFSET_LAYOUT], {NZ_LAYOUT_ROW_MAJOR, NZ_LAYOUT_COLUMN_TILES}),
+    };
+    for (const Error& e : errors) {
+        if (e.failed()) return e;
+    }
+    if (load_u32(p + NZ_OFFSET_RESERVED_A) != 0 || p[NZ_OFFSET_RESERVED_B] != 0) {
+        return corrupt("reserved bytes of the header are not zero");
+    }
+    return no_error();
+}
+
+inline void read_fixed_part(const std::uint8_t* p, Header& h) {
+    h.major = load_u16(p + NZ_OFFSET_MAJOR);
+    h.minor = load_u16(p + NZ_OFFSET_MINOR);
+    h.header_size = load_u64(p + NZ_OFFSET_HEADER_SIZE);
+    h.blob_size = load_u64(p + NZ_OFFSET_BLOB_SIZE);
+    h.payload_offset = load_u64(p + NZ_OFFSET_PAYLOAD_OFFSET);
+    h.payload_size = load_u64(p + NZ_OFFSET_PAYLOAD_SIZE);
+    h.payload_hash = load_u64(p + NZ_OFFSET_PAYLOAD_HASH);
+    h.decoded_hash = load_u64(p + NZ_OFFSET_DECODED_HASH);
+    h.source_hash = load_u64(p + NZ_OFFSET_SOURCE_HASH);
+    h.dtype = static_cast<Dtype>(p[NZ_OFFSET_DTYPE]);
+    h.transform = static_cast<Transform>(p[NZ_OFFSET_TRANSFORM]);
+    h.layout = static_cast<Layout>(p[NZ_OFFSET_LAYOUT]);
+    h.kept_mantissa_bits = p[NZ_OFFSET_KEPT_BITS];
+    h.block_length = load_u32(p + NZ_OFFSET_BLOCK_LENGTH);
+    h.tile_width = load_u32(p + NZ_OFFSET_TILE_WIDTH);
+    h.block_count = load_u64(p + NZ_OFFSET_BLOCK_COUNT);
+}
+
+// The parts of the blob follow each other and end with the buffer.
+inline Error check_extent(const Header& h, std::uint64_t buffer_size) {
+    if (h.blob_size > buffer_size) return truncated(h.blob_size, buffer_size);
+    if (h.blob_size < buffer_size) return mismatch("blob size against the buffer", h.blob_size, buffer_size);
+    const std::uint64_t offset = round_up(h.header_size, NZ_PAYLOAD_ALIGN);
+    if (h.payload_offset != offset) return mismatch("payload offset", offset, h.payload_offset);
+    if (h.blob_size < NZ_BLOB_PADDING || h.blob_size - NZ_BLOB_PADDING < offset) {
+        return corrupt("the blob size leaves no room for the payload's padding");
+    }
+    const std::uint64_t payload = h.blob_size - NZ_BLOB_PADDING - offset;
+    if (h.payload_size != payload) return mismatch("payload size", payload, h.payload_size);
+    return no_error();
+}
+
+inline Error check_block_length(const Header& h) {
+    if (h.block_length < NZ_MIN_BLOCK_LENGTH || h.block_length > NZ_MAX_BLOCK_LENGTH ||
+        h.block_length % NZ_BLOCK_LENGTH_STEP != 0) {
+        return corrupt("block length " + std::to_string(h.block_length) + " is no multiple of 64 from 64 to 4096");
+    }
+    return no_error();
+}
+
+inline Error check_layout(const Header& h) {
+    if (h.layout == Layout::row_major) {
+        return h.tile_width == 0 ? no_error() : mismatch("tile width of a row-major tensor", 0, h.tile_width);
+    }
+    if (h.shape.size() != 2) return mismatch("rank of a tensor in column tiles", 2, h.shape.size());
+    if (h.tile_width == 0 || h.tile_width % NZ_TILE_WIDTH_STEP != 0) {
+        return corrupt("tile width " + std::to_string(h.tile_width) + " is no positive multiple of 64");
+    }
+    return no_error();
+}
+
+inline Error read_shape(unsigned rank, TableReader& tables, Header& h) {
+    if (rank > NZ_MAX_RANK) return corrupt("rank " + std::to_string(rank) + " is above 8");
+    const std::uint8_t* p = tables.take(8 * rank);
+    if (p == nullptr) return corrupt("the header ends inside the shape");
+    h.elements = 1;
+    for (unsigned i = 0; i < rank; ++i) {
+        h.shape.push_back(load_u64(p + 8 * i));
+        if (!multiply(h.elements, h.shape.back(), h.elements)) return corrupt("the shape's product overflows");
+    }
+    std::uint64_t bytes = 0;
+    if (!multiply(h.elements, dtype_size(h.dtype), bytes) || bytes > std::numeric_limits<std::size_t>::max()) {
+        return corrupt("the tensor's size overflows");
+    }
+    return no_error();
+}
+
+inline Error read_tier(TableReader& tables, std::vector<bool>& listed, Header& h) {
+    const std::uint8_t* width = tables.take(1);
+    if (width == nullptr) return corrupt("the header ends inside the tiers");
+    if (*width != 1 && *width != 2 && *width != 4) return corrupt("tier width " + std::to_string(*width));
+    Tier tier;
+    tier.width = *width;
+    const std::uint8_t* symbols = tables.take(tier.escape());
+    if (symbols == nullptr) return corrupt("the header ends inside the tiers");
+    tier.symbols.assign(symbols, symbols + tier.escape());
+    for (const std::uint8_t symbol : tier.symbols) {
+        if (listed[symbol]) return corrupt("symbol " + std::to_string(symbol) + " is listed twice");
+        listed[symbol] = true;
+    }
+    h.tiers.push_back(std::move(tier));
+    return no_error();
+}
+
+inline Error read_tiers(unsigned count, TableReader& tables, Header& h) {
+    if (count < NZ_MIN_TIERS || count > NZ_MAX_TIERS) {
+        return corrupt("number of tiers " + std::to_string(count) + " is not 1 to 8");
+    }
+    std::vector<bool> listed(256, false);
+    for (unsigned i = 0; i < count; ++i) {
+        if (Error e = read_tier(tables, listed, h); e.failed()) return e;
+    }
+    return no_error();
+}
+
+// The directory and the mantissa bits of each block; they end the header.
+inline Error read_block_tables(TableReader& tables, Header& h) {
+    const std::uint64_t expected = count_blocks(h);
+    if (h.block_count != expected) return mismatch("number of blocks", expected, h.block_count);
+    const std::uint64_t left = tables.left();
+    if (h.block_count > left / 5 || 4 * (h.block_count + 1) + h.block_count != left) {
+        return corrupt("the header size does not fit its tables");
+    }
+    const std::uint8_t* offsets = tables.take(4 * (h.block_count + 1));
+    const std::uint8_t* bits = tables.take(h.block_count);
+    for (std::uint64_t i = 0; i <= h.block_count; ++i) {
+        h.record_offsets.push_back(std::uint64_t{load_u32(offsets + 4 * i)} * NZ_RECORD_ALIGN);
+    }
+    h.mantissa_bits.assign(bits, bits + h.block_count);
+    return no_error();
+}
+
+inline Error check_mantissa_bits(const Header& h) {
+    const unsigned most = dtype_mantissa_bits(h.dtype);
+    if (h.kept_mantissa_bits > most) {
+        return corrupt("mantissa bits kept " + std::to_string(h.kept_mantissa_bits) + " are more than the dtype has");
+    }
+    for (const unsigned m : h.mantissa_bits) {
+        if (m > most) return corrupt("a block with " + std::to_string(m) + " mantissa bits, more than the dtype has");
+    }
+    return no_error();
+}
+
+// Bytes of a record before its tail: codes of tier 0, head and rest.
+inline std::uint64_t fixed_record_size(const Header& h, std::uint64_t slots, unsigned m) {
+    const unsigned in_head = head_mantissa_bits(m);
+    return plane_size(slots, h.tiers[0].width) + field_size(slots, in_head + 1) + field_size(slots, m - in_head);
+}
+
+inline Error check_directory(const Header& h) {
+    if (h.record_offsets.front() != 0) return mismatch("offset of the first record", 0, h.record_offsets.front());
+    if (h.record_offsets.back() != h.payload_size) {
+        return mismatch("end of the last record", h.payload_size, h.record_offsets.back());
+    }
+    return for_each_block(h, [&h](const Block& block) {
+        const std::uint64_t start = h.record_offsets[block.index], end = h.record_offsets[block.index + 1];
+        if (end < start) return corrupt("the record offsets do not ascend at block " + std::to_string(block.index));
+        const std::uint64_t least = fixed_record_size(h, block.slots, h.mantissa_bits[block.index]);
+        if (end - start < least) return corrupt("the record of block " + std::to_string(block.index) + " is too short");
+        return no_error();
+    });
+}
+
+inline Error read_header(ByteSpan blob, Header& h) {
+    if (Error e = check_envelope(blob); e.failed()) return e;
+    if (Error e = check_codes(blob.data); e.failed()) return e;
+    read_fixed_part(blob.data, h);
+    if (Error e = check_extent(h, blob.size); e.failed()) return e;
+    if (Error e = check_block_length(h); e.failed()) return e;
+    TableReader tables(blob.data + NZ_OFFSET_SHAPE, h.header_size - NZ_HEADER_FIXED_SIZE - NZ_CHECKSUM_SIZE);
+    if (Error e = read_shape(blob.data[NZ_OFFSET_RANK], tables, h); e.failed()) return e;
+    if (Error e = check_layout(h); e.failed()) return e;
+    if (Error e = read_tiers(blob.data[NZ_OFFSET_TIER_COUNT], tables, h); e.failed()) return e;
+    if (Error e = read_block_tables(tables, h); e.failed()) return e;
+    if (Error e = check_mantissa_bits(h); e.failed()) return e;
+    return check_directory(h);
+}
+
+// Reads and checks the header. The payload's checksum is left to `check_payload`.
+inline Result<Header> parse_header(ByteSpan blob) {
+    Result<Header> result;
+    result.error = read_header(blob, result.value);
+    return result;
+}
+
+// Compares the payload with its checksum. `h` is the header of `blob`.
+inline Error check_payload(ByteSpan blob, const Header& h) {
+    const ByteSpan payload{blob.data + h.payload_offset, static_cast<std::size_t>(h.payload_size)};
+    return payload.hash() == h.payload_hash ? no_error() : corrupt("the payload checksum differs");
+}
+
+}  // namespace nz
+
+#endif  // NZ_HEADER_HPP

@@ -1,0 +1,146 @@
+//! The reader under AddressSanitizer and UndefinedBehaviorSanitizer, as a program of its own
+//! (`cpp/tools/decode_file.cpp`), over thousands of broken blobs.
+
+mod common;
+
+use common::compiler::{STRICT, compile, cpp_folder, text};
+use common::writer::{Plan, write};
+use common::{DTYPES, FILLS, Rng, payload, reseal_header, reseal_payload, specs, tensor, u64_at};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SANITIZERS: &str = "-fsanitize=address,undefined";
+
+/// Whether the compiler can link the sanitizers at all.
+fn sanitizers_installed(folder: &Path) -> bool {
+    let (source, program) = (folder.join("empty.cpp"), folder.join("empty"));
+    fs::write(&source, "int main() { return 0; }\n").expect("written");
+    let path = |p: &Path| p.to_str().expect("a path in UTF-8").to_owned();
+    let output = compile("CXX", "c++", &[SANITIZERS, &path(&source), "-o", &path(&program)]);
+    output.status.success() && Command::new(&program).status().is_ok_and(|status| status.success())
+}
+
+fn build(folder: &Path) -> PathBuf {
+    let program = folder.join("decode_file");
+    let source = cpp_folder().join("tools/decode_file.cpp");
+    let paths = [source.to_str().expect("UTF-8"), "-o", program.to_str().expect("UTF-8")];
+    let flags = ["-std=c++17", "-g", "-O1", SANITIZERS, "-fno-sanitize-recover=all"];
+    let arguments: Vec<&str> = STRICT.into_iter().chain(flags).chain(paths).collect();
+    let output = compile("CXX", "c++", &arguments);
+    assert!(output.status.success(), "{}", text(&output));
+    program
+}
+
+/// One broken blob: raw, or with the checksums in front of the change made right so that it is reached.
+fn damage(blob: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut broken = blob.to_vec();
+    match rng.below(6) {
+        0 => broken.truncate(rng.below(blob.len())),
+        1 => {
+            let at = rng.below(blob.len());
+            broken[at] ^= 1 << rng.below(8);
+        }
+        2 | 3 => {
+            // Sizes stay, or there is no place to seal; the fields, shape, tiers and directory do not.
+            let tables = u64_at(blob, 16) as usize - 8;
+            for _ in 0..1 + rng.below(3) {
+                broken[40 + rng.below(tables - 40)] = rng.next() as u8;
+            }
+            reseal_header(&mut broken);
+        }
+        4 => {
+            // Runs of set bits are escapes: the tails outgrow their records, the last one the whole blob.
+            let range = payload(blob);
+            let start = range.start + rng.below(range.len());
+            broken[start..range.end].fill(0xff);
+            reseal_payload(&mut broken);
+        }
+        _ => {
+            let range = payload(blob);
+            for _ in 0..1 + rng.below(8) {
+                broken[range.start + rng.below(range.len())] = rng.next() as u8;
+            }
+            reseal_payload(&mut broken);
+        }
+    }
+    broken
+}
+
+/// Writes whole and broken blobs to `folder`; the paths, each with whether it has to decode.
+fn write_blobs(folder: &Path) -> Vec<(PathBuf, bool)> {
+    let mut rng = Rng(40);
+    let mut files = vec![];
+    let mut save = |bytes: Vec<u8>, whole: bool| {
+        let path = folder.join(format!("{}.nzb", files.len()));
+        fs::write(&path, bytes).expect("written");
+        files.push((path, whole));
+    };
+    for spec in DTYPES.into_iter().flat_map(specs) {
+        for fill in FILLS {
+            let src = tensor(fill, spec.dtype, spec.elements().expect("small") as usize, &mut rng);
+            let blob = write(&src, &spec, &Plan::random(&mut rng), &mut rng);
+            for _ in 0..20 {
+                save(damage(&blob, &mut rng), false);
+            }
+            save(blob, true);
+        }
+    }
+    files
+}
+
+#[test]
+fn broken_blobs_under_sanitizers() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    if !sanitizers_installed(folder.path()) {
+        eprintln!("SKIPPED: the C++ compiler cannot link {SANITIZERS}; install its sanitizer runtimes");
+        return;
+    }
+    let program = build(folder.path());
+    let files = write_blobs(folder.path());
+    let mut verdicts: HashMap<String, usize> = HashMap::new();
+    for batch in files.chunks(200) {
+        let output =
+            Command::new(&program).arg("--check").args(batch.iter().map(|f| &f.0)).output().expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stdout = String::from_utf8(output.stdout).expect("plain text");
+        assert_eq!(stdout.lines().count(), batch.len());
+        for (line, (path, whole)) in stdout.lines().zip(batch) {
+            let verdict = line.split('\t').next().unwrap_or_default();
+            assert!(!whole || verdict == "ok", "{}: {line}", path.display());
+            *verdicts.entry(verdict.to_owned()).or_default() += 1;
+        }
+    }
+    // Damage of every kind has been met.
+    for verdict in ["ok", "truncated", "corrupt", "unsupported"] {
+        assert!(verdicts.contains_key(verdict), "no blob was {verdict}: {verdicts:?}");
+    }
+}
+
+/// The program that embedders start from: one blob in, one file of weights out.
+#[test]
+fn decode_file_writes_the_weights() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (program, source) = (folder.path().join("decode_file"), cpp_folder().join("tools/decode_file.cpp"));
+    let paths = [source.to_str().expect("UTF-8"), "-o", program.to_str().expect("UTF-8")];
+    let built = compile("CXX", "c++", &["-std=c++17", paths[0], paths[1], paths[2]]);
+    assert!(built.status.success(), "{}", text(&built));
+
+    let mut rng = Rng(41);
+    let spec = specs(DTYPES[1]).pop().expect("specs");
+    let src = tensor(FILLS[0], spec.dtype, spec.elements().expect("small") as usize, &mut rng);
+    let mut blob = write(&src, &spec, &Plan::random(&mut rng), &mut rng);
+    let (input, output) = (folder.path().join("a.nzb"), folder.path().join("a.bin"));
+    fs::write(&input, &blob).expect("written");
+    let status = Command::new(&program).args([&input, &output]).status().expect("runs");
+    assert_eq!(status.code(), Some(0));
+    assert!(fs::read(&output).expect("read") == src);
+
+    let at = payload(&blob).start;
+    blob[at] ^= 1;
+    fs::write(&input, &blob).expect("written");
+    let refused = Command::new(&program).args([&input, &output]).output().expect("runs");
+    assert_eq!(refused.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("payload checksum"));
+}

@@ -1,0 +1,137 @@
+//! What the tests of this crate share: weights, shapes and blobs with their checksums made right again.
+#![allow(dead_code)] // every test binary uses another part
+
+pub mod compiler;
+pub mod writer;
+
+use nz_onnx::format::{Dtype, TensorSpec};
+use xxhash_rust::xxh3::xxh3_64;
+
+pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// SplitMix64: the same numbers on every machine.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.next() as u8).collect()
+    }
+
+    /// Nearly normal with deviation 0.02, as weights are: the sum of twelve uniform numbers.
+    pub fn weight(&mut self) -> f32 {
+        let sum: f64 = (0..12).map(|_| self.next() as f64 / u64::MAX as f64).sum();
+        ((sum - 6.0) * 0.02) as f32
+    }
+}
+
+/// What a tensor is filled with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// Normally distributed weights.
+    Weights,
+    /// Any bit pattern: NaN payloads, infinities, subnormals.
+    RandomBits,
+    /// Zeros of both signs, infinities, NaN of both kinds, the least and greatest of all classes.
+    Specials,
+    /// Values of a narrower format, so that the low mantissa bits of every block are zero.
+    Upcast,
+    /// Only zeros.
+    Zeros,
+    /// Normally distributed weights, a third of them replaced by subnormals of every size.
+    Subnormals,
+}
+
+pub const FILLS: [Fill; 6] =
+    [Fill::Weights, Fill::RandomBits, Fill::Specials, Fill::Upcast, Fill::Zeros, Fill::Subnormals];
+
+/// The bits of `value` rounded to `dtype`.
+fn bits_of(dtype: Dtype, value: f32) -> u32 {
+    match dtype {
+        Dtype::F32 => value.to_bits(),
+        Dtype::F16 => half::f16::from_f32(value).to_bits().into(),
+        Dtype::Bf16 => half::bf16::from_f32(value).to_bits().into(),
+    }
+}
+
+/// Bit patterns at the borders of all classes of `dtype`, without sign.
+fn borders(dtype: Dtype) -> Vec<u32> {
+    let mantissa = u32::from(dtype.mantissa_bits());
+    let top = (1 << (dtype.size() as u32 * 8 - 1 - mantissa)) - 1; // the exponent of infinity and NaN
+    let (one, infinity) = (1 << mantissa, top << mantissa);
+    let mut all = vec![0, 1, 2, 3, one / 2, one - 1, one, one + 1, infinity - 1];
+    all.extend([infinity, infinity + 1, infinity + one / 2, infinity + one / 2 + 1, infinity + one - 1]);
+    all
+}
+
+/// `n` weights of `dtype`, little-endian.
+pub fn tensor(fill: Fill, dtype: Dtype, n: usize, rng: &mut Rng) -> Vec<u8> {
+    let borders = borders(dtype);
+    let sign = 1u32 << (dtype.size() * 8 - 1);
+    let mut bytes = Vec::with_capacity(n * dtype.size());
+    for i in 0..n {
+        let bits = match fill {
+            Fill::Weights => bits_of(dtype, rng.weight()),
+            Fill::RandomBits => rng.next() as u32,
+            Fill::Specials => borders[i % borders.len()] | if rng.next() & 1 == 1 { sign } else { 0 },
+            Fill::Upcast => bits_of(dtype, (rng.weight() * 1000.0).round() / 64.0),
+            Fill::Zeros => 0,
+            Fill::Subnormals if rng.below(3) > 0 => bits_of(dtype, rng.weight()),
+            Fill::Subnormals => {
+                let bits = u32::from(dtype.mantissa_bits());
+                let size = (rng.next() as u32 & ((1 << bits) - 1)) >> rng.below(bits as usize);
+                size | if rng.next() & 1 == 1 { sign } else { 0 }
+            }
+        };
+        bytes.extend_from_slice(&bits.to_le_bytes()[..dtype.size()]);
+    }
+    bytes
+}
+
+/// Shapes of rank 0 to 8, ragged blocks, ragged tiles.
+pub fn specs(dtype: Dtype) -> Vec<TensorSpec> {
+    let shapes: [&[u64]; 7] = [&[], &[1], &[63], &[4096], &[4097], &[9, 1000], &[1, 2, 3, 1, 5, 1, 7, 2]];
+    let tiles = [(1, 1, 64), (1, 64, 64), (7, 65, 64), (33, 127, 128), (40, 300, 128), (70, 257, 256)];
+    let row_major = shapes.iter().map(|shape| TensorSpec::row_major(dtype, shape));
+    row_major.chain(tiles.iter().map(|&(k, n, tile)| TensorSpec::column_tiles(dtype, k, n, tile))).collect()
+}
+
+pub fn u64_at(blob: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(blob[at..at + 8].try_into().expect("8 bytes"))
+}
+
+pub fn put_u64(blob: &mut [u8], at: usize, value: u64) {
+    blob[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Makes the header's checksum right again.
+pub fn reseal_header(blob: &mut [u8]) {
+    let body = u64_at(blob, 16) as usize - 8;
+    let hash = xxh3_64(&blob[..body]);
+    put_u64(blob, body, hash);
+}
+
+/// Makes the checksums of payload and header right again.
+pub fn reseal_payload(blob: &mut [u8]) {
+    let payload = payload(blob);
+    let hash = xxh3_64(&blob[payload]);
+    put_u64(blob, 48, hash);
+    reseal_header(blob);
+}
+
+/// Where the payload lies.
+pub fn payload(blob: &[u8]) -> std::ops::Range<usize> {
+    let start = u64_at(blob, 32) as usize;
+    start..start + u64_at(blob, 40) as usize
+}

@@ -1,0 +1,227 @@
+//! A second writer of the format, from `docs/format.md`, that uses the freedom the page gives: any tiers and
+//! more mantissa bits than needed. The codec's own writer makes only what is smallest, so it never gets to
+//! most of what a reader has to understand.
+
+use super::{Rng, reseal_payload};
+use nz_onnx::format::{Dtype, Layout, TensorSpec};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The choices of a writer.
+pub struct Plan {
+    pub block_len: u32,
+    /// Width and symbols of each tier.
+    pub tiers: Vec<(u8, Vec<u8>)>,
+    /// Store up to this many mantissa bits more than needed.
+    pub spare_bits: u8,
+    /// Normalise subnormals, if the tensor leaves their exponents free.
+    pub normalise: bool,
+}
+
+impl Plan {
+    /// Any number of tiers, any widths, any symbols.
+    pub fn random(rng: &mut Rng) -> Self {
+        let mut symbols: Vec<u8> = (0..=255).collect();
+        for i in (1..symbols.len()).rev() {
+            symbols.swap(i, rng.below(i + 1));
+        }
+        // Exponents of ordinary weights first, so that most codes are no escapes.
+        symbols.sort_by_key(|&s| u32::from(s.abs_diff(121)) / 8);
+        let mut left = symbols.into_iter();
+        let tiers = (0..1 + rng.below(8)).map(|_| {
+            let width = [1u8, 2, 4][rng.below(3)];
+            (width, left.by_ref().take((1 << width) - 1).collect())
+        });
+        let tiers = tiers.collect();
+        Plan {
+            block_len: 64 * (1 + rng.below(64)) as u32,
+            tiers,
+            spare_bits: rng.below(4) as u8,
+            normalise: rng.below(2) == 1,
+        }
+    }
+}
+
+/// The float32 word of a weight of `dtype`.
+fn word(dtype: Dtype, bits: u32) -> u32 {
+    match dtype {
+        Dtype::F32 => bits,
+        Dtype::Bf16 => bits << 16,
+        Dtype::F16 => {
+            let (sign, exponent, mantissa) = ((bits >> 15) << 31, (bits >> 10) & 31, bits & 0x3ff);
+            match (exponent, mantissa) {
+                (0, 0) => sign,
+                (0, _) => sign | (mantissa as f32 / 16_777_216.0).to_bits(), // mantissa * 2^-24
+                (31, _) => sign | 0x7f80_0000 | (mantissa << 13),
+                _ => sign | ((exponent + 112) << 23) | (mantissa << 13),
+            }
+        }
+    }
+}
+
+/// The words of a tensor.
+fn words(src: &[u8], spec: &TensorSpec) -> Vec<u32> {
+    let bits = |weight: &[u8]| weight.iter().rev().fold(0, |bits, &byte| (bits << 8) | u32::from(byte));
+    src.chunks(spec.dtype.size()).map(|weight| word(spec.dtype, bits(weight))).collect()
+}
+
+/// A subnormal under the exponent of its top set bit; any other word as it is.
+fn normalise(word: u32) -> u32 {
+    let (exponent, mantissa) = ((word >> 23) & 255, word & 0x7f_ffff);
+    if exponent != 0 || mantissa == 0 {
+        return word;
+    }
+    let top = mantissa.ilog2();
+    (word & 0x8000_0000) | ((232 + top) << 23) | ((mantissa ^ (1 << top)) << (23 - top))
+}
+
+/// Transforms 1 and 2: the words as they are coded.
+fn transform(words: Vec<u32>, plan: &Plan) -> (u8, Vec<u32>) {
+    let taken = words.iter().any(|w| (232..=254).contains(&((w >> 23) & 255)));
+    if plan.normalise && !taken { (2, words.into_iter().map(normalise).collect()) } else { (1, words) }
+}
+
+/// The words in slot order, cut into runs that no block crosses.
+fn runs(words: Vec<u32>, spec: &TensorSpec) -> Vec<Vec<u32>> {
+    match spec.layout {
+        _ if words.is_empty() => vec![],
+        Layout::RowMajor => vec![words],
+        Layout::ColumnTiles { tile } => {
+            let n = spec.shape[1] as usize;
+            let starts = (0..n).step_by(tile as usize);
+            starts
+                .map(|first| {
+                    let end = n.min(first + tile as usize);
+                    words.chunks(n).flat_map(|row| row[first..end].to_vec()).collect()
+                })
+                .collect()
+        }
+    }
+}
+
+fn push_plane(out: &mut Vec<u8>, values: &[u32], width: u32) {
+    match width {
+        8 => out.extend(values.iter().map(|&v| v as u8)),
+        1 => out.extend(values.chunks(8).map(|c| c.iter().rev().fold(0, |byte, &v| (byte << 1) | v as u8))),
+        _ => {
+            for group in values.chunks(512 / width as usize) {
+                let bytes = (group.len() * width as usize).div_ceil(8);
+                let byte = |p: usize| {
+                    let stack = group[p..].iter().step_by(bytes);
+                    stack.rev().fold(0, |byte, &v| (byte << width) | v as u8)
+                };
+                out.extend((0..bytes).map(byte));
+            }
+        }
+    }
+}
+
+fn push_field(out: &mut Vec<u8>, values: &[u32], bits: u32) {
+    let mut left = bits;
+    while left > 0 {
+        let width = 1 << left.min(8).ilog2();
+        left -= width;
+        let cut: Vec<u32> = values.iter().map(|&v| (v >> left) & ((1 << width) - 1)).collect();
+        push_plane(out, &cut, width);
+    }
+}
+
+/// Codes of one tier, and the symbols that escape from it.
+fn tier_codes(symbols: &[u32], width: u8, listed: &[u8]) -> (Vec<u32>, Vec<u32>) {
+    let escape = (1u32 << width) - 1;
+    let code = |s: u32| listed.iter().position(|&l| u32::from(l) == s).map_or(escape, |at| at as u32);
+    let codes: Vec<u32> = symbols.iter().map(|&s| code(s)).collect();
+    let escapes = symbols.iter().zip(&codes).filter(|&(_, &c)| c == escape).map(|(&s, _)| s).collect();
+    (codes, escapes)
+}
+
+fn record(words: &[u32], m: u32, tiers: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut planes: Vec<Vec<u8>> = vec![];
+    let mut symbols: Vec<u32> = words.iter().map(|w| (w >> 23) & 255).collect();
+    for (width, listed) in tiers {
+        let (codes, escapes) = tier_codes(&symbols, *width, listed);
+        let mut plane = vec![];
+        push_plane(&mut plane, &codes, u32::from(*width));
+        planes.push(plane);
+        symbols = escapes;
+    }
+    let in_head = m.min(7);
+    let mantissas: Vec<u32> = words.iter().map(|w| (w & 0x7f_ffff) >> (23 - m)).collect();
+    let rest: Vec<u32> = mantissas.iter().map(|v| v & ((1 << (m - in_head)) - 1)).collect();
+    let head: Vec<u32> =
+        mantissas.iter().zip(words).map(|(v, w)| ((v >> (m - in_head)) << 1) | (w >> 31)).collect();
+
+    let mut out = planes.remove(0);
+    push_field(&mut out, &head, in_head + 1);
+    push_field(&mut out, &rest, m - in_head);
+    planes.iter().for_each(|plane| out.extend_from_slice(plane));
+    push_plane(&mut out, &symbols, 8);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
+/// The least `m` for a block, and a few more bits if the plan has some to spare.
+fn mantissa_bits(words: &[u32], most: u8, spare: u8, rng: &mut Rng) -> u8 {
+    let used = words.iter().fold(0, |all, w| all | (w & 0x7f_ffff));
+    let least = 23 - used.trailing_zeros().min(23) as u8;
+    (least + rng.below(usize::from(spare) + 1) as u8).min(most)
+}
+
+/// A lossless blob of `src` made as `plan` says.
+pub fn write(src: &[u8], spec: &TensorSpec, plan: &Plan, rng: &mut Rng) -> Vec<u8> {
+    let most = spec.dtype.mantissa_bits();
+    let (mut payload, mut directory, mut widths) = (vec![], vec![0u32], vec![]);
+    let (transform, words) = transform(words(src, spec), plan);
+    for run in runs(words, spec) {
+        for words in run.chunks(plan.block_len as usize) {
+            let m = mantissa_bits(words, most, plan.spare_bits, rng);
+            payload.extend(record(words, m.into(), &plan.tiers));
+            directory.push((payload.len() / 4) as u32);
+            widths.push(m);
+        }
+    }
+    let mut blob = header(src, spec, plan, &directory, &widths, payload.len());
+    blob[73] = transform;
+    blob.extend(payload);
+    blob.extend([0; 64]);
+    reseal_payload(&mut blob);
+    blob
+}
+
+/// The header with its padding; its transform and checksums are left to the caller.
+fn header(
+    src: &[u8],
+    spec: &TensorSpec,
+    plan: &Plan,
+    directory: &[u32],
+    widths: &[u8],
+    payload: usize,
+) -> Vec<u8> {
+    let mut tables = vec![];
+    spec.shape.iter().for_each(|d| tables.extend(d.to_le_bytes()));
+    for (width, symbols) in &plan.tiers {
+        tables.push(*width);
+        tables.extend_from_slice(symbols);
+    }
+    directory.iter().for_each(|offset| tables.extend(offset.to_le_bytes()));
+    tables.extend_from_slice(widths);
+
+    let (layout, tile) = match spec.layout {
+        Layout::RowMajor => (0, 0),
+        Layout::ColumnTiles { tile } => (1, tile),
+    };
+    let size = 96 + tables.len() + 8;
+    let offset = size.next_multiple_of(64);
+    let hash = xxh3_64(src);
+    let mut h = b"\x89NZB\r\n\x1a\n\x01\0\0\0\0\0\0\0".to_vec();
+    for field in [size as u64, (offset + payload + 64) as u64, offset as u64, payload as u64, 0, hash, hash] {
+        h.extend(field.to_le_bytes());
+    }
+    let (rank, tiers) = (spec.shape.len() as u8, plan.tiers.len() as u8);
+    h.extend([spec.dtype.onnx() as u8, 0, 1, layout, rank, tiers, spec.dtype.mantissa_bits(), 0]);
+    h.extend(plan.block_len.to_le_bytes());
+    h.extend(tile.to_le_bytes());
+    h.extend((widths.len() as u64).to_le_bytes());
+    h.extend(tables);
+    h.resize(offset, 0);
+    h
+}
