@@ -342,6 +342,7 @@ inline Error read_shape(unsigned rank, TableReader& tables, Header& h) {
     h.elements = 1;
     for (unsigned i = 0; i < rank; ++i) {
         h.shape.push_back(load_u64(p + 8 * i));
+        if (h.shape.back() == 0) return corrupt("a dimension is 0");
         if (!multiply(h.elements, h.shape.back(), h.elements)) return corrupt("the shape's product overflows");
     }
     std::uint64_t bytes = 0;
