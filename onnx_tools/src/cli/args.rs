@@ -1,0 +1,247 @@
+//! The command line as clap sees it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::values::{ShapeArg, parse_bytes, parse_ratio, parse_shape, parse_tolerance};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  input/output or internal error
+  2  wrong usage
+  3  the ratio asked for cannot be reached; nothing was written
+  4  a file is corrupt, or a check failed
+  5  the model uses something that this version does not handle";
+
+const EXAMPLES: &str = "\
+Examples:
+  nz-onnx convert model.onnx                    half the weight bytes -> model.nz.onnx
+  nz-onnx convert model.onnx --lossless         no weight changes
+  nz-onnx plan model.onnx --ratio 0.4           what would happen to each weight, and why
+  nz-onnx verify model.nz.onnx --original model.onnx --run
+  nz-onnx restore model.nz.onnx                 back to a plain ONNX model";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  nz-onnx convert model.onnx
+  nz-onnx convert model.onnx --lossless -o out/model.nz.onnx
+  nz-onnx convert model.onnx --ratio 0.4 --exclude 'lm_head.*'
+  nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
+
+Without --lossless, --ratio or --mantissa-bits the target is half the weight bytes:
+per weight the most exact encoding that gets there, lossless where lossless is
+enough. Where the target is out of reach the model is written all the same, with a
+warning. A ratio that you name is a requirement.";
+
+/// Compress the weights of an ONNX model; ONNX Runtime decodes them while it runs.
+#[derive(Debug, Parser)]
+#[command(name = "nz-onnx", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 110)]
+pub struct Cli {
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Global {
+    /// Print one JSON document to stdout, and nothing else
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No summary, progress or warnings; errors still show
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more about each tensor and each step, on stderr
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Threads to use [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Progress bar on stderr: auto (if it is a terminal) or never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    pub progress: When,
+    /// Colours: auto (on a terminal, unless NO_COLOR is set) or never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    pub color: When,
+}
+
+/// Whether to show something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// Where it suits the terminal.
+    Auto,
+    /// Not at all.
+    Never,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a model with compressed weights
+    #[command(after_help = format!("{CONVERT_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Convert(ConvertArgs),
+    /// Show what convert would do to each weight, and why
+    #[command(after_help = EXIT_CODES)]
+    Plan(PlanArgs),
+    /// Show what is in a converted model, a plain model or a blob file
+    #[command(after_help = EXIT_CODES)]
+    Inspect(InspectArgs),
+    /// Check a converted model: checksums, weights, and outputs in ONNX Runtime
+    #[command(after_help = format!("{VERIFY_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Verify(VerifyArgs),
+    /// Write a converted model back as a plain one
+    #[command(after_help = EXIT_CODES)]
+    Restore(RestoreArgs),
+    /// Show versions, the library's path and what this machine offers
+    #[command(after_help = EXIT_CODES)]
+    Env(EnvArgs),
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  nz-onnx verify model.nz.onnx                                  checksums
+  nz-onnx verify model.nz.onnx --original model.onnx            and every weight
+  nz-onnx verify model.nz.onnx --original model.onnx --run      and the outputs of both models
+  nz-onnx verify model.nz.onnx --original model.onnx --run --shape input_ids=1,16 --inputs sample.npz
+
+ONNX Runtime (1.17 or later) is taken from --ort-lib, ORT_DYLIB_PATH, the active
+virtual environment, or the Python package onnxruntime, in this order.";
+
+/// How exact the weights must stay.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub struct TargetArgs {
+    /// Change no weight
+    #[arg(long)]
+    pub lossless: bool,
+    /// Weight bytes after over before that must be reached, for instance 0.4; exit 3 if they cannot
+    #[arg(long, value_name = "R", value_parser = parse_ratio)]
+    pub ratio: Option<f64>,
+    /// Round every weight to K mantissa bits (float32 has 23, float16 10, bfloat16 7)
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=23))]
+    pub mantissa_bits: Option<u8>,
+}
+
+/// Which weights to leave alone.
+#[derive(Debug, Clone, Args)]
+pub struct SelectArgs {
+    /// Leave smaller weights alone; bytes, or with a unit: 4096, 4KiB, 1MiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4096")]
+    pub min_size: u64,
+    /// Compress only weights whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Leave weights alone whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Leave the weights of nodes alone whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude_nodes: Vec<String>,
+}
+
+/// Where to write.
+#[derive(Debug, Clone, Args)]
+pub struct OutputArgs {
+    /// The model to write; its data file has the same name and ".data" [default: beside the input, X.nz.onnx or
+    /// X.restored.onnx]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace files that exist
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Options of `convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// The ONNX model
+    pub model: PathBuf,
+    /// How exact.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Which weights.
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// Where to.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Do everything but write
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The ONNX model
+    pub model: PathBuf,
+    /// How exact.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Which weights.
+    #[command(flatten)]
+    pub select: SelectArgs,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A converted model, a plain model or a blob
+    pub file: PathBuf,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The converted model
+    pub model: PathBuf,
+    /// The model it was made from: compare every weight
+    #[arg(long, value_name = "FILE")]
+    pub original: Option<PathBuf>,
+    /// Run both models in ONNX Runtime and compare their outputs; needs --original
+    #[arg(long)]
+    pub run: bool,
+    /// Inputs for --run: an .npz file, or a folder of .npy files, one array per graph input [default: random]
+    #[arg(long, value_name = "PATH", requires = "run")]
+    pub inputs: Option<PathBuf>,
+    /// Shape of a random input, as NAME=2,64; may be repeated [default: 1 for each symbolic dimension]
+    #[arg(long, value_name = "NAME=DIMS", value_parser = parse_shape, requires = "run")]
+    pub shape: Vec<ShapeArg>,
+    /// Seed of the random inputs
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "run")]
+    pub seed: u64,
+    /// Largest error of an output, relative to its largest magnitude [default: 1e-5, or 1e-3 if the model has
+    /// float16 or bfloat16 weights, when no weight was changed; else outputs are reported only]
+    #[arg(long, value_name = "T", value_parser = parse_tolerance, requires = "run")]
+    pub tolerance: Option<f64>,
+    /// libonnxruntime to use
+    #[arg(long, value_name = "FILE", requires = "run")]
+    pub ort_lib: Option<PathBuf>,
+    /// libnz_onnx to register [default: the one beside this program]
+    #[arg(long, value_name = "FILE", requires = "run")]
+    pub library: Option<PathBuf>,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The converted model
+    pub model: PathBuf,
+    /// Where to.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `env`.
+#[derive(Debug, Args)]
+pub struct EnvArgs {
+    /// libonnxruntime to look at
+    #[arg(long, value_name = "FILE")]
+    pub ort_lib: Option<PathBuf>,
+}

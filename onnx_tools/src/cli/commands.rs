@@ -1,0 +1,128 @@
+//! From parsed options to the pipeline and from its documents to text.
+
+use std::time::Instant;
+
+use super::Outcome;
+use super::args::{Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs};
+use super::args::{TargetArgs, VerifyArgs};
+use crate::onnx::Result;
+use crate::pipeline::allocation::Target;
+use crate::pipeline::convert::{ConvertOptions, convert};
+use crate::pipeline::planning::{Options, plan};
+use crate::pipeline::runtime::locate;
+use crate::pipeline::verify::{RunOptions, VerifyOptions, verify};
+use crate::pipeline::{env, inspect, restore};
+use crate::report::convert::Context;
+use crate::report::{self, Progress, Style, json};
+use crate::rewrite::Rules;
+
+/// Runs one command.
+pub(super) fn dispatch(
+    command: &Command,
+    global: &Global,
+    progress: &Progress,
+    style: Style,
+) -> Result<Outcome> {
+    let talk = Talk { global, progress, style };
+    match command {
+        Command::Convert(args) => talk.convert(args),
+        Command::Plan(args) => talk.plan(args),
+        Command::Inspect(args) => talk.inspect(args),
+        Command::Verify(args) => talk.verify(args),
+        Command::Restore(args) => talk.restore(args),
+        Command::Env(args) => Ok(talk.env(args)),
+    }
+}
+
+/// How a command talks.
+struct Talk<'a> {
+    global: &'a Global,
+    progress: &'a Progress,
+    style: Style,
+}
+
+impl Talk<'_> {
+    /// The document as JSON, or `text`, which --quiet leaves out where the command's work is a file or a check.
+    fn say(&self, document: &impl serde::Serialize, loud: bool, text: impl FnOnce() -> String) -> Outcome {
+        let text = match (self.global.json, self.global.quiet && !loud) {
+            (true, _) => json::render(document),
+            (false, true) => String::new(),
+            (false, false) => text(),
+        };
+        Outcome { text, passed: true }
+    }
+
+    fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
+        let start = Instant::now();
+        let options = ConvertOptions {
+            plan: options(&args.target, &args.select)?,
+            output: args.output.output.clone(),
+            force: args.output.force,
+            dry_run: args.dry_run,
+        };
+        let document = convert(&args.model, &options, self.progress)?;
+        document.warnings.iter().for_each(|warning| self.progress.warn(warning));
+        let library = locate::library();
+        let context = Context { elapsed: start.elapsed(), library: library.as_deref(), style: self.style };
+        Ok(self.say(&document, false, || report::convert::summary(&document, &context)))
+    }
+
+    fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
+        let document = plan(&args.model, &options(&args.target, &args.select)?, self.progress)?;
+        document.warnings.iter().for_each(|warning| self.progress.warn(warning));
+        Ok(self.say(&document, true, || report::convert::plan(&document, self.style)))
+    }
+
+    fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {
+        let document = inspect::inspect(&args.file)?;
+        let passed = document.blobs.iter().all(|b| b.checksum_ok);
+        if !passed {
+            self.progress
+                .warn("a blob does not have the checksum that it states; `nz-onnx verify` says more");
+        }
+        Ok(Outcome {
+            passed,
+            ..self.say(&document, true, || report::inspect::inspect(&document, self.style))
+        })
+    }
+
+    fn verify(&self, args: &VerifyArgs) -> Result<Outcome> {
+        let start = Instant::now();
+        let run = args.run.then(|| RunOptions {
+            inputs: args.inputs.clone(),
+            shapes: args.shape.iter().map(|s| (s.name.clone(), s.dims.clone())).collect(),
+            seed: args.seed,
+            tolerance: args.tolerance,
+            ort_lib: args.ort_lib.clone(),
+            library: args.library.clone(),
+            threads: self.global.threads,
+        });
+        let options = VerifyOptions { original: args.original.clone(), run };
+        let document = verify(&args.model, &options, self.progress)?;
+        let text = || report::verify::verify(&document, start.elapsed(), self.style);
+        // What failed shows even under --quiet.
+        Ok(Outcome { passed: document.ok, ..self.say(&document, !document.ok, text) })
+    }
+
+    fn restore(&self, args: &RestoreArgs) -> Result<Outcome> {
+        let start = Instant::now();
+        let document = restore::restore(&args.model, args.output.output.as_deref(), args.output.force)?;
+        Ok(self.say(&document, false, || report::convert::restore(&document, start.elapsed(), self.style)))
+    }
+
+    fn env(&self, args: &EnvArgs) -> Outcome {
+        let document = env::env(args.ort_lib.as_deref());
+        self.say(&document, true, || report::inspect::env(&document))
+    }
+}
+
+fn options(target: &TargetArgs, select: &SelectArgs) -> Result<Options> {
+    let target = match (target.lossless, target.ratio, target.mantissa_bits) {
+        (true, ..) => Target::Lossless,
+        (_, Some(ratio), _) => Target::Ratio(ratio),
+        (_, _, Some(k)) => Target::MantissaBits(k),
+        _ => Target::Default,
+    };
+    let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
+    Ok(Options { target, rules })
+}

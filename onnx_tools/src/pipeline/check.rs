@@ -1,0 +1,172 @@
+//! Is a blob what its source says? Compared a few blocks at a time: memory does not grow with the tensor.
+
+use nz_onnx::codec::{Decoder, word};
+use nz_onnx::error::{Error, Result};
+use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
+use rayon::prelude::*;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Weights a task compares at once; a multiple of every block length.
+const CHUNK: u64 = 1 << 18;
+
+/// What a comparison found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Match {
+    /// Whether the weight comes back bit for bit.
+    pub lossless: bool,
+    /// Largest `|a - b| / |a|` over finite non-zero weights; 0 if lossless.
+    pub max_relative_error: f64,
+}
+
+/// Decodes `blob` and compares each weight with that of `source`, rounded to the mantissa bits that the blob
+/// states. All checksums are compared too.
+///
+/// # Errors
+/// The blob is corrupt, its dtype, shape or layout is not `spec`, or a weight differs: the message says which.
+pub fn against_source(blob: &[u8], source: &[u8], spec: &TensorSpec) -> Result<Match> {
+    let decoder = Decoder::open(blob)?;
+    let header = decoder.header();
+    if header.spec != *spec {
+        return Err(Error::Corrupt(format!("the blob is {:?}, expected {spec:?}", header.spec)));
+    }
+    if spec.bytes()? != source.len() as u64 {
+        return Err(Error::InvalidArgument(format!("{} bytes for {spec:?}", source.len())));
+    }
+    let (hashes, worst) = rayon::join(|| check_hashes(header, source), || compare(&decoder, blob, source));
+    hashes?;
+    Ok(Match { lossless: header.is_lossless(), max_relative_error: worst? })
+}
+
+/// The hash of the source, and that of its rounded weights, against the header.
+fn check_hashes(header: &Header, source: &[u8]) -> Result<()> {
+    let differ =
+        |what: &str| Err(Error::Corrupt(format!("the {what} hash in the header is not that of the source")));
+    if xxhash_rust::xxh3::xxh3_64(source) != header.source_hash {
+        return differ("source");
+    }
+    if header.is_lossless() {
+        return Ok(());
+    }
+    let dtype = header.spec.dtype;
+    let mut hash = Xxh3::new();
+    let mut words = [0u32; 4096];
+    let mut rounded = [0u8; 4096 * 4];
+    for piece in source.chunks(words.len() * dtype.size()) {
+        let words = &mut words[..piece.len() / dtype.size()];
+        word::load(dtype, piece, words);
+        words.iter_mut().for_each(|w| *w = word::round(*w, header.mantissa_bits, dtype));
+        word::store(dtype, words, &mut rounded);
+        hash.update(&rounded[..piece.len()]);
+    }
+    if hash.digest() != header.decoded_hash { differ("decoded") } else { Ok(()) }
+}
+
+/// Every decoded weight against its source; the largest relative error.
+fn compare(decoder: &Decoder, blob: &[u8], source: &[u8]) -> Result<f64> {
+    let elements = decoder.header().spec.elements()?;
+    (0..elements.div_ceil(CHUNK))
+        .into_par_iter()
+        .map(|chunk| {
+            let first = chunk * CHUNK;
+            compare_chunk(decoder, blob, source, first, CHUNK.min(elements - first))
+        })
+        .try_reduce(|| 0.0, |a, b| Ok(f64::max(a, b)))
+}
+
+fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, count: u64) -> Result<f64> {
+    let Header { spec, mantissa_bits, .. } = decoder.header();
+    let (dtype, exact) = (spec.dtype, decoder.header().is_lossless());
+    let mut decoded = vec![0f32; count as usize];
+    decoder.decode_f32(blob, first, &mut decoded)?;
+    let mut words = vec![0u32; count as usize];
+    gather(spec, source, first, &mut words);
+    let mut worst = 0f64;
+    for (i, (&word, value)) in words.iter().zip(&decoded).enumerate() {
+        let expected = if exact { word } else { word::round(word, *mantissa_bits, dtype) };
+        if value.to_bits() != expected {
+            return Err(Error::Corrupt(format!(
+                "weight in slot {} decodes to {value:e} ({:#010x}), expected {:e} ({expected:#010x})",
+                first + i as u64,
+                value.to_bits(),
+                f32::from_bits(expected)
+            )));
+        }
+        let (a, b) = (f64::from(f32::from_bits(word)), f64::from(*value));
+        if word != expected && a.is_finite() && a != 0.0 {
+            worst = worst.max((a - b).abs() / a.abs());
+        }
+    }
+    Ok(worst)
+}
+
+/// The source's words in slot order, from slot `first` on.
+fn gather(spec: &TensorSpec, source: &[u8], first: u64, out: &mut [u32]) {
+    let size = spec.dtype.size();
+    let load =
+        |element: u64, out: &mut [u32]| word::load(spec.dtype, &source[element as usize * size..], out);
+    let (Layout::ColumnTiles { tile }, &[rows, columns]) = (spec.layout, spec.shape.as_slice()) else {
+        return load(first, out);
+    };
+    let tile = u64::from(tile);
+    let mut done = 0;
+    while done < out.len() {
+        let slot = first + done as u64;
+        let left = slot / (rows * tile) * tile;
+        let width = tile.min(columns - left);
+        let inside = slot - left * rows;
+        let (row, column) = (inside / width, inside % width);
+        let run = ((width - column) as usize).min(out.len() - done);
+        load(row * columns + left + column, &mut out[done..done + run]);
+        done += run;
+    }
+}
+
+/// The smallest bound of the relative error of a weight rounded to `k` mantissa bits.
+pub fn error_bound(k: u8, dtype: Dtype) -> f64 {
+    if k >= dtype.mantissa_bits() { 0.0 } else { 1.0 / (f64::from(k + 1).exp2() + 1.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use nz_onnx::codec::{EncodeOptions, encode, max_relative_error};
+
+    use super::*;
+
+    fn floats(n: usize) -> Vec<u8> {
+        (0..n).flat_map(|i| ((i as f32 * 0.37).sin() * 0.1).to_le_bytes()).collect()
+    }
+
+    fn options(k: Option<u8>) -> EncodeOptions {
+        EncodeOptions { mantissa_bits: k, ..EncodeOptions::default() }
+    }
+
+    #[test]
+    fn agrees_with_the_codec_for_every_layout() {
+        let source = floats(1000 * 300);
+        for spec in [
+            TensorSpec::row_major(Dtype::F32, &[1000, 300]),
+            TensorSpec::column_tiles(Dtype::F32, 1000, 300, 128),
+            TensorSpec::column_tiles(Dtype::F32, 300, 1000, 256),
+        ] {
+            for k in [None, Some(9)] {
+                let blob = encode(&source, &spec, &options(k)).expect("encoded");
+                let found = against_source(&blob, &source, &spec).expect("matches");
+                let decoded = nz_onnx::codec::decode(&blob).expect("decoded");
+                assert_eq!(found.lossless, k.is_none());
+                assert_eq!(found.max_relative_error, max_relative_error(&source, &decoded, Dtype::F32));
+                assert!(found.max_relative_error <= k.map_or(0.0, |k| error_bound(k, Dtype::F32)));
+            }
+        }
+    }
+
+    #[test]
+    fn one_changed_weight_is_found() {
+        let mut source = floats(5000);
+        let spec = TensorSpec::row_major(Dtype::F32, &[5000]);
+        let blob = encode(&source, &spec, &options(None)).expect("encoded");
+        source[4321 * 4] ^= 1;
+        assert!(matches!(against_source(&blob, &source, &spec), Err(Error::Corrupt(_))));
+        let other = TensorSpec::row_major(Dtype::F32, &[50, 100]);
+        assert!(against_source(&blob, &floats(5000), &other).is_err());
+    }
+}

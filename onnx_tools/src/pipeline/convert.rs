@@ -1,0 +1,291 @@
+//! Converts a model: encode, verify, write beside, check, rename.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nz_onnx::codec::{self, Decoder, EncodeOptions};
+
+use super::allocation::Target;
+use super::check;
+use super::output::{Staged, commit};
+use super::paths::OutputFiles;
+use super::planning::{Choice, Options, Prepared, prepare};
+use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId};
+use crate::report::{Progress, json};
+use crate::rewrite::splice::Plan;
+use crate::rewrite::{Compression, Decision, Placement, build};
+
+/// Alignment of a blob in the data file: ONNX Runtime maps it at that granularity.
+const ALIGNMENT: u64 = 64 << 10;
+/// Smaller blobs stay in the model.
+const INLINE_BELOW: u64 = 64 << 10;
+/// Bytes that may stay in the model in all: they are in memory until it is written.
+const INLINE_IN_ALL: u64 = 24 << 20;
+
+/// How to convert.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// What to choose.
+    pub plan: Options,
+    /// The model to write; beside the input if none.
+    pub output: Option<PathBuf>,
+    /// Replace files that exist.
+    pub force: bool,
+    /// Write nothing.
+    pub dry_run: bool,
+}
+
+/// A blob as it came out.
+struct Encoded {
+    bytes: u64,
+    found: check::Match,
+}
+
+/// Converts the model at `path`.
+///
+/// # Errors
+/// Whatever it is, nothing lies under the final names then, or what lay there before.
+pub fn convert(path: &Path, options: &ConvertOptions, progress: &Progress) -> Result<json::Convert> {
+    let files = OutputFiles::converted(path, options.output.as_deref())?;
+    let model = Model::open(path)?;
+    if !options.dry_run {
+        files.check(&model, options.force)?;
+    }
+    drop(model);
+    let prepared = prepare(path, &options.plan, progress)?;
+    let mut writer = Writer { files: &files, dry_run: options.dry_run, data: None, inline: 0 };
+    let mut encoded: BTreeMap<WeightId, Encoded> = BTreeMap::new();
+    let mut placements = BTreeMap::new();
+    let work = prepared.model.weights().iter().map(|w| work(&prepared, w)).sum();
+    let mut step = progress.step("encoding", work);
+    for weight in prepared.model.weights() {
+        match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
+            (Choice::Encoded { copy_of: Some(first), .. }, _) => {
+                placements.insert(weight.id, Placement::SameAs(*first));
+            }
+            (Choice::Encoded { mantissa_bits, .. }, Decision::Compress(compression)) => {
+                let (blob, found) = encode(&prepared.model, weight, compression, *mantissa_bits)?;
+                progress.note(&format!(
+                    "{}: {} -> {} bytes, {}",
+                    weight.name,
+                    weight.bytes,
+                    blob.len(),
+                    super::inspect::encoding_name(if found.lossless { None } else { *mantissa_bits })
+                ));
+                encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
+                placements.insert(weight.id, writer.place(blob)?);
+            }
+            _ if weight.is_external() && !options.dry_run => {
+                placements.insert(weight.id, writer.copy(&prepared.model, weight)?);
+            }
+            _ => {}
+        }
+        step.advance(self::work(&prepared, weight));
+    }
+    drop(step);
+    let mut document = document(&prepared, &encoded, options.plan.target)?;
+    if options.dry_run {
+        return Ok(document);
+    }
+    let staged = writer.finish(&prepared, placements)?;
+    document.output = Some(json::Output {
+        path: files.model.display().to_string(),
+        data_path: staged.data.as_ref().map(|_| files.data.display().to_string()),
+        bytes: staged.model.position() + staged.data.as_ref().map_or(0, Staged::position),
+    });
+    if staged.data.is_none() && files.data.exists() {
+        let stale =
+            format!("{} belongs to no model any more: this one needs no data file", files.data.display());
+        document.warnings.push(stale);
+    }
+    commit(staged.data.into_iter().chain([staged.model]).collect(), options.force)?;
+    Ok(document)
+}
+
+/// Bytes that a weight makes work for.
+fn work(prepared: &Prepared, weight: &Weight) -> u64 {
+    match &prepared.choices[weight.id.0] {
+        Choice::Encoded { copy_of: None, .. } => weight.bytes,
+        _ => 0,
+    }
+}
+
+/// One weight's blob, compared with the weight.
+fn encode(
+    model: &Model,
+    weight: &Weight,
+    compression: &Compression,
+    mantissa_bits: Option<u8>,
+) -> Result<(Vec<u8>, check::Match)> {
+    let source = model.read_weight(weight)?;
+    let options = EncodeOptions { mantissa_bits, block_len: compression.block_len };
+    let failed = |e| Error::codec(model.path(), &weight.name, e);
+    let blob = codec::encode(&source, &compression.spec, &options).map_err(failed)?;
+    let found = check::against_source(&blob, &source, &compression.spec).map_err(|e| {
+        // The encoder is at fault here, not the file.
+        Error::Internal(format!(
+            "{}: tensor {:?} does not decode to its source: {e}",
+            model.path().display(),
+            weight.name
+        ))
+    })?;
+    Ok((blob, found))
+}
+
+fn document(
+    prepared: &Prepared,
+    encoded: &BTreeMap<WeightId, Encoded>,
+    target: Target,
+) -> Result<json::Convert> {
+    let tensors: Vec<json::Tensor> = prepared
+        .model
+        .weights()
+        .iter()
+        .map(|weight| {
+            let holder = match &prepared.choices[weight.id.0] {
+                Choice::Encoded { copy_of: Some(first), .. } => *first,
+                _ => weight.id,
+            };
+            prepared.tensor(weight, encoded.get(&holder).map(|e| (e.bytes, e.found)))
+        })
+        .collect();
+    let totals = prepared.totals(tensors.iter());
+    if let Target::Ratio(ratio) = target
+        && totals.bytes_after as f64 > totals.bytes_before as f64 * ratio
+    {
+        return Err(Error::Internal(format!(
+            "the blobs are larger than foreseen: ratio {} came out",
+            totals.ratio
+        )));
+    }
+    let mut warnings: Vec<String> = prepared.shortfall(target, totals.bytes_after).into_iter().collect();
+    if totals.compressed == 0 {
+        warnings.push("no weight was compressed; `nz-onnx plan` says why".to_string());
+    }
+    Ok(json::Convert {
+        schema: "nz-onnx.convert/1",
+        input: prepared.input()?,
+        output: None,
+        totals,
+        tensors,
+        warnings,
+    })
+}
+
+/// Puts blobs where they belong: in the data file, or aside for the model.
+struct Writer<'a> {
+    files: &'a OutputFiles,
+    dry_run: bool,
+    data: Option<Staged>,
+    inline: u64,
+}
+
+/// Both files, whole and synced, under their temporary names.
+struct Finished {
+    data: Option<Staged>,
+    model: Staged,
+}
+
+impl Writer<'_> {
+    fn place(&mut self, blob: Vec<u8>) -> Result<Placement> {
+        let len = blob.len() as u64;
+        if self.dry_run {
+            return Ok(Placement::External { offset: 0, len });
+        }
+        if self.is_inline(len) {
+            return Ok(Placement::Inline(blob));
+        }
+        let data = self.data()?;
+        let offset = data.position();
+        data.write(&blob)?;
+        Ok(Placement::External { offset, len })
+    }
+
+    /// The elements of a kept weight whose data was in another file.
+    fn copy(&mut self, model: &Model, weight: &Weight) -> Result<Placement> {
+        if self.is_inline(weight.bytes) {
+            return Ok(Placement::Inline(model.read_weight(weight)?));
+        }
+        let name = self.files.data.clone();
+        let data = self.data()?;
+        let offset = data.position();
+        let len = model.copy_weight(weight, data, &name)?;
+        Ok(Placement::External { offset, len })
+    }
+
+    fn is_inline(&mut self, len: u64) -> bool {
+        let fits = len < INLINE_BELOW && self.inline + len <= INLINE_IN_ALL;
+        if fits {
+            self.inline += len;
+        }
+        fits
+    }
+
+    /// The data file, made when first needed and filled up to the next blob's offset.
+    fn data(&mut self) -> Result<&mut Staged> {
+        let staged = match self.data.take() {
+            Some(staged) => staged,
+            None => Staged::create(&self.files.data)?,
+        };
+        let staged = self.data.insert(staged);
+        staged.align(ALIGNMENT)?;
+        Ok(staged)
+    }
+
+    /// Writes the model and reads both files again.
+    fn finish(self, prepared: &Prepared, placements: BTreeMap<WeightId, Placement>) -> Result<Finished> {
+        let name = self.files.data.file_name().unwrap_or_default();
+        let decisions =
+            prepared.decisions.iter().zip(&prepared.choices).map(|(decision, choice)| match choice {
+                Choice::Kept { reason } => Decision::Keep { reason: reason.clone() },
+                Choice::Encoded { .. } => decision.clone(),
+            });
+        let plan = Plan {
+            decisions: decisions.collect(),
+            placements,
+            data_file_name: name.to_string_lossy().into_owned(),
+            metadata: Vec::new(),
+        };
+        let mut model = Staged::create(&self.files.model)?;
+        build(&prepared.model, &plan)?.stream(&prepared.model, |chunk| model.write(chunk))?;
+        drop(plan);
+        model.sync()?;
+        if let Some(data) = &self.data {
+            data.sync()?;
+        }
+        let files = Finished { data: self.data, model };
+        files.check(prepared)?;
+        Ok(files)
+    }
+}
+
+impl Finished {
+    /// Reads both files again: the model must parse, and every blob have its checksums.
+    fn check(&self, prepared: &Prepared) -> Result<()> {
+        let broken = |what: String| {
+            Error::Internal(format!(
+                "{}: the model written is broken: {what}",
+                prepared.model.path().display()
+            ))
+        };
+        let written = Model::open(self.model.temp_path()).map_err(|e| broken(e.to_string()))?;
+        let data = self.data.as_ref().map(|d| Source::open(d.temp_path())).transpose()?;
+        let blobs = written.blobs();
+        let compressed = prepared.choices.iter().any(|c| matches!(c, Choice::Encoded { .. }));
+        if compressed == blobs.is_empty() {
+            return Err(broken(format!("{} blobs in it", blobs.len())));
+        }
+        for blob in blobs {
+            let weight = written.weight(blob.weight);
+            let bytes = match (&weight.storage, &data) {
+                (Storage::External { offset, length, .. }, Some(data)) => {
+                    data.read(&(*offset..*offset + *length))
+                }
+                _ => written.read_weight(weight),
+            };
+            let bytes = bytes.map_err(|e| broken(e.to_string()))?;
+            Decoder::open(&bytes).map_err(|e| broken(format!("blob {:?}: {e}", weight.name)))?;
+        }
+        Ok(())
+    }
+}

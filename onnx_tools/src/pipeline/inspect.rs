@@ -1,0 +1,120 @@
+//! What is in a file: a converted model, a plain one, or a bare blob.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use nz_onnx::format::{Header, Layout, MAGIC};
+
+use crate::onnx::{Error, Model, Result, Source};
+use crate::report::json;
+
+/// Metadata keys that `convert` writes.
+const METADATA: [&str; 3] = ["nz.format", "nz.tool", "nz.source_sha256"];
+
+/// Looks at `path`.
+///
+/// # Errors
+/// It cannot be read, or is neither a model nor a blob. A payload with a wrong checksum is no error here.
+pub fn inspect(path: &Path) -> Result<json::Inspect> {
+    let document = |kind, bytes| json::Inspect {
+        schema: "nz-onnx.inspect/1",
+        path: path.display().to_string(),
+        bytes,
+        kind,
+        metadata: BTreeMap::new(),
+        blobs: Vec::new(),
+        weights: Vec::new(),
+    };
+    if is_blob(path)? {
+        let source = Source::open(path)?;
+        let bytes = source.read(&(0..source.len()))?;
+        let blob = describe(&bytes).map_err(|e| Error::codec(path, "", e))?;
+        return Ok(json::Inspect { blobs: vec![blob], ..document(json::Kind::Blob, source.len()) });
+    }
+    let model = Model::open(path)?;
+    let kind = if is_converted(&model) { json::Kind::Converted } else { json::Kind::Plain };
+    let mut found = document(kind, model.source().len());
+    for key in METADATA {
+        if let Some(value) = model.metadata(key) {
+            found.metadata.insert(key.to_string(), value.to_string());
+        }
+    }
+    let mut holders = HashSet::new();
+    for blob in model.blobs() {
+        let holder = model.weight(blob.weight);
+        holders.insert(blob.weight);
+        let bytes = model.read_weight(holder)?;
+        let described = describe(&bytes).map_err(|e| Error::codec(path, &holder.name, e))?;
+        found.blobs.push(json::Blob {
+            name: Some(holder.name.clone()),
+            weights: vec![blob.name],
+            ..described
+        });
+    }
+    for weight in model.weights().iter().filter(|w| !holders.contains(&w.id)) {
+        found.weights.push(json::PlainWeight {
+            name: weight.name.clone(),
+            dtype: weight.dtype_name().to_string(),
+            shape: weight.shape.clone(),
+            bytes: weight.bytes,
+        });
+    }
+    Ok(found)
+}
+
+/// Whether `convert` made the model, be it that no weight was worth compressing.
+pub fn is_converted(model: &Model) -> bool {
+    model.is_converted() || model.metadata(METADATA[0]).is_some()
+}
+
+/// Whether the file starts as blobs do.
+fn is_blob(path: &Path) -> Result<bool> {
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let mut start = Vec::with_capacity(MAGIC.len());
+    file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
+    Ok(start == MAGIC)
+}
+
+/// The layout in words.
+pub fn layout_name(layout: Layout) -> String {
+    match layout {
+        Layout::RowMajor => "row-major".to_string(),
+        Layout::ColumnTiles { tile } => format!("column-tiles {tile}"),
+    }
+}
+
+/// The encoding in words: "float-split lossless", "float-split k=12".
+pub fn encoding_name(mantissa_bits: Option<u8>) -> String {
+    match mantissa_bits {
+        None => "float-split lossless".to_string(),
+        Some(k) => format!("float-split k={k}"),
+    }
+}
+
+fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
+    let header = Header::parse(blob)?;
+    let (elements, weight_bytes) = (header.spec.elements()?, header.spec.bytes()?);
+    let checksum_ok = nz_onnx::codec::Decoder::open(blob).is_ok();
+    Ok(json::Blob {
+        name: None,
+        weights: Vec::new(),
+        format: format!("{}.{}", header.major, header.minor),
+        dtype: header.spec.dtype.name().to_string(),
+        shape: header.spec.shape.clone(),
+        layout: layout_name(header.spec.layout),
+        block_len: header.block_len,
+        tiers: header
+            .tiers
+            .iter()
+            .map(|t| json::Tier { width: t.width, symbols: t.symbols.clone() })
+            .collect(),
+        mantissa_bits: header.mantissa_bits,
+        weight_bytes,
+        bytes: header.blob_len,
+        bits_per_weight: 8.0 * header.blob_len as f64 / elements as f64,
+        lossless: header.is_lossless(),
+        checksum_ok,
+    })
+}

@@ -1,0 +1,14 @@
+//! What the commands do, without how they talk: each takes options and gives a document of [`crate::report`].
+
+pub mod allocation;
+pub mod check;
+pub mod convert;
+pub mod env;
+pub mod inspect;
+pub mod output;
+pub mod paths;
+pub mod planning;
+pub mod restore;
+pub mod runtime;
+pub mod survey;
+pub mod verify;

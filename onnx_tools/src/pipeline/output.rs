@@ -1,0 +1,288 @@
+//! Files that appear whole or not at all.
+//!
+//! A file is written under a hidden temporary name beside its final one, locked while its process lives, and
+//! renamed at the end. A signal removes the temporary files; what a kill leaves behind is removed by the next
+//! run that writes the same output.
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::onnx::{Error, Result};
+
+/// Temporary files of this process that a signal must remove. Held locked while files are renamed, so that a
+/// signal arrives before the first rename or after the last.
+static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn pending() -> MutexGuard<'static, Vec<PathBuf>> {
+    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file under a temporary name. Dropped without [`commit`], it is removed.
+#[derive(Debug)]
+pub struct Staged {
+    target: PathBuf,
+    temp: PathBuf,
+    file: File,
+    written: u64,
+}
+
+impl Staged {
+    /// Makes the temporary file for `target`, in the same folder.
+    pub fn create(target: &Path) -> Result<Self> {
+        let folder = folder_of(target);
+        let prefix = temp_prefix(target)?;
+        remove_stale(folder, &prefix);
+        loop {
+            // Registered under the lock, so that no signal can fall between the two.
+            let mut list = pending();
+            let mut builder = tempfile::Builder::new();
+            open_permissions(builder.prefix(&prefix));
+            let temp = builder
+                .tempfile_in(folder)
+                .map_err(|e| Error::io(target, "create a temporary file beside it", e))?;
+            let (file, temp) =
+                temp.keep().map_err(|e| Error::io(target, "keep a temporary file", e.error))?;
+            list.push(temp.clone());
+            drop(list);
+            let staged = Staged { target: target.to_path_buf(), temp, file, written: 0 };
+            match staged.file.try_lock() {
+                // Another run may have taken the file for a stale one before the lock.
+                Ok(()) if staged.temp.exists() => return Ok(staged),
+                Ok(()) => continue,
+                Err(TryLockError::WouldBlock) => continue,
+                // A file system without locks: nothing will take the file for a stale one either.
+                Err(TryLockError::Error(_)) => return Ok(staged),
+            }
+        }
+    }
+
+    /// Where the bytes are until [`commit`].
+    pub fn temp_path(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Bytes written so far.
+    pub fn position(&self) -> u64 {
+        self.written
+    }
+
+    /// Appends `bytes`.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| self.write_error(e))?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Appends zeros until the position is a multiple of `alignment`.
+    pub fn align(&mut self, alignment: u64) -> Result<()> {
+        let gap = self.written.next_multiple_of(alignment) - self.written;
+        let zeros = vec![0; usize::try_from(gap).unwrap_or(0)];
+        self.write(&zeros)
+    }
+
+    /// Waits until the bytes are on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| self.write_error(e))
+    }
+
+    fn write_error(&self, error: io::Error) -> Error {
+        let action = match error.kind() {
+            io::ErrorKind::StorageFull => "write: no space left on its disk",
+            io::ErrorKind::QuotaExceeded => "write: the disk quota is used up",
+            io::ErrorKind::FileTooLarge => "write: the file system does not take files of this size",
+            _ => "write",
+        };
+        Error::io(&self.target, format!("{action} ({} bytes were written)", self.written), error)
+    }
+}
+
+impl Write for Staged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.written += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let mut list = pending();
+        if let Some(at) = list.iter().position(|p| *p == self.temp) {
+            list.swap_remove(at);
+            // Nothing better can be done in a destructor; the next run removes what stays.
+            let _ = fs::remove_file(&self.temp);
+        }
+    }
+}
+
+/// Renames synced files to their final names, in order. Without `force`, a final name that exists is an error
+/// and stays as it is.
+pub fn commit(files: Vec<Staged>, force: bool) -> Result<()> {
+    let mut list = pending();
+    let mut done: Vec<PathBuf> = Vec::new();
+    let outcome = files.iter().try_for_each(|staged| {
+        let new = !exists(&staged.target);
+        if !new && !force {
+            return Err(exists_error(&staged.target));
+        }
+        fs::rename(&staged.temp, &staged.target)
+            .map_err(|e| Error::io(&staged.target, "rename the finished file to this name", e))?;
+        list.retain(|p| *p != staged.temp);
+        if new {
+            done.push(staged.target.clone());
+        }
+        Ok(())
+    });
+    if outcome.is_err() {
+        // Half an output must not stay under the final names.
+        done.iter().for_each(|path| drop(fs::remove_file(path)));
+    } else if let Some(first) = files.first() {
+        // The names themselves reach the disk with the folder; not every file system can do that.
+        let _ = File::open(folder_of(&first.target)).and_then(|folder| folder.sync_all());
+    }
+    drop(list);
+    outcome
+}
+
+/// Refuses a final name that exists, unless `force`.
+pub fn check_free(target: &Path, force: bool) -> Result<()> {
+    if target.is_dir() {
+        return Err(Error::Usage(format!("{}: is a folder; name a file with --output", target.display())));
+    }
+    if !force && exists(target) { Err(exists_error(target)) } else { Ok(()) }
+}
+
+/// Removes the temporary files of this process and waits for nothing; for signal handling threads. The files'
+/// names stay locked, so that the caller can end the process with nothing renamed in between.
+pub fn abandon() -> impl Sized {
+    let mut list = pending();
+    list.drain(..).for_each(|path| drop(fs::remove_file(path)));
+    list
+}
+
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn exists_error(target: &Path) -> Error {
+    Error::Usage(format!(
+        "{}: exists already; give --force to replace it, or another --output",
+        target.display()
+    ))
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn temp_prefix(target: &Path) -> Result<OsString> {
+    let name = target
+        .file_name()
+        .ok_or_else(|| Error::Usage(format!("{}: is not the name of a file", target.display())))?;
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".tmp");
+    Ok(prefix)
+}
+
+/// Removes temporary files of the same output that no living process holds locked.
+fn remove_stale(folder: &Path, prefix: &OsString) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let ours = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        // The random part that `tempfile` adds: six letters or digits.
+        if ours.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric))
+            && entry.file_type().is_ok_and(|t| t.is_file())
+            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A new file's permissions: the umask is taken off these. `tempfile` by itself lets only the owner read.
+#[cfg(unix)]
+fn open_permissions(builder: &mut tempfile::Builder) {
+    use std::os::unix::fs::PermissionsExt;
+    builder.permissions(fs::Permissions::from_mode(0o666));
+}
+
+#[cfg(not(unix))]
+fn open_permissions(_: &mut tempfile::Builder) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .expect("readable")
+            .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn appears_only_at_commit() {
+        let folder = tempfile::tempdir().expect("folder");
+        let target = folder.path().join("a.bin");
+        let mut staged = Staged::create(&target).expect("created");
+        staged.write(b"abc").expect("written");
+        staged.align(8).expect("aligned");
+        staged.write(b"d").expect("written");
+        staged.sync().expect("synced");
+        assert!(!target.exists());
+        commit(vec![staged], false).expect("committed");
+        assert_eq!(fs::read(&target).expect("read"), b"abc\0\0\0\0\0d");
+        assert_eq!(names(folder.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn dropped_is_removed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let staged = Staged::create(&folder.path().join("a.bin")).expect("created");
+        assert_eq!(names(folder.path()).len(), 1);
+        drop(staged);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn existing_files_stay_without_force() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (data, model) = (folder.path().join("a.data"), folder.path().join("a"));
+        fs::write(&model, b"old").expect("written");
+        let stage =
+            || vec![Staged::create(&data).expect("created"), Staged::create(&model).expect("created")];
+        assert!(matches!(commit(stage(), false), Err(Error::Usage(_))));
+        assert_eq!(names(folder.path()), ["a"], "the data file is taken back");
+        assert_eq!(fs::read(&model).expect("read"), b"old");
+        commit(stage(), true).expect("committed");
+        assert_eq!(names(folder.path()), ["a", "a.data"]);
+        assert_eq!(fs::read(&model).expect("read"), b"");
+    }
+
+    #[test]
+    fn stale_files_go_and_live_ones_stay() {
+        let folder = tempfile::tempdir().expect("folder");
+        let target = folder.path().join("a.bin");
+        fs::write(folder.path().join(".a.bin.tmpAbCd12"), b"stale").expect("written");
+        fs::write(folder.path().join(".a.bin.tmpnot-ours"), b"other").expect("written");
+        let first = Staged::create(&target).expect("created");
+        let second = Staged::create(&target).expect("created");
+        assert!(first.temp_path().exists() && second.temp_path().exists());
+        drop((first, second));
+        assert_eq!(names(folder.path()), [".a.bin.tmpnot-ours"]);
+    }
+}

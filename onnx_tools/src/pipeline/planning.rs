@@ -1,0 +1,289 @@
+//! From a model and a target to what happens to each weight; nothing is encoded yet.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use nz_onnx::format::Dtype;
+
+use super::allocation::{Allocation, DEFAULT_RATIO, Encoding, Target, allocate};
+use super::check::{Match, error_bound};
+use super::inspect::encoding_name;
+use super::survey::{Group, Surveyed, floor, survey};
+use crate::onnx::{Error, Model, Result, Weight, WeightId};
+use crate::report::{Progress, json, units};
+use crate::rewrite::{Decision, Rules, decide};
+
+/// What the user asks for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How small, how exact.
+    pub target: Target,
+    /// Which weights.
+    pub rules: Rules,
+}
+
+/// What happens to a weight.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Choice {
+    /// It stays as it is.
+    Kept {
+        /// Why.
+        reason: String,
+    },
+    /// It becomes the blob of its group.
+    Encoded {
+        /// Index in [`Prepared::groups`].
+        group: usize,
+        /// Mantissa bits; `None` is lossless.
+        mantissa_bits: Option<u8>,
+        /// The weight that holds the blob, if it is another one.
+        copy_of: Option<WeightId>,
+    },
+}
+
+/// A model and what is to happen to it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The model.
+    pub model: Model,
+    /// What the graph allows, in the order of [`Model::weights`].
+    pub decisions: Vec<Decision>,
+    /// Weights that may share a blob.
+    pub groups: Vec<Group>,
+    /// The outcome, in the same order as `decisions`.
+    pub choices: Vec<Choice>,
+    /// Whether the target was reached, and at which size.
+    pub allocation: Allocation,
+    /// Bytes of all weights.
+    pub bytes_before: u64,
+}
+
+/// Opens the model at `path` and chooses an encoding for each weight.
+///
+/// # Errors
+/// The model cannot be read or converted, or a ratio that the user named is out of reach.
+pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
+    let model = Model::open(path)?;
+    let decisions = decide(&model, &options.rules)?;
+    let Surveyed { groups, kept_bytes } = survey(&model, &decisions, progress)?;
+    let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
+    let allocation = allocate(&candidates, kept_bytes, options.target);
+    // Weights may overlap in a data file, so no length of a file bounds the sum.
+    let bytes_before = model.weights().iter().fold(0u64, |sum, w| sum.saturating_add(w.bytes));
+    let choices = choices(&decisions, &groups, &allocation);
+    let prepared = Prepared { model, decisions, groups, choices, allocation, bytes_before };
+    match options.target {
+        Target::Ratio(ratio) if !prepared.allocation.reached => Err(prepared.unreachable(ratio)),
+        _ => Ok(prepared),
+    }
+}
+
+fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) -> Vec<Choice> {
+    let mut choices: Vec<Choice> = decisions
+        .iter()
+        .map(|decision| match decision {
+            Decision::Keep { reason } => Choice::Kept { reason: reason.clone() },
+            // Every weight to be compressed is in one group, and gets its choice below.
+            Decision::Compress(_) => Choice::Kept { reason: String::new() },
+        })
+        .collect();
+    for (index, (group, encoding)) in groups.iter().zip(&allocation.encodings).enumerate() {
+        for &id in &group.weights {
+            let encoded = |mantissa_bits| Choice::Encoded {
+                group: index,
+                mantissa_bits,
+                copy_of: group.weights.first().copied().filter(|first| *first != id),
+            };
+            choices[id.0] = match *encoding {
+                Encoding::Keep(best) => Choice::Kept {
+                    reason: format!(
+                        "does not pay: {} would become {}",
+                        units::bytes(group.candidate.bytes),
+                        units::bytes(best)
+                    ),
+                },
+                Encoding::Lossless => encoded(None),
+                Encoding::Mantissa(k) => encoded(Some(k)),
+            };
+        }
+    }
+    choices
+}
+
+impl Prepared {
+    /// The model as a document names it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn input(&self) -> Result<json::Input> {
+        Ok(json::Input {
+            path: self.model.path().display().to_string(),
+            bytes: self.model.source().len(),
+            sha256: self.model.sha256()?.to_string(),
+        })
+    }
+
+    /// The document's entry for a weight, with the size of its blob and what decoding it gives.
+    pub fn tensor(&self, weight: &Weight, blob: Option<(u64, Match)>) -> json::Tensor {
+        let (choice, per_weight) = (&self.choices[weight.id.0], |bytes: u64| match weight.elements {
+            0 => 0.0,
+            n => 8.0 * bytes as f64 / n as f64,
+        });
+        let mut tensor = json::Tensor {
+            name: weight.name.clone(),
+            dtype: weight.dtype_name().to_string(),
+            shape: weight.shape.clone(),
+            bytes_before: weight.bytes,
+            bytes_after: weight.bytes,
+            bits_per_weight: per_weight(weight.bytes),
+            encoding: None,
+            lossless: true,
+            max_relative_error: 0.0,
+            decision: json::Decision::Kept,
+            reason: None,
+        };
+        match (choice, blob) {
+            (Choice::Encoded { mantissa_bits, copy_of, .. }, Some((bytes, found))) => {
+                tensor.bytes_after = if copy_of.is_some() { 0 } else { bytes };
+                tensor.bits_per_weight = per_weight(tensor.bytes_after);
+                tensor.encoding = Some(encoding_name(mantissa_bits.filter(|_| !found.lossless)));
+                tensor.lossless = found.lossless;
+                tensor.max_relative_error = found.max_relative_error;
+                tensor.decision = json::Decision::Compressed;
+                tensor.reason = copy_of
+                    .map(|first| format!("same content as {:?}: stored once", self.model.weight(first).name));
+            }
+            (Choice::Kept { reason }, _) => tensor.reason = Some(reason.clone()),
+            (Choice::Encoded { .. }, None) => {}
+        }
+        tensor
+    }
+
+    /// Sums over a document's entries.
+    pub fn totals<'a>(&self, tensors: impl Iterator<Item = &'a json::Tensor> + Clone) -> json::Totals {
+        let bytes_after = tensors.clone().fold(0u64, |sum, t| sum.saturating_add(t.bytes_after));
+        json::Totals {
+            weights: self.choices.len(),
+            compressed: tensors.clone().filter(|t| t.decision == json::Decision::Compressed).count(),
+            bytes_before: self.bytes_before,
+            bytes_after,
+            ratio: ratio(bytes_after, self.bytes_before),
+            lossless: tensors.clone().all(|t| t.lossless),
+            max_relative_error: tensors.map(|t| t.max_relative_error).fold(0.0, f64::max),
+        }
+    }
+
+    /// What fell short of the default target, with `bytes_after` in the end.
+    pub fn shortfall(&self, target: Target, bytes_after: u64) -> Option<String> {
+        if target != Target::Default || bytes_after as f64 <= self.bytes_before as f64 * DEFAULT_RATIO {
+            return None;
+        }
+        let after = units::percent(bytes_after as f64, self.bytes_before as f64);
+        Some(format!(
+            "the weights keep {after} of their bytes, more than the 50 % aimed at: {}",
+            self.obstacle()
+        ))
+    }
+
+    fn unreachable(&self, wanted: f64) -> Error {
+        let best = ratio(self.allocation.bytes_after, self.bytes_before);
+        // Rounded up, so that asking for the number printed is enough.
+        let best = (best * 1e4).ceil() / 1e4;
+        Error::Unreachable(format!(
+            "{}: ratio {wanted} cannot be reached, the best is {best:.4}: {}\nhelp: nothing was written; `nz-onnx \
+             plan` shows what happens to each weight, --min-size and --include what may happen",
+            self.model.path().display(),
+            self.obstacle()
+        ))
+    }
+
+    /// Why the target is out of reach: what most of the kept bytes are.
+    fn obstacle(&self) -> String {
+        let mut kept: BTreeMap<String, u64> = BTreeMap::new();
+        for weight in self.model.weights() {
+            if let Choice::Kept { reason } = &self.choices[weight.id.0] {
+                let what = match weight.dtype() {
+                    None => weight.dtype_name().to_string(),
+                    Some(dtype) => format!("{} ({})", dtype.name(), json::reason_group(reason)),
+                };
+                *kept.entry(what).or_default() += weight.bytes;
+            }
+        }
+        let total: u64 = kept.values().sum();
+        let of_all = |bytes: u64| units::percent(bytes as f64, self.bytes_before as f64);
+        match kept.into_iter().max_by_key(|(_, bytes)| *bytes) {
+            Some((what, bytes)) if bytes == total => {
+                format!("{} of them are kept as they were: {what}", of_all(total))
+            }
+            Some((what, bytes)) => format!(
+                "{} of them are kept as they were, {} of that {what}",
+                of_all(total),
+                units::percent(bytes as f64, total as f64)
+            ),
+            None => format!(
+                "without being asked to, no more than {} mantissa bits are cut from a float32",
+                Dtype::F32.mantissa_bits() - floor(Dtype::F32)
+            ),
+        }
+    }
+}
+
+fn ratio(after: u64, before: u64) -> f64 {
+    if before == 0 { 1.0 } else { after as f64 / before as f64 }
+}
+
+/// What `convert` would do, from sizes and errors that are upper bounds.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn plan(path: &Path, options: &Options, progress: &Progress) -> Result<json::Plan> {
+    let prepared = prepare(path, options, progress)?;
+    let tensors: Vec<json::PlannedTensor> = prepared
+        .model
+        .weights()
+        .iter()
+        .map(|weight| {
+            let blob = match &prepared.choices[weight.id.0] {
+                Choice::Kept { .. } => None,
+                Choice::Encoded { group, mantissa_bits, .. } => {
+                    let candidate = &prepared.groups[*group].candidate;
+                    let size =
+                        mantissa_bits.map_or(candidate.lossless, |k| candidate.rounded[usize::from(k)]);
+                    let error =
+                        mantissa_bits.zip(weight.dtype()).map_or(0.0, |(k, dtype)| error_bound(k, dtype));
+                    Some((size, Match { lossless: mantissa_bits.is_none(), max_relative_error: error }))
+                }
+            };
+            json::PlannedTensor {
+                tensor: prepared.tensor(weight, blob),
+                consumers: prepared.consumers(weight),
+            }
+        })
+        .collect();
+    let totals = prepared.totals(tensors.iter().map(|t| &t.tensor));
+    let warnings = prepared.shortfall(options.target, totals.bytes_after).into_iter().collect();
+    Ok(json::Plan { schema: "nz-onnx.plan/1", input: prepared.input()?, totals, tensors, warnings })
+}
+
+impl Prepared {
+    /// The nodes that read a weight. For a kept weight those in its own graph that name it.
+    fn consumers(&self, weight: &Weight) -> Vec<json::Consumer> {
+        if let Decision::Compress(compression) = &self.decisions[weight.id.0] {
+            let compressed = matches!(self.choices[weight.id.0], Choice::Encoded { .. });
+            return compression
+                .uses
+                .iter()
+                .map(|u| {
+                    let node = &self.model.graph(u.reader.graph).nodes[u.reader.node];
+                    let becomes = compressed.then(|| u.kind.op().to_string());
+                    json::Consumer { node: node.name.clone(), op: node.op.clone(), becomes }
+                })
+                .collect();
+        }
+        let nodes = self.model.graph(weight.graph).nodes.iter();
+        nodes
+            .filter(|node| node.inputs.contains(&weight.name))
+            .map(|node| json::Consumer { node: node.name.clone(), op: node.op.clone(), becomes: None })
+            .collect()
+    }
+}

@@ -1,0 +1,306 @@
+//! Checks a converted model: checksums, weights against the original's, outputs in ONNX Runtime.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use nz_onnx::codec::Decoder;
+use nz_onnx::format::Dtype;
+
+use super::runtime::{Array, Runtime, compare, inputs, locate};
+use super::{check, inspect};
+use crate::onnx::{DOMAIN, Error, Model, Result, Storage, Weight, WeightId};
+use crate::report::{Progress, json};
+use crate::rewrite::{BlobFile, Recipe, RecipeBlob};
+
+/// Largest relative error of an output when no weight was changed and all are float32: what another order of
+/// summation makes of it.
+const TOLERANCE_F32: f64 = 1e-5;
+/// The same with float16 or bfloat16 weights.
+const TOLERANCE_F16: f64 = 1e-3;
+
+/// What to check.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// The model that the converted one was made from.
+    pub original: Option<PathBuf>,
+    /// How to run both, if they are to be run.
+    pub run: Option<RunOptions>,
+}
+
+/// How to run the models.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// An `.npz` file or a folder of `.npy` files; random inputs if none.
+    pub inputs: Option<PathBuf>,
+    /// Shapes of random inputs.
+    pub shapes: BTreeMap<String, Vec<i64>>,
+    /// Seed of random inputs.
+    pub seed: u64,
+    /// Largest error of an output relative to its largest magnitude; a default if none.
+    pub tolerance: Option<f64>,
+    /// libonnxruntime.
+    pub ort_lib: Option<PathBuf>,
+    /// libnz_onnx.
+    pub library: Option<PathBuf>,
+    /// Threads of a session.
+    pub threads: Option<u16>,
+}
+
+/// Checks the converted model at `path`. Failed checks are in the document; `ok` says whether there are any.
+///
+/// # Errors
+/// A check could not be made: files that cannot be read, no ONNX Runtime, inputs that do not fit.
+pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Result<json::Verify> {
+    if options.run.is_some() && options.original.is_none() {
+        return Err(Error::Usage(
+            "--run compares outputs with those of the original\nhelp: name it with --original; `nz-onnx restore` \
+             can make it from the converted model"
+                .to_string(),
+        ));
+    }
+    let model = Model::open(path)?;
+    if !inspect::is_converted(&model) {
+        return Err(Error::Usage(format!(
+            "{}: is not a converted model\nhelp: `nz-onnx convert` makes one",
+            path.display()
+        )));
+    }
+    let original = options.original.as_deref().map(Model::open).transpose()?;
+    if let Some(original) = &original
+        && model.metadata("nz.source_sha256").is_some_and(|hash| original.sha256().is_ok_and(|h| h != hash))
+    {
+        progress.warn(&format!(
+            "{} is not byte for byte the model that {} was made from",
+            original.path().display(),
+            path.display()
+        ));
+    }
+    let blobs = check_blobs(&model, original.as_ref(), progress)?;
+    let mut problems = Vec::new();
+    let run = match (&options.run, &original) {
+        (Some(options), Some(original)) => run(&model, original, &blobs, options, &mut problems)?,
+        _ => None,
+    };
+    let outputs_ok = run.as_ref().is_none_or(|run| {
+        run.outputs.iter().all(|o| o.problem.is_none() && o.within_tolerance != Some(false))
+    });
+    Ok(json::Verify {
+        schema: "nz-onnx.verify/1",
+        path: path.display().to_string(),
+        original: options.original.as_ref().map(|p| p.display().to_string()),
+        ok: problems.is_empty() && outputs_ok && blobs.iter().all(|b| b.problem.is_none()),
+        blobs,
+        run,
+        problems,
+    })
+}
+
+/// Where a blob's bytes start, in the data file or not: what tells blobs apart.
+type Place = (bool, u64);
+
+fn check_blobs(model: &Model, original: Option<&Model>, progress: &Progress) -> Result<Vec<json::BlobCheck>> {
+    let mut sources: HashMap<Place, Vec<RecipeBlob>> = HashMap::new();
+    if original.is_some() {
+        for blob in Recipe::read(model)?.blobs() {
+            sources.entry((blob.file == BlobFile::Data, blob.offset)).or_default().push(blob);
+        }
+    }
+    let blobs = model.blobs();
+    let total = blobs.iter().map(|b| model.weight(b.weight).bytes).sum();
+    let mut step = progress.step("checking", total);
+    let mut checks = Vec::new();
+    let mut seen = HashSet::new();
+    for blob in blobs {
+        let holder = model.weight(blob.weight);
+        let place = place(holder);
+        if place.is_some_and(|place| !seen.insert(place)) {
+            continue;
+        }
+        let bytes = model.read_weight(holder)?;
+        match original {
+            None => checks.push(alone(&blob.name, &bytes)),
+            Some(original) => {
+                let sources = place.and_then(|place| sources.remove(&place)).unwrap_or_default();
+                for source in &sources {
+                    checks.push(compared(original, Some(source.weight), &source.name, &bytes)?);
+                }
+                // A small blob that several graphs read is in each of them; the recipe names one.
+                if sources.is_empty() {
+                    checks.push(compared(original, None, &blob.name, &bytes)?);
+                }
+            }
+        }
+        step.advance(holder.bytes);
+    }
+    Ok(checks)
+}
+
+fn place(holder: &Weight) -> Option<Place> {
+    match &holder.storage {
+        Storage::Plain(range) => Some((false, range.start)),
+        Storage::External { offset, .. } => Some((true, *offset)),
+        _ => None,
+    }
+}
+
+/// A blob by itself: header, payload and decoded weight against their checksums.
+fn alone(name: &str, bytes: &[u8]) -> json::BlobCheck {
+    let decoded = Decoder::open(bytes).and_then(|decoder| {
+        decoder.decode_bytes(bytes)?;
+        Ok(decoder.header().is_lossless())
+    });
+    json::BlobCheck {
+        name: name.to_string(),
+        checksum_ok: decoded.is_ok(),
+        matches_original: None,
+        lossless: decoded.as_ref().is_ok_and(|lossless| *lossless),
+        max_relative_error: None,
+        problem: decoded.err().map(|e| e.to_string()),
+    }
+}
+
+/// A blob against the weight that it was made of: the one of that number, or else of that name.
+fn compared(original: &Model, number: Option<WeightId>, name: &str, bytes: &[u8]) -> Result<json::BlobCheck> {
+    let own = alone(name, bytes);
+    if !own.checksum_ok {
+        return Ok(json::BlobCheck { matches_original: Some(false), ..own });
+    }
+    let differs = |problem: String| json::BlobCheck {
+        matches_original: Some(false),
+        problem: Some(problem),
+        ..own.clone()
+    };
+    let named = |w: &&Weight| w.name == name;
+    let weight = number.and_then(|id| original.weights().get(id.0)).filter(named);
+    let Some(weight) = weight.or_else(|| original.weights().iter().find(named)) else {
+        return Ok(differs("the original has no weight of this name".to_string()));
+    };
+    let failed = |e| Error::codec(original.path(), name, e);
+    let spec = Decoder::open_unverified(bytes).map_err(failed)?.header().spec.clone();
+    if weight.dtype() != Some(spec.dtype) || weight.shape != spec.shape {
+        return Ok(differs(format!(
+            "is {} {:?}, but {} {:?} in the original",
+            spec.dtype.name(),
+            spec.shape,
+            weight.dtype_name(),
+            weight.shape
+        )));
+    }
+    let elements = original.read_weight(weight)?;
+    Ok(match check::against_source(bytes, &elements, &spec) {
+        Ok(found) => json::BlobCheck {
+            matches_original: Some(true),
+            max_relative_error: Some(found.max_relative_error),
+            ..own
+        },
+        Err(error) => differs(error.to_string()),
+    })
+}
+
+fn run(
+    converted: &Model,
+    original: &Model,
+    blobs: &[json::BlobCheck],
+    options: &RunOptions,
+    problems: &mut Vec<String>,
+) -> Result<Option<json::RunCheck>> {
+    let ort_lib = locate::require_onnxruntime(options.ort_lib.as_deref())?;
+    let library = locate::require_library(options.library.as_deref())?;
+    let custom_nodes =
+        converted.graphs().iter().flat_map(|g| &g.nodes).filter(|n| n.domain == DOMAIN).count();
+    let runtime = Runtime::load(&ort_lib, options.threads)?;
+
+    let refused =
+        |what: String| Error::unsupported(original.path(), format!("ONNX Runtime does not load it: {what}"));
+    let mut session = runtime.open(original.path(), None).map_err(refused)?;
+    let slots = session.inputs()?;
+    let given = match &options.inputs {
+        Some(path) => inputs::given(path, &slots)?,
+        None => inputs::random(&slots, &options.shapes, options.seed)?,
+    };
+    let expected = session.run(&given).map_err(|what| {
+        Error::Usage(format!(
+            "{}: ONNX Runtime does not run it on these inputs: {what}\nhelp: give other shapes with --shape, or real \
+             inputs with --inputs",
+            original.path().display()
+        ))
+    })?;
+    drop(session);
+
+    // A session exists only if every node has a kernel: with the library registered, those of domain nz too.
+    let outcome = runtime.open(converted.path(), Some(&library)).and_then(|mut session| session.run(&given));
+    let found = match outcome {
+        Ok(found) => found,
+        Err(what) => {
+            problems.push(format!("ONNX Runtime does not load and run the converted model: {what}"));
+            return Ok(None);
+        }
+    };
+    let tolerance = options.tolerance.or_else(|| default_tolerance(original, blobs));
+    let mut outputs: HashMap<_, _> = found.outputs.into_iter().collect();
+    let checks = expected
+        .outputs
+        .iter()
+        .map(|(name, expected)| check_output(name, expected.as_ref(), outputs.remove(name), tolerance))
+        .collect();
+    Ok(Some(json::RunCheck {
+        ort_lib: ort_lib.display().to_string(),
+        library: library.display().to_string(),
+        custom_nodes,
+        tolerance,
+        original_seconds: expected.time.as_secs_f64(),
+        converted_seconds: found.time.as_secs_f64(),
+        outputs: checks,
+    }))
+}
+
+/// One output of the original against that of the converted model.
+fn check_output(
+    name: &str,
+    expected: std::result::Result<&Array, &String>,
+    found: Option<std::result::Result<Array, String>>,
+    tolerance: Option<f64>,
+) -> json::OutputCheck {
+    let shape = expected.ok().map(|e| e.shape.clone());
+    let mut check = json::OutputCheck {
+        name: name.to_string(),
+        shape,
+        max_abs_error: None,
+        max_error_to_largest: None,
+        within_tolerance: None,
+        skipped: None,
+        problem: None,
+    };
+    let distance = match (expected, found) {
+        (Err(what), _) => {
+            check.skipped = Some(format!("not compared: {what}"));
+            return check;
+        }
+        (Ok(expected), Some(Ok(found))) => compare::distance(expected, &found),
+        (Ok(_), Some(Err(what))) => Err(what),
+        (Ok(_), None) => Err("is missing".to_string()),
+    };
+    match distance {
+        Ok(distance) => {
+            let finite = |value: f64| Some(value).filter(|v| v.is_finite());
+            check.max_abs_error = finite(distance.absolute);
+            check.max_error_to_largest = finite(distance.relative);
+            // Values that are not finite in one model only are wrong at any tolerance.
+            check.within_tolerance = match (tolerance, distance.relative.is_finite()) {
+                (_, false) => Some(false),
+                (tolerance, true) => tolerance.map(|t| distance.relative <= t),
+            };
+        }
+        Err(problem) => check.problem = Some(problem),
+    }
+    check
+}
+
+/// None where weights were rounded: how much that matters is the user's to say.
+fn default_tolerance(original: &Model, blobs: &[json::BlobCheck]) -> Option<f64> {
+    let short = |w: &Weight| matches!(w.dtype(), Some(Dtype::F16 | Dtype::Bf16));
+    blobs.iter().all(|b| b.lossless).then(|| match original.weights().iter().any(short) {
+        true => TOLERANCE_F16,
+        false => TOLERANCE_F32,
+    })
+}

@@ -1,0 +1,349 @@
+//! The documents that `--json` prints. Their fields are a promise: a change that breaks a reader is a new schema.
+
+use serde::Serialize;
+
+/// The file that a command read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Input {
+    /// As given.
+    pub path: String,
+    /// Bytes of the model file, without its external data.
+    pub bytes: u64,
+    /// SHA-256 of the model file, in hexadecimal.
+    pub sha256: String,
+}
+
+/// The files that a command wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Output {
+    /// The model.
+    pub path: String,
+    /// Its data file, if it has one.
+    pub data_path: Option<String>,
+    /// Bytes of both.
+    pub bytes: u64,
+}
+
+/// Sums over all weights of a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Totals {
+    /// Weights of the model, of any dtype.
+    pub weights: usize,
+    /// Those that are compressed.
+    pub compressed: usize,
+    /// Bytes of all weights before.
+    pub bytes_before: u64,
+    /// Bytes of all weights after, kept ones included.
+    pub bytes_after: u64,
+    /// After over before.
+    pub ratio: f64,
+    /// Whether no weight was changed.
+    pub lossless: bool,
+    /// The largest over all weights.
+    pub max_relative_error: f64,
+}
+
+/// Whether a weight is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// Stored as a blob.
+    Compressed,
+    /// Left as it was.
+    Kept,
+}
+
+/// One weight of a conversion.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tensor {
+    /// Name of the initializer, or of the Constant node's output.
+    pub name: String,
+    /// ONNX dtype: "float32", "int8".
+    pub dtype: String,
+    /// Dimensions.
+    pub shape: Vec<u64>,
+    /// Bytes before.
+    pub bytes_before: u64,
+    /// Bytes after; 0 for a copy of a weight that is stored elsewhere.
+    pub bytes_after: u64,
+    /// `8 * bytes_after` over the number of weights.
+    pub bits_per_weight: f64,
+    /// "float-split lossless", "float-split k=12"; none if kept.
+    pub encoding: Option<String>,
+    /// Whether the weight comes back bit for bit.
+    pub lossless: bool,
+    /// Largest `|a - b| / |a|`, measured; 0 if lossless.
+    pub max_relative_error: f64,
+    /// What happened.
+    pub decision: Decision,
+    /// Why; none where there is nothing to say.
+    pub reason: Option<String>,
+}
+
+/// What `convert` did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Convert {
+    /// "nz-onnx.convert/1".
+    pub schema: &'static str,
+    /// The model.
+    pub input: Input,
+    /// What was written; none for a dry run.
+    pub output: Option<Output>,
+    /// Sums.
+    pub totals: Totals,
+    /// All weights, in the model's order.
+    pub tensors: Vec<Tensor>,
+    /// What fell short.
+    pub warnings: Vec<String>,
+}
+
+/// A node that reads a weight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Consumer {
+    /// Name of the node; may be empty.
+    pub node: String,
+    /// Its op type.
+    pub op: String,
+    /// The op that will read the blob instead; none if kept.
+    pub becomes: Option<String>,
+}
+
+/// One weight of a plan: sizes are upper bounds, errors are bounds, nothing is encoded yet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlannedTensor {
+    /// The fields of a conversion; `max_relative_error` is a bound.
+    #[serde(flatten)]
+    pub tensor: Tensor,
+    /// Who reads it.
+    pub consumers: Vec<Consumer>,
+}
+
+/// What `convert` would do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// "nz-onnx.plan/1".
+    pub schema: &'static str,
+    /// The model.
+    pub input: Input,
+    /// Sums; `max_relative_error` is a bound.
+    pub totals: Totals,
+    /// All weights, in the model's order.
+    pub tensors: Vec<PlannedTensor>,
+    /// What falls short.
+    pub warnings: Vec<String>,
+}
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A model with blobs.
+    Converted,
+    /// A model without.
+    Plain,
+    /// One blob.
+    Blob,
+}
+
+/// One tier of a blob's cascade.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tier {
+    /// Bits a code.
+    pub width: u8,
+    /// Exponents that have a code.
+    pub symbols: Vec<u8>,
+}
+
+/// One blob.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Blob {
+    /// Initializer that holds it; none for a bare file.
+    pub name: Option<String>,
+    /// The weights that it stands for.
+    pub weights: Vec<String>,
+    /// Format version, "1.0".
+    pub format: String,
+    /// dtype of the weight.
+    pub dtype: String,
+    /// Shape of the weight.
+    pub shape: Vec<u64>,
+    /// "row-major", or "column-tiles 256".
+    pub layout: String,
+    /// Weights a block.
+    pub block_len: u32,
+    /// The cascade.
+    pub tiers: Vec<Tier>,
+    /// Mantissa bits kept.
+    pub mantissa_bits: u8,
+    /// Bytes of the weight.
+    pub weight_bytes: u64,
+    /// Bytes of the blob.
+    pub bytes: u64,
+    /// `8 * bytes` over the number of weights.
+    pub bits_per_weight: f64,
+    /// Whether the weight comes back bit for bit.
+    pub lossless: bool,
+    /// Whether the payload has the checksum that the header states.
+    pub checksum_ok: bool,
+}
+
+/// A weight that is no blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlainWeight {
+    /// Name of the initializer.
+    pub name: String,
+    /// ONNX dtype.
+    pub dtype: String,
+    /// Dimensions.
+    pub shape: Vec<u64>,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What `inspect` found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Inspect {
+    /// "nz-onnx.inspect/1".
+    pub schema: &'static str,
+    /// The file.
+    pub path: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// `nz.*` entries of the model's metadata.
+    pub metadata: std::collections::BTreeMap<String, String>,
+    /// The blobs.
+    pub blobs: Vec<Blob>,
+    /// The weights that are no blobs.
+    pub weights: Vec<PlainWeight>,
+}
+
+/// One check of `verify` on a blob.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BlobCheck {
+    /// The weight.
+    pub name: String,
+    /// Whether header, payload and decoded weight have the checksums stated.
+    pub checksum_ok: bool,
+    /// Whether it agrees with the original's weight; none if that was not asked for.
+    pub matches_original: Option<bool>,
+    /// Whether the blob is lossless.
+    pub lossless: bool,
+    /// Largest relative error against the original; none if not compared.
+    pub max_relative_error: Option<f64>,
+    /// What is wrong.
+    pub problem: Option<String>,
+}
+
+/// One output of both models.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputCheck {
+    /// Name of the graph output.
+    pub name: String,
+    /// Its dimensions in this run; none if it is no tensor.
+    pub shape: Option<Vec<i64>>,
+    /// Largest absolute difference; none if it is not a finite number.
+    pub max_abs_error: Option<f64>,
+    /// The same over the output's largest magnitude.
+    pub max_error_to_largest: Option<f64>,
+    /// Whether it is within the tolerance; none without one.
+    pub within_tolerance: Option<bool>,
+    /// Why it was not compared.
+    pub skipped: Option<String>,
+    /// What is wrong.
+    pub problem: Option<String>,
+}
+
+/// The runs of `verify --run`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunCheck {
+    /// libonnxruntime used.
+    pub ort_lib: String,
+    /// libnz_onnx registered.
+    pub library: String,
+    /// Nodes of domain `nz` in the session.
+    pub custom_nodes: usize,
+    /// Largest error allowed; none: reported only.
+    pub tolerance: Option<f64>,
+    /// Seconds of the original's run, without session creation.
+    pub original_seconds: f64,
+    /// Seconds of the converted model's run.
+    pub converted_seconds: f64,
+    /// The outputs.
+    pub outputs: Vec<OutputCheck>,
+}
+
+/// What `verify` found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verify {
+    /// "nz-onnx.verify/1".
+    pub schema: &'static str,
+    /// The converted model.
+    pub path: String,
+    /// The original, if given.
+    pub original: Option<String>,
+    /// Whether all checks passed.
+    pub ok: bool,
+    /// The blobs.
+    pub blobs: Vec<BlobCheck>,
+    /// The runs, if asked for.
+    pub run: Option<RunCheck>,
+    /// Failed checks that belong to no single blob or output.
+    pub problems: Vec<String>,
+}
+
+/// What `restore` wrote.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Restore {
+    /// "nz-onnx.restore/1".
+    pub schema: &'static str,
+    /// The converted model.
+    pub input: String,
+    /// What was written.
+    pub output: Output,
+    /// Weights decoded.
+    pub weights: usize,
+    /// Whether the model is byte-identical to the one that was converted.
+    pub identical: bool,
+    /// Weights that are not, because they had been rounded.
+    pub rounded: Vec<String>,
+}
+
+/// What `env` found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Env {
+    /// "nz-onnx.env/1".
+    pub schema: &'static str,
+    /// Path of libnz_onnx, for register_custom_ops_library.
+    pub library: Option<String>,
+    /// Version of this program.
+    pub version: &'static str,
+    /// Blob format version that it writes.
+    pub format: String,
+    /// Instruction sets that this machine has and the decoder can use.
+    pub simd: Vec<&'static str>,
+    /// CUDA device, if the library can use one.
+    pub cuda: Option<String>,
+    /// libonnxruntime that `verify --run` would use.
+    pub ort_lib: Option<String>,
+    /// Its version.
+    pub ort_version: Option<String>,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// A reason without what is particular to one weight: text before a colon or a parenthesis.
+pub fn reason_group(reason: &str) -> &str {
+    let end = [": ", " ("].iter().filter_map(|mark| reason.find(mark)).min();
+    &reason[..end.unwrap_or(reason.len())]
+}
+
+/// `document` as text with a line break at its end.
+pub fn render(document: &impl Serialize) -> String {
+    // Documents are plain structs with string keys: they always serialize. Floats that are not finite become
+    // null, and none of the fields above is allowed to be one.
+    let mut text = serde_json::to_string_pretty(document).unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,85 @@
+//! The table of `verify`.
+
+use std::time::Duration;
+
+use super::json::{RunCheck, Verify};
+use super::style::Style;
+use super::table::{Align, Table, printable};
+use super::units;
+
+/// What was checked and what came of it.
+pub fn verify(document: &Verify, elapsed: Duration, style: Style) -> String {
+    let bad: Vec<_> = document.blobs.iter().filter(|b| b.problem.is_some()).collect();
+    let lossless = document.blobs.iter().filter(|b| b.lossless).count();
+    let worst = document.blobs.iter().filter_map(|b| b.max_relative_error).fold(0.0, f64::max);
+    let mut text = format!("{}\n", style.bold(&printable(&document.path)));
+    text += &format!(
+        "blobs     {} of {} have the right checksums, {lossless} lossless\n",
+        document.blobs.iter().filter(|b| b.checksum_ok).count(),
+        document.blobs.len()
+    );
+    if let Some(original) = &document.original {
+        text += &format!(
+            "weights   {} of {} are those of {}, largest relative error {}\n",
+            document.blobs.iter().filter(|b| b.matches_original == Some(true)).count(),
+            document.blobs.len(),
+            printable(original),
+            units::error(worst)
+        );
+    }
+    for blob in bad {
+        let problem = blob.problem.as_deref().unwrap_or_default();
+        text += &format!("  {} {}: {}\n", style.bad("wrong:"), printable(&blob.name), printable(problem));
+    }
+    if let Some(run) = &document.run {
+        text += &outputs(run, style);
+    }
+    for problem in &document.problems {
+        text += &format!("{} {}\n", style.bad("wrong:"), printable(problem));
+    }
+    let verdict =
+        if document.ok { style.good("All checks passed.") } else { style.bad("Verification failed.") };
+    text + &format!("{verdict} Took {}.\n", units::elapsed(elapsed))
+}
+
+fn outputs(run: &RunCheck, style: Style) -> String {
+    let mut table = Table::new(&[
+        ("output", Align::Left),
+        ("shape", Align::Left),
+        ("max abs error", Align::Right),
+        ("to largest", Align::Right),
+        ("", Align::Left),
+    ]);
+    for output in &run.outputs {
+        let verdict = match (output.problem.as_ref().or(output.skipped.as_ref()), output.within_tolerance) {
+            (Some(remark), _) => remark.clone(),
+            (None, Some(true)) => "ok".to_string(),
+            (None, Some(false)) => "outside the tolerance".to_string(),
+            (None, None) => String::new(),
+        };
+        let number = |value: Option<f64>| match (value, &output.skipped) {
+            (Some(value), _) => units::error(value),
+            (None, Some(_)) => String::new(),
+            (None, None) => "not finite".to_string(),
+        };
+        table.row(vec![
+            output.name.clone(),
+            output.shape.as_ref().map(|shape| format!("{shape:?}")).unwrap_or_default(),
+            number(output.max_abs_error),
+            number(output.max_error_to_largest),
+            verdict,
+        ]);
+    }
+    let tolerance = match run.tolerance {
+        Some(tolerance) => format!("tolerance {}", units::error(tolerance)),
+        None => "no tolerance: outputs are reported only".to_string(),
+    };
+    format!(
+        "run       {} of domain nz, original {}, converted {}; {tolerance}\n{}{}",
+        units::count(run.custom_nodes, "node"),
+        units::elapsed(Duration::from_secs_f64(run.original_seconds)),
+        units::elapsed(Duration::from_secs_f64(run.converted_seconds)),
+        table.render(2),
+        style.dim(&format!("  ONNX Runtime {}, library {}\n", run.ort_lib, run.library))
+    )
+}

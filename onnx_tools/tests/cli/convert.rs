@@ -1,0 +1,282 @@
+//! `convert` and `plan`: what they choose and what they say.
+
+use nz_onnx::codec::max_relative_error;
+use nz_onnx::format::Dtype;
+use onnx_tools::onnx::Model;
+use serde_json::Value;
+
+use super::build::{self, TensorProto, half_raw, raw};
+use super::tool::{Folder, chain, large, small};
+
+fn tensor<'a>(document: &'a Value, name: &str) -> &'a Value {
+    document["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap()
+}
+
+/// The totals are the sums of the tensors, and each tensor's numbers agree with each other.
+pub fn adds_up(document: &Value) {
+    let (totals, tensors) = (&document["totals"], document["tensors"].as_array().unwrap());
+    let sum = |key: &str| tensors.iter().map(|t| t[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(totals["bytes_before"], sum("bytes_before"));
+    assert_eq!(totals["bytes_after"], sum("bytes_after"));
+    assert_eq!(totals["weights"], tensors.len());
+    let compressed = tensors.iter().filter(|t| t["decision"] == "compressed").count();
+    assert_eq!(totals["compressed"], compressed);
+    let ratio = sum("bytes_after") as f64 / sum("bytes_before") as f64;
+    assert!((totals["ratio"].as_f64().unwrap() - ratio).abs() < 1e-12);
+    let worst = tensors.iter().map(|t| t["max_relative_error"].as_f64().unwrap()).fold(0.0, f64::max);
+    assert_eq!(totals["max_relative_error"], worst);
+    assert_eq!(totals["lossless"], tensors.iter().all(|t| t["lossless"] == true));
+    for t in tensors {
+        let elements: u64 = t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
+        let bits = 8.0 * t["bytes_after"].as_f64().unwrap() / elements.max(1) as f64;
+        assert!((t["bits_per_weight"].as_f64().unwrap() - bits).abs() < 1e-9, "{t}");
+        assert_eq!(t["encoding"].is_null(), t["decision"] == "kept", "{t}");
+        assert!(t["decision"] == "compressed" || t["reason"].is_string(), "{t}");
+        assert_eq!(t["lossless"] == true, t["max_relative_error"] == 0.0, "{t}");
+    }
+}
+
+#[test]
+fn default_halves_and_states_the_error() {
+    let folder = Folder::with(&chain(64, vec![raw("a", &[64, 64], 1), raw("b", &[64, 64], 2)]));
+    let document = folder.run("convert model.onnx --json").exits(0).json();
+    adds_up(&document);
+    assert_eq!(document["schema"], "nz-onnx.convert/1");
+    assert_eq!(document["warnings"], serde_json::json!([]));
+    assert_eq!(document["input"]["bytes"], folder.read("model.onnx").len());
+    assert_eq!(document["output"]["path"], "model.nz.onnx");
+    assert_eq!(document["output"]["data_path"], Value::Null, "small blobs stay in the model");
+    assert_eq!(document["output"]["bytes"], folder.read("model.nz.onnx").len());
+    assert!(document["totals"]["ratio"].as_f64().unwrap() <= 0.5);
+    assert_eq!(document["totals"]["lossless"], false);
+
+    folder.run("restore model.nz.onnx -o back.onnx").exits(0);
+    let (original, back) =
+        (Model::open(&folder.at("model.onnx")).unwrap(), Model::open(&folder.at("back.onnx")).unwrap());
+    for (a, b) in original.weights().iter().zip(back.weights()) {
+        let stated = tensor(&document, &a.name)["max_relative_error"].as_f64().unwrap();
+        let (a, b) = (original.read_weight(a).unwrap(), back.read_weight(b).unwrap());
+        // The last bit may go where the number is read from text.
+        assert!((max_relative_error(&a, &b, Dtype::F32) / stated - 1.0).abs() < 1e-15);
+        assert!(stated > 0.0 && stated < 1e-3);
+    }
+}
+
+#[test]
+fn default_is_lossless_where_that_is_enough() {
+    let upcast = |mut t: TensorProto| {
+        for b in t.raw_data.as_mut().unwrap().chunks_exact_mut(4) {
+            let value = f32::from_le_bytes(b.try_into().unwrap());
+            b.copy_from_slice(&half::f16::from_f32(value).to_f32().to_le_bytes());
+        }
+        t
+    };
+    let folder = Folder::with(&chain(128, vec![upcast(raw("a", &[128, 128], 1)), raw("b", &[128, 128], 2)]));
+    let document = folder.run("convert model.onnx --json").exits(0).json();
+    adds_up(&document);
+    assert_eq!(tensor(&document, "a")["encoding"], "float-split lossless");
+    assert_eq!(tensor(&document, "b")["encoding"], "float-split k=12");
+}
+
+#[test]
+fn lossless_comes_back_byte_for_byte() {
+    let folder = Folder::with(&small());
+    let document = folder.run("convert model.onnx --lossless --json").exits(0).json();
+    adds_up(&document);
+    assert_eq!(document["totals"]["lossless"], true);
+    assert_eq!(document["totals"]["compressed"], 2);
+    let restored = folder.run("restore model.nz.onnx --json").exits(0).json();
+    assert_eq!(restored["schema"], "nz-onnx.restore/1");
+    assert_eq!(restored["identical"], true);
+    assert_eq!(restored["output"]["path"], "model.restored.onnx");
+    assert_eq!(folder.read("model.onnx"), folder.read("model.restored.onnx"));
+}
+
+#[test]
+fn a_ratio_is_reached_or_nothing_is_written() {
+    let folder = Folder::with(&small());
+    for ratio in [0.8, 0.5, 0.3] {
+        let document =
+            folder.run(&format!("convert model.onnx --ratio {ratio} --json --force")).exits(0).json();
+        adds_up(&document);
+        assert!(document["totals"]["ratio"].as_f64().unwrap() <= ratio);
+        std::fs::remove_file(folder.at("model.nz.onnx")).unwrap();
+    }
+    let ran = folder.run("convert model.onnx --ratio 0.01").complains(3, &["0.01", "the best is", "help: "]);
+    assert_eq!(folder.names(), ["model.onnx"]);
+    // The best ratio that the message names can be had.
+    let best = ran.stderr.split_once("the best is ").unwrap().1.split_once(':').unwrap().0;
+    folder.run(&format!("convert model.onnx --ratio {best}")).exits(0);
+}
+
+#[test]
+fn a_generous_ratio_changes_nothing() {
+    let folder = Folder::with(&small());
+    let document = folder.run("convert model.onnx --ratio 0.95 --json").exits(0).json();
+    assert_eq!(document["totals"]["lossless"], true);
+    assert_eq!(document["totals"]["compressed"], 2);
+}
+
+#[test]
+fn mantissa_bits_are_a_ceiling() {
+    let halves = half_raw("h", &[64, 64], 10, 5);
+    let mut model = chain(64, vec![raw("a", &[64, 64], 1), raw("b", &[64, 64], 2)]);
+    let graph = model.graph.as_mut().unwrap();
+    graph.input.push(build::info("z", 10, &[-1, 64]));
+    graph.output.push(build::info("w", 10, &[-1, 64]));
+    graph.initializer.push(halves);
+    graph.node.push(build::node("MatMul", &["z", "h"], &["w"]));
+    let folder = Folder::with(&model);
+    let document = folder.run("convert model.onnx --mantissa-bits 12 --json").exits(0).json();
+    adds_up(&document);
+    assert_eq!(tensor(&document, "a")["encoding"], "float-split k=12");
+    assert_eq!(tensor(&document, "h")["encoding"], "float-split lossless", "a float16 has 10");
+    let bound = 1.0 / (2f64.powi(13) + 1.0);
+    assert!(document["totals"]["max_relative_error"].as_f64().unwrap() <= bound);
+    folder.run("convert model.onnx --mantissa-bits 24").exits(2);
+}
+
+#[test]
+fn what_falls_short_is_said() {
+    let mut model = small();
+    let graph = model.graph.as_mut().unwrap();
+    let bytes = TensorProto {
+        dims: vec![1 << 16],
+        data_type: Some(3),
+        name: Some("ballast".into()),
+        raw_data: Some(vec![1; 1 << 16]),
+        ..Default::default()
+    };
+    graph.initializer.push(bytes);
+    graph.node.push(build::node("Identity", &["ballast"], &["out"]));
+    graph.output.push(build::info("out", 3, &[1 << 16]));
+    let folder = Folder::with(&model);
+    let ran = folder.run("convert model.onnx --json").exits(0);
+    let document = ran.json();
+    adds_up(&document);
+    let warning = document["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("50 %") && warning.contains("int8"), "{warning}");
+    assert!(ran.stderr.contains(warning), "{}", ran.stderr);
+    assert_eq!(tensor(&document, "a")["encoding"], "float-split k=10", "as far as the default goes");
+    assert_eq!(folder.run("convert model.onnx --json --force -q").exits(0).stderr, "");
+}
+
+#[test]
+fn tied_weights_are_stored_once() {
+    let copy = TensorProto { name: Some("copy".into()), ..raw("a", &[512, 512], 1) };
+    let folder = Folder::with(&chain(512, vec![raw("a", &[512, 512], 1), copy]));
+    let document = folder.run("convert model.onnx --lossless --json").exits(0).json();
+    adds_up(&document);
+    let (first, second) = (tensor(&document, "a"), tensor(&document, "copy"));
+    assert_eq!(second["bytes_after"], 0);
+    assert!(second["reason"].as_str().unwrap().contains("\"a\""));
+    let data = folder.read("model.nz.onnx.data").len() as u64;
+    assert_eq!(data, first["bytes_after"].as_u64().unwrap());
+    folder.run("verify model.nz.onnx --original model.onnx").exits(0);
+    folder.run("restore model.nz.onnx").exits(0);
+    assert_eq!(folder.read("model.onnx"), folder.read("model.restored.onnx"));
+}
+
+#[test]
+fn weights_can_be_left_alone() {
+    let folder = Folder::with(&small());
+    for (options, kept, why) in [
+        ("--exclude a", "a", "--exclude"),
+        ("--include b", "a", "--include"),
+        ("--exclude-nodes layer0", "a", "--exclude-nodes"),
+        ("--min-size 1MiB", "b", "1048576 bytes"),
+    ] {
+        let document = folder.run(&format!("convert model.onnx --dry-run --json {options}")).exits(0).json();
+        let reason = tensor(&document, kept)["reason"].as_str().unwrap().to_string();
+        assert!(reason.contains(why), "{options}: {reason}");
+    }
+    let all = folder.run("convert model.onnx --dry-run --json --min-size 64").exits(0).json();
+    assert_eq!(tensor(&all, "bias")["decision"], "kept", "a blob of 64 weights does not pay");
+    assert!(tensor(&all, "bias")["reason"].as_str().unwrap().starts_with("does not pay"));
+    folder.run("convert model.onnx --include [").exits(2);
+}
+
+#[test]
+fn a_dry_run_says_the_same_and_writes_nothing() {
+    let folder = Folder::with(&large());
+    let dry = folder.run("convert model.onnx --dry-run --json").exits(0).json();
+    assert_eq!(folder.names(), ["model.onnx"]);
+    assert_eq!(dry["output"], Value::Null);
+    let wet = folder.run("convert model.onnx --json").exits(0).json();
+    assert_eq!(dry["totals"], wet["totals"]);
+    assert_eq!(dry["tensors"], wet["tensors"]);
+    let text = folder.run("convert model.onnx --dry-run").exits(0);
+    assert!(text.stdout.contains("nothing was written"));
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let folder = Folder::with(&large());
+    std::fs::create_dir(folder.at("one")).unwrap();
+    std::fs::create_dir(folder.at("two")).unwrap();
+    folder.run("convert model.onnx --threads 1 -o one/m.nz.onnx").exits(0);
+    folder.run("convert model.onnx --threads 2 -o two/m.nz.onnx").exits(0);
+    assert!(folder.read("one/m.nz.onnx") == folder.read("two/m.nz.onnx"));
+    assert!(folder.read("one/m.nz.onnx.data") == folder.read("two/m.nz.onnx.data"));
+}
+
+#[test]
+fn blobs_in_the_data_file_are_aligned() {
+    let folder = Folder::with(&large());
+    let document = folder.run("convert model.onnx --json").exits(0).json();
+    assert_eq!(document["output"]["data_path"], "model.nz.onnx.data");
+    let sizes = folder.read("model.nz.onnx").len() + folder.read("model.nz.onnx.data").len();
+    assert_eq!(document["output"]["bytes"], sizes);
+    let converted = Model::open(&folder.at("model.nz.onnx")).unwrap();
+    let mut external = 0;
+    for weight in converted.weights() {
+        if let onnx_tools::onnx::Storage::External { offset, location, .. } = &weight.storage {
+            assert_eq!(offset % 65536, 0);
+            assert_eq!(location, "model.nz.onnx.data");
+            external += 1;
+        }
+    }
+    assert_eq!(external, 2);
+}
+
+#[test]
+fn the_plan_bounds_what_convert_does() {
+    let folder = Folder::with(&small());
+    let plan = folder.run("plan model.onnx --json").exits(0).json();
+    assert_eq!(plan["schema"], "nz-onnx.plan/1");
+    adds_up(&plan);
+    assert_eq!(folder.names(), ["model.onnx"]);
+    let done = folder.run("convert model.onnx --json").exits(0).json();
+    for (p, d) in plan["tensors"].as_array().unwrap().iter().zip(done["tensors"].as_array().unwrap()) {
+        assert_eq!((&p["name"], &p["encoding"], &p["reason"]), (&d["name"], &d["encoding"], &d["reason"]));
+        assert!(p["bytes_after"].as_u64() >= d["bytes_after"].as_u64());
+        assert!(p["max_relative_error"].as_f64() >= d["max_relative_error"].as_f64());
+    }
+    let a = tensor(&plan, "a");
+    assert_eq!(
+        a["consumers"][0],
+        serde_json::json!({"node": "layer0", "op": "MatMul", "becomes": "nz.DecodeMatMul"})
+    );
+    assert_eq!(tensor(&plan, "bias")["consumers"][0]["op"], "Add");
+    let text = folder.run("plan model.onnx").exits(0).stdout;
+    assert!(text.contains("nz.DecodeMatMul") && text.contains("smaller than"), "{text}");
+    folder.run("plan model.onnx --ratio 0.01").complains(3, &["the best is"]);
+}
+
+#[test]
+fn the_summary_says_what_happened() {
+    let folder = Folder::with(&small());
+    let lossy = folder.run("convert model.onnx").exits(0);
+    for part in
+        ["compressed", "kept", "total", "Not lossless", "smaller than", "Took", "register_custom_ops_library"]
+    {
+        assert!(lossy.stdout.contains(part), "{part}: {}", lossy.stdout);
+    }
+    assert!(!lossy.stdout.contains('\x1b'), "no colours in a pipe");
+    let exact = folder.run("convert model.onnx --lossless --force").exits(0);
+    assert!(exact.stdout.contains("bit for bit"), "{}", exact.stdout);
+    let quiet = folder.run("convert model.onnx --force -q").exits(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    let verbose = folder.run("convert model.onnx --force -v --json").exits(0);
+    assert!(verbose.stderr.contains("float-split"), "{}", verbose.stderr);
+}

@@ -1,0 +1,13 @@
+//! The command as its users see it: files, exit codes, stdout and stderr.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "../support/build.rs"]
+#[allow(dead_code)]
+mod build;
+mod convert;
+mod files;
+mod inspect;
+mod interrupted;
+mod real_models;
+mod tool;
+mod verify;

@@ -1,0 +1,107 @@
+//! `verify`: what it finds, and both models in ONNX Runtime where there is one.
+
+use std::fs;
+
+use super::build::raw;
+use super::tool::{Folder, Ran, chain, command, large, small};
+
+#[test]
+fn a_sound_model_passes() {
+    let folder = Folder::with(&large());
+    let done = folder.run("convert model.onnx --json").exits(0).json();
+    let alone = folder.run("verify model.nz.onnx --json").exits(0).json();
+    assert_eq!((&alone["schema"], &alone["ok"]), (&"nz-onnx.verify/1".into(), &true.into()));
+    assert_eq!(alone["blobs"][0]["matches_original"], serde_json::Value::Null);
+    let both = folder.run("verify model.nz.onnx --original model.onnx --json").exits(0).json();
+    for (blob, tensor) in both["blobs"].as_array().unwrap().iter().zip(done["tensors"].as_array().unwrap()) {
+        assert_eq!((&blob["name"], &blob["matches_original"]), (&tensor["name"], &true.into()));
+        assert_eq!(blob["max_relative_error"], tensor["max_relative_error"]);
+    }
+    assert!(folder.run("verify model.nz.onnx").exits(0).stdout.contains("All checks passed"));
+}
+
+#[test]
+fn a_flipped_bit_is_found() {
+    let folder = Folder::with(&large());
+    folder.run("convert model.onnx").exits(0);
+    let mut data = folder.read("model.nz.onnx.data");
+    // In the first of the two blobs.
+    let inside = data.len() / 4;
+    data[inside] ^= 0x10;
+    folder.write("model.nz.onnx.data", &data);
+    let found = folder.run("verify model.nz.onnx --json").exits(4).json();
+    assert_eq!(found["ok"], false);
+    let bad: Vec<_> =
+        found["blobs"].as_array().unwrap().iter().filter(|b| b["checksum_ok"] == false).collect();
+    assert_eq!(bad.len(), 1);
+    assert!(bad[0]["problem"].is_string());
+    folder.run("verify model.nz.onnx --original model.onnx").exits(4);
+    let quiet = folder.run("verify model.nz.onnx -q").exits(4);
+    assert!(quiet.stdout.contains("wrong:"), "a failure shows even under --quiet");
+    folder.write("model.nz.onnx.data", &data[..inside]);
+    folder.run("verify model.nz.onnx").exits(4);
+    fs::remove_file(folder.at("model.nz.onnx.data")).unwrap();
+    folder.run("verify model.nz.onnx").complains(1, &["model.nz.onnx.data"]);
+}
+
+#[test]
+fn another_original_does_not_match() {
+    let folder = Folder::with(&large());
+    folder.run("convert model.onnx --lossless").exits(0);
+    let other = Folder::with(&chain(512, vec![raw("a", &[512, 512], 1), raw("b", &[512, 512], 9)]));
+    fs::copy(other.at("model.onnx"), folder.at("other.onnx")).unwrap();
+    let ran = folder.run("verify model.nz.onnx --original other.onnx --json").exits(4);
+    let blobs = ran.json()["blobs"].clone();
+    assert_eq!((&blobs[0]["matches_original"], &blobs[1]["matches_original"]), (&true.into(), &false.into()));
+    assert!(ran.stderr.contains("warning:"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_cannot_be_checked_is_a_usage_error() {
+    let folder = Folder::with(&small());
+    folder.run("convert model.onnx").exits(0);
+    folder.run("verify model.onnx").complains(2, &["not a converted model", "help: "]);
+    folder.run("restore model.onnx").complains(2, &["not a converted model"]);
+    folder.run("verify model.nz.onnx --run").complains(2, &["--original"]);
+    folder.run("verify model.nz.onnx --seed 1").exits(2);
+    let line = "verify model.nz.onnx --original model.onnx --run --ort-lib no/such/libonnxruntime.so";
+    folder.run(line).complains(2, &["no/such/libonnxruntime.so"]);
+}
+
+/// Runs `line` if this machine has ONNX Runtime and the library; says so if not.
+fn with_runtime(folder: &Folder, line: &str) -> Option<Ran> {
+    let env = folder.run("env --json").exits(0).json();
+    if env["ort_lib"].is_null() || env["library"].is_null() {
+        eprintln!(
+            "SKIPPED: {line}: libonnxruntime is {}, libnz_onnx {} (set ORT_DYLIB_PATH and NZ_LIBRARY)",
+            env["ort_lib"], env["library"]
+        );
+        return None;
+    }
+    Some(Ran::new(command().current_dir(folder.path()).args(line.split(' ')).output().unwrap()))
+}
+
+#[test]
+fn both_models_give_the_same() {
+    let folder = Folder::with(&large());
+    folder.run("convert model.onnx --lossless").exits(0);
+    let line = "verify model.nz.onnx --original model.onnx --run --json --shape x=3,512 --seed 7";
+    let Some(ran) = with_runtime(&folder, line) else { return };
+    let found = ran.exits(0).json();
+    let run = &found["run"];
+    assert_eq!(run["custom_nodes"], 2);
+    assert_eq!(run["tolerance"], 1e-5);
+    assert_eq!(run["outputs"][0]["shape"], serde_json::json!([3, 512]));
+    assert_eq!(run["outputs"][0]["within_tolerance"], true);
+
+    // Rounded weights are reported, and judged only by a tolerance that the user gives.
+    folder.run("convert model.onnx --mantissa-bits 3 --force").exits(0);
+    let line = "verify model.nz.onnx --original model.onnx --run --json";
+    let found = with_runtime(&folder, line).unwrap().exits(0).json();
+    assert_eq!(found["run"]["tolerance"], serde_json::Value::Null);
+    let error = found["run"]["outputs"][0]["max_error_to_largest"].as_f64().unwrap();
+    assert!(error > 1e-4 && error < 1.0, "{error}");
+    with_runtime(&folder, &format!("{line} --tolerance 1e-6")).unwrap().exits(4);
+    with_runtime(&folder, &format!("{line} --shape nope=1")).unwrap().complains(2, &["nope"]);
+    with_runtime(&folder, &format!("{line} --inputs model.onnx")).unwrap().complains(4, &["model.onnx"]);
+}
