@@ -1,0 +1,374 @@
+//! The host's API table behind safe functions, and the views that callbacks are handed.
+//!
+//! The pointers come from ONNX Runtime, once per callback; the view types bind them to the callback's lifetime.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+use ort_sys::{
+    OrtApi, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValue,
+};
+
+use super::fence::{self, Failure, Result};
+
+/// Element types as numbers: the host may know more of them than the enum in `ort-sys` does.
+pub(crate) mod element {
+    /// float32.
+    pub const FLOAT: i32 = 1;
+    /// uint8.
+    pub const UINT8: i32 = 2;
+    /// int32.
+    pub const INT32: i32 = 6;
+    /// int64.
+    pub const INT64: i32 = 7;
+}
+
+/// The function table of the ONNX Runtime that loaded us, at [`super::API_LEVEL`] or, for error reports only,
+/// at a lower one. Such tables live as long as the process.
+#[derive(Clone, Copy)]
+pub(crate) struct Api(&'static OrtApi);
+
+impl Api {
+    /// # Safety
+    /// `table` is null or was returned by `OrtApiBase::GetApi`.
+    pub unsafe fn new(table: *const OrtApi) -> Option<Self> {
+        // SAFETY: the caller's promise; tables are static data of the host.
+        unsafe { table.as_ref() }.map(Api)
+    }
+
+    /// The table itself, for calls that have no wrapper here.
+    pub fn table(self) -> &'static OrtApi {
+        self.0
+    }
+
+    /// A new status owned by whoever receives it.
+    pub fn status(self, code: OrtErrorCode, message: String) -> OrtStatusPtr {
+        let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+        // SAFETY: the message is a C string that the host copies.
+        unsafe { (self.0.CreateStatus)(code, message.as_ptr()) }
+    }
+
+    /// Turns a status of the host's into a result, and releases it.
+    pub fn check(self, status: OrtStatusPtr) -> Result<()> {
+        if status.0.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a non-null status is ours: read its message, copy it, release it once.
+        let message = unsafe {
+            let text = CStr::from_ptr((self.0.GetErrorMessage)(status.0)).to_string_lossy().into_owned();
+            (self.0.ReleaseStatus)(status.0);
+            text
+        };
+        Err(Failure::fail(message))
+    }
+
+    /// Dimensions and element type of a type and shape object.
+    ///
+    /// # Safety
+    /// `info` is a live object of this host.
+    pub unsafe fn dimensions(self, info: *const OrtTensorTypeAndShapeInfo) -> Result<Vec<i64>> {
+        let mut rank = 0;
+        // SAFETY: `info` is live; the host writes `rank` numbers to a buffer of that size.
+        unsafe {
+            self.check((self.0.GetDimensionsCount)(info, &mut rank))?;
+            let mut dims = vec![0i64; rank];
+            self.check((self.0.GetDimensions)(info, dims.as_mut_ptr(), rank))?;
+            Ok(dims)
+        }
+    }
+
+    /// Reads a string through a function that reports the size it wants, final zero included.
+    fn string(self, mut read: impl FnMut(*mut c_char, &mut usize) -> OrtStatusPtr) -> Result<String> {
+        let mut size = 0;
+        self.check(read(ptr::null_mut(), &mut size))?;
+        let mut bytes = vec![0u8; size];
+        self.check(read(bytes.as_mut_ptr().cast(), &mut size))?;
+        let len = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+        Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+    }
+}
+
+/// What the host knows of a node when it creates the node's kernel.
+pub(crate) struct KernelInfo<'a> {
+    api: Api,
+    raw: *const OrtKernelInfo,
+    lifetime: PhantomData<&'a OrtKernelInfo>,
+}
+
+impl<'a> KernelInfo<'a> {
+    /// # Safety
+    /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
+    pub unsafe fn new(api: Api, raw: *const OrtKernelInfo) -> Self {
+        KernelInfo { api, raw, lifetime: PhantomData }
+    }
+
+    /// The node's name, which may be empty.
+    pub fn node_name(&self) -> Result<String> {
+        // SAFETY: `raw` is live; `string` passes null or a buffer of `size` bytes.
+        self.api.string(|out, size| unsafe { (self.api.0.KernelInfo_GetNodeName)(self.raw, out, size) })
+    }
+
+    /// The name of the value that input `index` is connected to.
+    pub fn input_name(&self, index: usize) -> Result<String> {
+        // SAFETY: as in `node_name`.
+        self.api
+            .string(|out, size| unsafe { (self.api.0.KernelInfo_GetInputName)(self.raw, index, out, size) })
+    }
+
+    /// An integer attribute, if the node has it.
+    pub fn int(&self, name: &CStr) -> Option<i64> {
+        let mut value = 0;
+        // SAFETY: `raw` is live, `name` a C string.
+        let status =
+            unsafe { (self.api.0.KernelInfoGetAttribute_int64)(self.raw, name.as_ptr(), &mut value) };
+        self.api.check(status).ok().map(|()| value)
+    }
+
+    /// A float attribute, if the node has it.
+    pub fn float(&self, name: &CStr) -> Option<f32> {
+        let mut value = 0.0;
+        // SAFETY: `raw` is live, `name` a C string.
+        let status =
+            unsafe { (self.api.0.KernelInfoGetAttribute_float)(self.raw, name.as_ptr(), &mut value) };
+        self.api.check(status).ok().map(|()| value)
+    }
+
+    /// An attribute of integers.
+    pub fn ints(&self, name: &CStr) -> Result<Vec<i64>> {
+        let (mut count, get) = (0, self.api.0.KernelInfoGetAttributeArray_int64);
+        // SAFETY: `raw` is live; the host writes at most `count` numbers to a buffer of that size.
+        unsafe {
+            self.api.check(get(self.raw, name.as_ptr(), ptr::null_mut(), &mut count))?;
+            let mut values = vec![0i64; count];
+            self.api.check(get(self.raw, name.as_ptr(), values.as_mut_ptr(), &mut count))?;
+            values.truncate(count);
+            Ok(values)
+        }
+    }
+
+    /// Input `index`, if it is an initializer of the node's own graph.
+    pub fn constant_input(&self, index: usize) -> Result<Option<Tensor<'a>>> {
+        let (mut is_constant, mut value): (c_int, *const OrtValue) = (0, ptr::null());
+        // SAFETY: `raw` is live. A constant outlives the session, so it outlives `'a`.
+        unsafe {
+            let get = self.api.0.KernelInfoGetConstantInput_tensor;
+            self.api.check(get(self.raw, index, &mut is_constant, &mut value))?;
+            if is_constant == 0 || value.is_null() {
+                return Ok(None);
+            }
+            Tensor::new(self.api, value).map(Some)
+        }
+    }
+}
+
+/// One execution of a node.
+pub(crate) struct KernelContext<'a> {
+    api: Api,
+    raw: *mut OrtKernelContext,
+    lifetime: PhantomData<&'a OrtKernelContext>,
+}
+
+impl<'a> KernelContext<'a> {
+    /// # Safety
+    /// `raw` is the live context of a `KernelComputeV2` call that lasts for `'a`.
+    pub unsafe fn new(api: Api, raw: *mut OrtKernelContext) -> Self {
+        KernelContext { api, raw, lifetime: PhantomData }
+    }
+
+    /// Input `index`, or nothing if the node leaves it out.
+    pub fn input(&self, index: usize) -> Result<Option<Tensor<'a>>> {
+        let (mut count, mut value): (usize, *const OrtValue) = (0, ptr::null());
+        // SAFETY: `raw` is live; inputs live as long as the call.
+        unsafe {
+            self.api.check((self.api.0.KernelContext_GetInputCount)(self.raw, &mut count))?;
+            if index >= count {
+                return Ok(None);
+            }
+            self.api.check((self.api.0.KernelContext_GetInput)(self.raw, index, &mut value))?;
+            if value.is_null() { Ok(None) } else { Tensor::new(self.api, value).map(Some) }
+        }
+    }
+
+    /// Input `index`, which the op's declaration calls required.
+    pub fn required(&self, index: usize) -> Result<Tensor<'a>> {
+        self.input(index)?.ok_or_else(|| Failure::invalid(format!("input {index} is missing")))
+    }
+
+    /// Allocates the node's only output, a float32 tensor, and hands it out.
+    ///
+    /// Takes the context mutably, so that there is one such slice at a time.
+    pub fn output(&mut self, dims: &[i64]) -> Result<&mut [f32]> {
+        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+        let count = count.filter(|&n| n <= isize::MAX as usize / 4);
+        let count = count.ok_or_else(|| Failure::invalid(format!("output shape {dims:?} is too large")))?;
+        let (mut value, mut data): (*mut OrtValue, *mut c_void) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: `raw` is live; the host allocates what `dims` asks for, aligned for any element type. The
+        // memory is ours until the call returns. Its bytes may be uninitialised to the host; any bit pattern
+        // is an f32, and kernels write each element before anybody reads it.
+        unsafe {
+            let get = self.api.0.KernelContext_GetOutput;
+            self.api.check(get(self.raw, 0, dims.as_ptr(), dims.len(), &mut value))?;
+            if count == 0 {
+                return Ok(&mut []);
+            }
+            self.api.check((self.api.0.GetTensorMutableData)(value, &mut data))?;
+            if data.is_null() {
+                return Err(Failure::fail("ONNX Runtime gave no memory for the output"));
+            }
+            Ok(std::slice::from_raw_parts_mut(data.cast(), count))
+        }
+    }
+
+    /// A handle with which to run tasks while an output is borrowed.
+    pub fn workers(&self) -> Workers<'a> {
+        Workers { api: self.api, raw: self.raw, lifetime: PhantomData }
+    }
+}
+
+/// The session's intra-op threads.
+pub(crate) struct Workers<'a> {
+    api: Api,
+    raw: *const OrtKernelContext,
+    lifetime: PhantomData<&'a OrtKernelContext>,
+}
+
+/// What the host's worker threads share: the task and the first failure, by task number.
+struct Job<'f, F> {
+    task: &'f F,
+    failure: Mutex<Option<(usize, Failure)>>,
+}
+
+unsafe extern "C" fn run_task<F: Fn(usize) -> Result<()> + Sync>(job: *mut c_void, index: usize) {
+    // SAFETY: `job` is the `Job<F>` that `Workers::run` keeps alive until all tasks are done; it is only read.
+    let job = unsafe { &*job.cast_const().cast::<Job<'_, F>>() };
+    if let Err(failure) = fence::catch(|| (job.task)(index)) {
+        let mut first = job.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(at, _)| index < *at) {
+            *first = Some((index, failure));
+        }
+    }
+}
+
+impl Workers<'_> {
+    /// Runs `task(0..count)` on the session's threads and this one, and waits. All tasks run even if some
+    /// fail; the failure of the lowest task is reported.
+    pub fn run<F: Fn(usize) -> Result<()> + Sync>(&self, count: usize, task: F) -> Result<()> {
+        if count <= 1 {
+            return if count == 1 { task(0) } else { Ok(()) };
+        }
+        let mut job = Job { task: &task, failure: Mutex::new(None) };
+        // SAFETY: the context is live; the call returns after the last task, so `job` outlives its uses, and
+        // `F: Sync` lets several threads use it.
+        let status = unsafe {
+            let parallel_for = self.api.0.KernelContext_ParallelFor;
+            parallel_for(self.raw, run_task::<F>, count, 0, ptr::from_mut(&mut job).cast())
+        };
+        self.api.check(status)?;
+        match job.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, failure)) => Err(failure),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A tensor in CPU memory.
+pub(crate) struct Tensor<'a> {
+    element: i32,
+    dims: Vec<i64>,
+    count: usize,
+    data: *const c_void,
+    lifetime: PhantomData<&'a OrtValue>,
+}
+
+/// Types that any bytes are a value of, with their number in ONNX.
+pub(crate) trait Element: Copy {
+    /// The type's number.
+    const TYPE: i32;
+    /// The type's name.
+    const NAME: &'static str;
+}
+
+macro_rules! element {
+    ($type:ty, $number:expr, $name:literal) => {
+        impl Element for $type {
+            const TYPE: i32 = $number;
+            const NAME: &'static str = $name;
+        }
+    };
+}
+element!(f32, element::FLOAT, "float32");
+element!(u8, element::UINT8, "uint8");
+element!(i32, element::INT32, "int32");
+element!(i64, element::INT64, "int64");
+
+impl<'a> Tensor<'a> {
+    /// # Safety
+    /// `value` is live and unchanged for `'a`.
+    unsafe fn new(api: Api, value: *const OrtValue) -> Result<Self> {
+        let mut info = ptr::null_mut();
+        // SAFETY: `value` is live; `info` is released once, after its last use.
+        let (dims, element) = unsafe {
+            api.check((api.0.GetTensorTypeAndShape)(value, &mut info))?;
+            let mut element = 0i32;
+            let dims = api.dimensions(info);
+            // A C enum is written as an int; reading it as one stays defined for types we do not know.
+            let status = (api.0.GetTensorElementType)(info, ptr::from_mut(&mut element).cast());
+            let element = api.check(status).map(|()| element);
+            (api.0.ReleaseTensorTypeAndShapeInfo)(info);
+            (dims?, element?)
+        };
+        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+        let count = count.ok_or_else(|| Failure::invalid(format!("input shape {dims:?} is not valid")))?;
+        let mut data = ptr::null_mut();
+        // SAFETY: `value` is live. The mutable accessor is the only one at this API level; it is only read.
+        unsafe { api.check((api.0.GetTensorMutableData)(value.cast_mut(), &mut data))? };
+        Ok(Tensor { element, dims, count, data, lifetime: PhantomData })
+    }
+
+    /// The dimensions, none negative.
+    pub fn dims(&self) -> &[i64] {
+        &self.dims
+    }
+
+    /// The element type's number in ONNX Runtime ([`element`]).
+    pub fn element(&self) -> i32 {
+        self.element
+    }
+
+    /// The elements. They are copied if they do not lie at a multiple of their size, as in a mapped file.
+    pub fn values<T: Element>(&self) -> Result<Cow<'a, [T]>> {
+        let Some(data) = self.pointer::<T>()? else { return Ok(Cow::Borrowed(&[])) };
+        // SAFETY: the host vouches for `count` elements of this type at `data` for `'a`, and any bytes are a
+        // value of `T`; a reference is made only where the address is aligned.
+        Ok(unsafe {
+            if data.is_aligned() {
+                Cow::Borrowed(std::slice::from_raw_parts(data, self.count))
+            } else {
+                Cow::Owned((0..self.count).map(|i| data.add(i).read_unaligned()).collect())
+            }
+        })
+    }
+
+    /// The bytes of a uint8 tensor, never copied.
+    pub fn bytes(&self) -> Result<&'a [u8]> {
+        let Some(data) = self.pointer::<u8>()? else { return Ok(&[]) };
+        // SAFETY: as in `values`; a byte is always aligned.
+        Ok(unsafe { std::slice::from_raw_parts(data, self.count) })
+    }
+
+    /// The address of the first element, or nothing if there is none.
+    fn pointer<T: Element>(&self) -> Result<Option<*const T>> {
+        if self.element != T::TYPE {
+            let (name, found) = (T::NAME, self.element);
+            return Err(Failure::invalid(format!("{name} expected, found element type {found}")));
+        }
+        match (self.count, self.data.is_null()) {
+            (0, _) => Ok(None),
+            (_, false) => Ok(Some(self.data.cast())),
+            (_, true) => Err(Failure::invalid("a tensor without memory")),
+        }
+    }
+}

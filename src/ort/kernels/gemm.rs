@@ -1,0 +1,106 @@
+//! `nz.DecodeGemm`: `Y = alpha * A * W + beta * C`, as ONNX `Gemm`.
+
+use super::matmul::Matrix;
+use super::product::{Product, View};
+use crate::ort::api::{KernelContext, KernelInfo};
+use crate::ort::fence::{Failure, Result};
+use crate::ort::ops::Kernel;
+use crate::ort::weight::Weight;
+
+/// The kernel of one node.
+pub(crate) struct Gemm {
+    weight: Weight,
+    matrix: Matrix,
+    alpha: f32,
+    beta: f32,
+    trans_a: bool,
+}
+
+impl Gemm {
+    /// The kernel of the node that `info` describes.
+    pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
+        let (weight, matrix) = Matrix::new(info)?;
+        let (alpha, beta) = (info.float(c"alpha").unwrap_or(1.0), info.float(c"beta").unwrap_or(1.0));
+        let trans_a = info.int(c"transA").unwrap_or(0) != 0;
+        Ok(Gemm { weight, matrix, alpha, beta, trans_a })
+    }
+}
+
+/// `C` spread over `[m, n]`: its strides, or nothing if its shape does not go with that.
+fn spread(dims: &[i64], m: usize, n: usize) -> Option<(usize, usize)> {
+    let (rows, columns) = match *dims {
+        [] => (1, 1),
+        [columns] => (1, columns),
+        [rows, columns] => (rows, columns),
+        _ => return None,
+    };
+    let (m, n) = (m as i64, n as i64);
+    if (rows != 1 && rows != m) || (columns != 1 && columns != n) {
+        return None;
+    }
+    let row_stride = if rows == 1 { 0 } else { columns as usize };
+    Some((row_stride, usize::from(columns != 1)))
+}
+
+impl Kernel for Gemm {
+    fn compute(&self, mut context: KernelContext<'_>) -> Result<()> {
+        let Matrix { k, n, transposed } = self.matrix;
+        let weight = self.weight.bind(&context)?;
+        let a = context.required(0)?;
+        let shape = match *a.dims() {
+            [m, inner] if !self.trans_a => Some((m as usize, inner)),
+            [inner, m] if self.trans_a => Some((m as usize, inner)),
+            _ => None,
+        };
+        let Some((m, _)) = shape.filter(|&(_, inner)| inner == k as i64) else {
+            let wanted = if self.trans_a { format!("[{k}, M]") } else { format!("[M, {k}]") };
+            return Err(Failure::invalid(format!(
+                "A (input 0) has shape {:?}, but the weight has K = {k}: it must be {wanted}",
+                a.dims()
+            )));
+        };
+        let values = a.values::<f32>()?;
+        let c = context.input(2)?;
+        let c = match &c {
+            None => None,
+            Some(c) => {
+                let (row_stride, column_stride) = spread(c.dims(), m, n).ok_or_else(|| {
+                    let dims = c.dims();
+                    Failure::invalid(format!(
+                        "C (input 2) has shape {dims:?}, which does not broadcast to [{m}, {n}]"
+                    ))
+                })?;
+                Some((c.values::<f32>()?, row_stride, column_stride))
+            }
+        };
+        let addend = c.as_ref().filter(|_| self.beta != 0.0).map(|(data, row_stride, column_stride)| {
+            (self.beta, View { data, row_stride: *row_stride, column_stride: *column_stride })
+        });
+        let workers = context.workers();
+        let y = context.output(&[m as i64, n as i64])?;
+        if m == 0 {
+            return Ok(());
+        }
+        let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
+        let x = View { data: &values, row_stride, column_stride };
+        Product { m, k, n, x, alpha: self.alpha, addend, transposed }.run(&weight, &workers, y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn c_spreads_as_in_onnx() {
+        assert_eq!(spread(&[], 3, 4), Some((0, 0)));
+        assert_eq!(spread(&[1], 3, 4), Some((0, 0)));
+        assert_eq!(spread(&[4], 3, 4), Some((0, 1)));
+        assert_eq!(spread(&[1, 4], 3, 4), Some((0, 1)));
+        assert_eq!(spread(&[3, 1], 3, 4), Some((1, 0)));
+        assert_eq!(spread(&[3, 4], 3, 4), Some((4, 1)));
+        assert_eq!(spread(&[3], 3, 4), None);
+        assert_eq!(spread(&[4, 3], 3, 4), None);
+        assert_eq!(spread(&[1, 3, 4], 3, 4), None);
+    }
+}

@@ -1,0 +1,16 @@
+//! The kernels: one file an op, over one engine for products and one for matrix-vector products.
+
+mod decode;
+mod gather;
+mod gemm;
+mod gemv;
+mod matmul;
+mod plan;
+mod product;
+mod scratch;
+mod turn;
+
+pub(crate) use decode::Decode;
+pub(crate) use gather::Gather;
+pub(crate) use gemm::Gemm;
+pub(crate) use matmul::MatMul;

@@ -1,0 +1,296 @@
+//! `Y = alpha * X * W + addend`, with `W` decoded a piece at a time.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use gemm::Parallelism;
+
+use super::plan::{Form, Plan, is_small, threads};
+use super::{gemv, scratch, turn};
+use crate::format::Layout;
+use crate::ort::api::Workers;
+use crate::ort::fence::{Failure, Result};
+use crate::ort::weight::Bound;
+
+/// The gemm has a short way, without packing, for products of two row-major operands up to this many rows by
+/// this many columns of output (`gemm-common` 0.19: 256 elements in all).
+const SHORT: usize = 16;
+
+/// A matrix in memory, `[rows, columns]`, at any strides. A stride of 0 repeats a row or column.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl View<'_> {
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0
+            || columns == 0
+            || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// A product to compute, but for its weight and its output.
+pub(crate) struct Product<'a> {
+    /// Rows of `X`, at least 1.
+    pub m: usize,
+    /// Columns of `X`.
+    pub k: usize,
+    /// Columns of the output.
+    pub n: usize,
+    pub x: View<'a>,
+    pub alpha: f32,
+    /// Added to the product: `beta` and an `[m, n]` matrix.
+    pub addend: Option<(f32, View<'a>)>,
+    /// Whether the weight is `[n, k]`, row by row.
+    pub transposed: bool,
+}
+
+/// An `[_, n]` output or partial sum that tasks write disjoint parts of.
+struct Target<'a> {
+    data: *mut f32,
+    len: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it stands for an exclusively borrowed slice; its unsafe methods leave it to their caller that no two
+// threads touch the same element.
+unsafe impl Sync for Target<'_> {}
+
+impl<'a> Target<'a> {
+    fn new(data: &'a mut [f32], stride: usize) -> Self {
+        Target { data: data.as_mut_ptr(), len: data.len(), stride, lifetime: PhantomData }
+    }
+
+    /// Where `rows` and `columns` start, after a check that they lie inside.
+    fn corner(&self, rows: &Range<usize>, columns: &Range<usize>) -> *mut f32 {
+        assert!(rows.start < rows.end && columns.start < columns.end && columns.end <= self.stride);
+        assert!((rows.end - 1) * self.stride + columns.end <= self.len);
+        // SAFETY: the asserts have the element in the slice.
+        unsafe { self.data.add(rows.start * self.stride + columns.start) }
+    }
+
+    /// A part of one row.
+    ///
+    /// # Safety
+    /// No other reference to these elements is in use.
+    #[allow(clippy::mut_from_ref)] // that tasks share a target is its purpose
+    unsafe fn row(&self, row: usize, columns: &Range<usize>) -> &mut [f32] {
+        let corner = self.corner(&(row..row + 1), columns);
+        // SAFETY: `corner` has the range in the slice; the caller has it to itself.
+        unsafe { std::slice::from_raw_parts_mut(corner, columns.len()) }
+    }
+}
+
+/// A piece of the weight in scratch.
+struct Piece<'a> {
+    values: &'a [f32],
+    /// `[width, depth]`, and not `[depth, width]`.
+    transposed: bool,
+    depth: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Product<'_> {
+    /// Computes the product into `y`, `[m, n]`.
+    pub fn run(&self, weight: &Bound<'_>, workers: &Workers<'_>, y: &mut [f32]) -> Result<()> {
+        let (m, k, n) = (self.m, self.k, self.n);
+        if !self.x.holds(m, k) || self.addend.is_some_and(|(_, c)| !c.holds(m, n)) || y.len() != m * n {
+            return Err(Failure::fail(
+                "internal error: operands do not have the shapes they were checked for",
+            ));
+        }
+        let form = match (self.transposed, weight.header().spec.layout) {
+            (true, Layout::RowMajor) => Form::Rows,
+            (false, Layout::ColumnTiles { tile }) => Form::Tiles(tile as usize),
+            _ => return Err(Failure::fail("internal error: layout and transB do not go together")),
+        };
+        let plan = Plan::new(form, (m, k, n), weight.header().block_len as usize, threads());
+        // The first part of `K` adds its groups to the output in turn. Those of the others are kept apart and
+        // added after it in the same order, so that the sum does not depend on the number of parts.
+        let groups = k.div_ceil(plan.group);
+        let part_groups = |part: usize| part * groups / plan.depth_parts..(part + 1) * groups / plan.depth_parts;
+        let first_groups = part_groups(0).end;
+        let mut partial = vec![0f32; (groups - first_groups) * m * n];
+        {
+            let target = Target::new(y, n);
+            let extra: Vec<Target<'_>> = partial.chunks_mut(m * n).map(|sum| Target::new(sum, n)).collect();
+            let pieces = n.div_ceil(plan.width);
+            let task = |index: usize| {
+                let (piece, part) = (index % pieces, index / pieces);
+                let (row_part, depth_part) = (part % plan.row_parts, part / plan.row_parts);
+                let columns = piece * plan.width..((piece + 1) * plan.width).min(n);
+                let rows = row_part * m / plan.row_parts..(row_part + 1) * m / plan.row_parts;
+                // Each task has rows and columns of the output, or groups beside it, that no other has.
+                part_groups(depth_part).try_for_each(|group| {
+                    let target = group.checked_sub(first_groups).map_or(&target, |at| &extra[at]);
+                    let add = self.start(target, group, &rows, &columns) || (1..first_groups).contains(&group);
+                    let depth = group * plan.group..((group + 1) * plan.group).min(k);
+                    self.group(weight, &plan, target, rows.clone(), columns.clone(), depth, add)
+                })
+            };
+            let tasks = pieces * plan.row_parts * plan.depth_parts;
+            if is_small(k.saturating_mul(n), m) {
+                (0..tasks).try_for_each(task)?;
+            } else {
+                workers.run(tasks, task)?;
+            }
+        }
+        for sum in partial.chunks(m * n) {
+            y.iter_mut().zip(sum).for_each(|(y, sum)| *y += sum);
+        }
+        Ok(())
+    }
+
+    /// Before the first group: sets the output to the addend, if there is one, and says whether it did.
+    fn start(&self, target: &Target<'_>, group: usize, rows: &Range<usize>, columns: &Range<usize>) -> bool {
+        let Some((beta, c)) = self.addend.filter(|_| group == 0) else { return false };
+        for row in rows.clone() {
+            // SAFETY: these rows and columns of the target are this task's.
+            fill(unsafe { target.row(row, columns) }, beta, c, row, columns.start);
+        }
+        true
+    }
+
+    /// Decodes the weight's `depth` and `columns` step by step, and sets these rows and columns of the target to
+    /// the product with them, or adds it.
+    #[allow(clippy::too_many_arguments)]
+    fn group(
+        &self,
+        weight: &Bound<'_>,
+        plan: &Plan,
+        target: &Target<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        depth: Range<usize>,
+        add: bool,
+    ) -> Result<()> {
+        let (width, vector) = (columns.len(), self.is_vector());
+        let mut sums = vec![0f32; if vector { width } else { 0 }];
+        for start in depth.clone().step_by(plan.depth) {
+            let step = start..(start + plan.depth).min(depth.end);
+            let first = columns.start * self.k + if self.transposed { step.start } else { step.start * width };
+            scratch::with((width + plan.strip) * step.len(), |values| {
+                let (values, strip) = values.split_at_mut(width * step.len());
+                if plan.strip == 0 {
+                    weight.decode(first, values)?;
+                } else {
+                    self.decode_turned(weight, first, values, strip)?;
+                }
+                let transposed = self.transposed && plan.strip == 0;
+                let add = add || step.start > depth.start;
+                let piece = Piece { values, transposed, depth: step, columns: columns.clone() };
+                if vector {
+                    self.multiply_vector(&piece, &mut sums, rows.start);
+                } else {
+                    self.multiply(&piece, target, rows.clone(), add);
+                }
+                Ok(())
+            })?;
+        }
+        if vector {
+            // SAFETY: this row and these columns of the target are this task's.
+            let y = unsafe { target.row(rows.start, &columns) };
+            y.iter_mut().zip(&sums).for_each(|(y, sum)| *y = if add { *y + sum } else { *sum });
+        }
+        Ok(())
+    }
+
+    /// Decodes whole rows of a row-major weight, from slot `first` on, and turns them into the columns that
+    /// `panel` consists of.
+    fn decode_turned(
+        &self,
+        weight: &Bound<'_>,
+        first: usize,
+        panel: &mut [f32],
+        strip: &mut [f32],
+    ) -> Result<()> {
+        let (width, strip_rows) = (panel.len() / self.k, strip.len() / self.k);
+        for at in (0..width).step_by(strip_rows) {
+            let rows = &mut strip[..strip_rows.min(width - at) * self.k];
+            weight.decode(first + at * self.k, rows)?;
+            turn::into_columns(panel, width, at, rows, self.k);
+        }
+        Ok(())
+    }
+
+    /// Whether `X` is one row that the vector routines can take.
+    fn is_vector(&self) -> bool {
+        self.m == 1 && self.alpha == 1.0 && self.x.column_stride == 1
+    }
+
+    fn multiply_vector(&self, piece: &Piece<'_>, sums: &mut [f32], row: usize) {
+        let x = &self.x.data[row * self.x.row_stride..][piece.depth.clone()];
+        if piece.transposed {
+            gemv::accumulate_dots(sums, x, piece.values);
+        } else {
+            gemv::accumulate_rows(sums, x, piece.values);
+        }
+    }
+
+    fn multiply(&self, piece: &Piece<'_>, target: &Target<'_>, rows: Range<usize>, accumulate: bool) {
+        if !piece.transposed || self.x.column_stride != 1 {
+            return self.multiply_block(piece, target, rows, accumulate);
+        }
+        // Blocks of the output small enough for the gemm's short way; with few rows, more columns.
+        let depth = piece.depth.len();
+        let row_step = rows.len().min(SHORT);
+        let column_step = SHORT * SHORT / row_step;
+        for (values, first) in
+            piece.values.chunks(column_step * depth).zip(piece.columns.clone().step_by(column_step))
+        {
+            let columns = first..first + values.len() / depth;
+            let part = Piece { values, columns, depth: piece.depth.clone(), ..*piece };
+            for start in rows.clone().step_by(row_step) {
+                self.multiply_block(&part, target, start..(start + row_step).min(rows.end), accumulate);
+            }
+        }
+    }
+
+    fn multiply_block(&self, piece: &Piece<'_>, target: &Target<'_>, rows: Range<usize>, accumulate: bool) {
+        let (width, depth) = (piece.columns.len(), piece.depth.len());
+        let x = &self.x.data[rows.start * self.x.row_stride + piece.depth.start * self.x.column_stride..];
+        let (w_row, w_column) = if piece.transposed { (1, depth) } else { (width, 1) };
+        let corner = target.corner(&rows, &piece.columns);
+        assert!(View { data: x, ..self.x }.holds(rows.len(), depth) && piece.values.len() == width * depth);
+        // SAFETY: the asserts, here and in `corner`, have all three matrices inside their slices, and these
+        // rows and columns of the target are this task's. Strides fit in isize as slices do.
+        unsafe {
+            gemm::gemm(
+                rows.len(),
+                width,
+                depth,
+                corner,
+                1,
+                target.stride as isize,
+                accumulate,
+                x.as_ptr(),
+                self.x.column_stride as isize,
+                self.x.row_stride as isize,
+                piece.values.as_ptr(),
+                w_column as isize,
+                w_row as isize,
+                1.0,
+                self.alpha,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+}
+
+/// Sets a part of a row, from column `first` on, to `beta * c`.
+fn fill(y: &mut [f32], beta: f32, c: View<'_>, row: usize, first: usize) {
+    let start = row * c.row_stride + first * c.column_stride;
+    if c.column_stride == 0 {
+        y.fill(beta * c.data[start]);
+    } else {
+        let c = c.data[start..].iter().step_by(c.column_stride);
+        y.iter_mut().zip(c).for_each(|(y, &c)| *y = beta * c);
+    }
+}

@@ -1,0 +1,105 @@
+//! The glue to ONNX Runtime: the custom ops of `docs/ops.md`, behind the C API's plugin entry point.
+//!
+//! The library does not link to libonnxruntime. It works with the function table that the host hands over, at
+//! API level 17, which every ONNX Runtime from 1.17 on has. No panic crosses into the host ([`fence`]), no
+//! kernel has mutable state, so one session may be run from many threads.
+
+mod api;
+mod fence;
+mod kernels;
+mod ops;
+mod shape;
+mod weight;
+
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
+
+use api::Api;
+use fence::Result;
+use ops::{DEFINITIONS, Op};
+pub use weight::VERIFY_VARIABLE;
+
+/// The domain of all ops.
+pub const DOMAIN: &str = "nz";
+const DOMAIN_C: &CStr = c"nz";
+/// The level of ONNX Runtime's C API that is used: that of 1.17.
+const API_LEVEL: u32 = 17;
+
+/// The ops as one host knows them. They are registered with each session, and live as long as the process,
+/// since a session may.
+struct Host {
+    api: Api,
+    domain: *mut OrtCustomOpDomain,
+}
+
+// SAFETY: a domain is filled before it is shared and only read after; its address may be used on any thread.
+unsafe impl Send for Host {}
+
+/// More than one only if a process holds several copies of ONNX Runtime.
+static HOSTS: Mutex<Vec<Host>> = Mutex::new(Vec::new());
+
+/// Registers the ops with the session options: the entry point that `RegisterCustomOpsLibrary` and its kin in
+/// every language look for.
+///
+/// Returns null for success, or a status that the caller owns.
+///
+/// # Safety
+/// To be called by ONNX Runtime, with live session options and its API base.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "system" fn RegisterCustomOps(
+    options: *mut OrtSessionOptions,
+    base: *const OrtApiBase,
+) -> OrtStatusPtr {
+    // SAFETY: the host passes its static API base, or null by mistake.
+    let Some(base) = (unsafe { base.as_ref() }) else {
+        return OrtStatusPtr::default();
+    };
+    // SAFETY: the tables that `GetApi` returns are static.
+    let (modern, oldest) = unsafe { (Api::new((base.GetApi)(API_LEVEL)), Api::new((base.GetApi)(1))) };
+    match (modern, oldest) {
+        (Some(api), _) => fence::guard(api, || register(api, options)),
+        (None, Some(oldest)) => {
+            // SAFETY: a static C string of the host's.
+            let version = unsafe { CStr::from_ptr((base.GetVersionString)()) }.to_string_lossy();
+            let message = format!(
+                "nz-onnx {} needs ONNX Runtime 1.17 or later, this is {version}: update ONNX Runtime, or use the \
+                 model as it was before `nz-onnx convert` (`nz-onnx restore` makes it)",
+                crate::VERSION
+            );
+            oldest.status(OrtErrorCode::ORT_NOT_IMPLEMENTED, message)
+        }
+        // Not an ONNX Runtime: every one has level 1, and without it there is no way to say more.
+        (None, None) => OrtStatusPtr::default(),
+    }
+}
+
+fn register(api: Api, options: *mut OrtSessionOptions) -> Result<()> {
+    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = hosts.iter().find(|host| ptr::eq(host.api.table(), api.table()));
+    let domain = match known {
+        Some(host) => host.domain,
+        None => {
+            let domain = new_domain(api)?;
+            hosts.push(Host { api, domain });
+            domain
+        }
+    };
+    // SAFETY: the options are live, and the domain is never released.
+    api.check(unsafe { (api.table().AddCustomOpDomain)(options, domain) })
+}
+
+fn new_domain(api: Api) -> Result<*mut OrtCustomOpDomain> {
+    let mut domain = ptr::null_mut();
+    // SAFETY: the name is a C string that the host copies.
+    api.check(unsafe { (api.table().CreateCustomOpDomain)(DOMAIN_C.as_ptr(), &mut domain) })?;
+    for definition in &DEFINITIONS {
+        let op: &'static Op = Box::leak(Box::new(Op::new(api, definition)));
+        // SAFETY: domain and op are live; the op is leaked, because the host keeps its address.
+        api.check(unsafe { (api.table().CustomOpDomain_Add)(domain, op.raw()) })?;
+    }
+    Ok(domain)
+}

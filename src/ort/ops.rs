@@ -1,0 +1,266 @@
+//! The table of ops, and the callbacks through which ONNX Runtime uses them.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+use ort_sys::{
+    ONNXTensorElementDataType as ElementType, OrtApi, OrtCustomOp,
+    OrtCustomOpInputOutputCharacteristic as Presence, OrtKernelContext, OrtKernelInfo, OrtMemType,
+    OrtShapeInferContext, OrtStatusPtr,
+};
+
+use super::api::{Api, KernelContext, KernelInfo};
+use super::fence::{self, Failure, Result};
+use super::kernels::{Decode, Gather, Gemm, MatMul};
+use super::shape::{self, Dim, Query, ShapeContext};
+use super::{API_LEVEL, DOMAIN};
+
+const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+/// To ONNX Runtime: a tensor of any element type.
+const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;
+const OPTIONAL: Presence = Presence::INPUT_OUTPUT_OPTIONAL;
+
+/// What runs a node. One kernel serves concurrent executions.
+pub(crate) trait Kernel: Send + Sync {
+    /// Executes the node.
+    fn compute(&self, context: KernelContext<'_>) -> Result<()>;
+}
+
+/// The provider of definitions that are there for the op's schema alone: no kernel of it is ever created.
+///
+/// An op that may be float16, but has no float16 kernel on the CPU, is what ONNX Runtime's own MatMul is: it puts
+/// casts around such nodes itself, and takes those out that cancel with its casts around their neighbours. Casts
+/// that a model brings along it must leave.
+const SCHEMA_ONLY: &CStr = c"NzExecutionProvider";
+
+/// An op as `docs/ops.md` has it, for one element type. Every op has one output.
+pub(crate) struct Definition {
+    name: &'static CStr,
+    /// The execution provider that runs it; the CPU's if there is none.
+    provider: Option<&'static CStr>,
+    inputs: &'static [(ElementType, Presence)],
+    output: ElementType,
+    create: fn(&KernelInfo<'_>) -> Result<Box<dyn Kernel>>,
+    infer: fn(&Query) -> Option<Vec<Dim>>,
+}
+
+/// All ops of the domain.
+pub(crate) static DEFINITIONS: [Definition; 6] = [
+    Definition {
+        name: c"Decode",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        output: FLOAT,
+        create: |info| Ok(Box::new(Decode::new(info)?)),
+        infer: shape::decode,
+    },
+    Definition {
+        name: c"DecodeMatMul",
+        provider: None,
+        inputs: &[(FLOAT, REQUIRED), (UINT8, REQUIRED)],
+        output: FLOAT,
+        create: |info| Ok(Box::new(MatMul::new(info)?)),
+        infer: shape::matmul,
+    },
+    Definition {
+        name: c"DecodeMatMul",
+        provider: Some(SCHEMA_ONLY),
+        inputs: &[(FLOAT16, REQUIRED), (UINT8, REQUIRED)],
+        output: FLOAT16,
+        create: |info| Ok(Box::new(MatMul::new(info)?)),
+        infer: shape::matmul,
+    },
+    Definition {
+        name: c"DecodeGemm",
+        provider: None,
+        inputs: &[(FLOAT, REQUIRED), (UINT8, REQUIRED), (FLOAT, OPTIONAL)],
+        output: FLOAT,
+        create: |info| Ok(Box::new(Gemm::new(info)?)),
+        infer: shape::gemm,
+    },
+    Definition {
+        name: c"DecodeGemm",
+        provider: Some(SCHEMA_ONLY),
+        inputs: &[(FLOAT16, REQUIRED), (UINT8, REQUIRED), (FLOAT16, OPTIONAL)],
+        output: FLOAT16,
+        create: |info| Ok(Box::new(Gemm::new(info)?)),
+        infer: shape::gemm,
+    },
+    Definition {
+        name: c"DecodeGather",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        output: FLOAT,
+        create: |info| Ok(Box::new(Gather::new(info)?)),
+        infer: shape::gather,
+    },
+];
+
+/// An op as one host sees it. The host holds the address of `raw`, the first field, and so of the whole.
+#[repr(C)]
+pub(crate) struct Op {
+    raw: OrtCustomOp,
+    api: Api,
+    definition: &'static Definition,
+}
+
+/// A kernel and what its callbacks need beside it.
+struct Instance {
+    api: Api,
+    /// Op and node, for messages.
+    label: String,
+    kernel: Box<dyn Kernel>,
+}
+
+impl Op {
+    /// The op in the shape that `api`'s host takes.
+    pub fn new(api: Api, definition: &'static Definition) -> Self {
+        let raw = OrtCustomOp {
+            version: API_LEVEL,
+            CreateKernel: None,
+            GetName: Some(get_name),
+            GetExecutionProviderType: Some(get_execution_provider),
+            GetInputType: Some(get_input_type),
+            GetInputTypeCount: Some(get_input_count),
+            GetOutputType: Some(get_output_type),
+            GetOutputTypeCount: Some(get_output_count),
+            KernelCompute: None,
+            KernelDestroy: Some(destroy),
+            GetInputCharacteristic: Some(get_input_presence),
+            GetOutputCharacteristic: Some(get_output_presence),
+            GetInputMemoryType: Some(get_memory_type),
+            GetVariadicInputMinArity: Some(get_one),
+            GetVariadicInputHomogeneity: Some(get_one),
+            GetVariadicOutputMinArity: Some(get_one),
+            GetVariadicOutputHomogeneity: Some(get_one),
+            CreateKernelV2: Some(create),
+            KernelComputeV2: Some(compute),
+            InferOutputShapeFn: Some(infer),
+            GetStartVersion: Some(get_one),
+            GetEndVersion: Some(get_end_version),
+        };
+        Op { raw, api, definition }
+    }
+
+    /// What `CustomOpDomain_Add` takes.
+    pub fn raw(&self) -> *const OrtCustomOp {
+        ptr::from_ref(self).cast()
+    }
+}
+
+/// # Safety
+/// `op` is a pointer that [`Op::raw`] returned, of an `Op` that is never freed.
+unsafe fn op(op: *const OrtCustomOp) -> &'static Op {
+    // SAFETY: `raw` casts from the whole `Op`, which `super` leaks.
+    unsafe { &*op.cast::<Op>() }
+}
+
+unsafe extern "system" fn create(
+    this: *const OrtCustomOp,
+    _api: *const OrtApi,
+    info: *const OrtKernelInfo,
+    out: *mut *mut c_void,
+) -> OrtStatusPtr {
+    // SAFETY: the host passes back what it was given at registration.
+    let op = unsafe { op(this) };
+    fence::guard(op.api, || {
+        // SAFETY: `info` is live during this call.
+        let info = unsafe { KernelInfo::new(op.api, info) };
+        let (name, node) = (op.definition.name.to_string_lossy(), info.node_name().unwrap_or_default());
+        let label = format!("{DOMAIN}.{name} node '{node}'");
+        let kernel = (op.definition.create)(&info).map_err(|failure| failure.at(&label))?;
+        let instance = Box::new(Instance { api: op.api, label, kernel });
+        // SAFETY: `out` is where the host wants the kernel; `destroy` takes it back.
+        unsafe { out.write(Box::into_raw(instance).cast()) };
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut OrtKernelContext) -> OrtStatusPtr {
+    // SAFETY: `kernel` comes from `create`; it is only read, by however many threads.
+    let instance = unsafe { &*kernel.cast_const().cast::<Instance>() };
+    // SAFETY: `context` is live during this call, and used by it alone.
+    let context = unsafe { KernelContext::new(instance.api, context) };
+    fence::guard(instance.api, || {
+        fence::catch(|| instance.kernel.compute(context)).map_err(|failure| failure.at(&instance.label))
+    })
+}
+
+unsafe extern "system" fn destroy(kernel: *mut c_void) {
+    let drop = || {
+        if !kernel.is_null() {
+            // SAFETY: `kernel` comes from `create`, and the host is done with it.
+            drop(unsafe { Box::from_raw(kernel.cast::<Instance>()) });
+        }
+        Ok(())
+    };
+    // There is nobody to report a panic to; it must not leave this function all the same.
+    let _: std::result::Result<(), Failure> = fence::catch(drop);
+}
+
+unsafe extern "system" fn infer(
+    this: *const OrtCustomOp,
+    context: *mut OrtShapeInferContext,
+) -> OrtStatusPtr {
+    // SAFETY: as in `create`.
+    let op = unsafe { op(this) };
+    // A failure means that the shape stays unknown. The host does not look at the status, nor free it.
+    let _: std::result::Result<(), Failure> = fence::catch(|| {
+        // SAFETY: `context` is live during this call.
+        unsafe { ShapeContext::new(op.api, context) }.answer(op.definition.infer)
+    });
+    OrtStatusPtr::default()
+}
+
+unsafe extern "system" fn get_name(this: *const OrtCustomOp) -> *const c_char {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.name.as_ptr()
+}
+
+unsafe extern "system" fn get_execution_provider(this: *const OrtCustomOp) -> *const c_char {
+    // Null stands for the CPU. SAFETY: as in `create`.
+    unsafe { op(this) }.definition.provider.map_or(ptr::null(), CStr::as_ptr)
+}
+
+unsafe extern "system" fn get_input_count(this: *const OrtCustomOp) -> usize {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.inputs.len()
+}
+
+unsafe extern "system" fn get_input_type(this: *const OrtCustomOp, index: usize) -> ElementType {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.inputs.get(index).map_or(ANY, |input| input.0)
+}
+
+unsafe extern "system" fn get_input_presence(this: *const OrtCustomOp, index: usize) -> Presence {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.inputs.get(index).map_or(REQUIRED, |input| input.1)
+}
+
+unsafe extern "system" fn get_output_count(_: *const OrtCustomOp) -> usize {
+    1
+}
+
+unsafe extern "system" fn get_output_type(this: *const OrtCustomOp, _: usize) -> ElementType {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.output
+}
+
+unsafe extern "system" fn get_output_presence(_: *const OrtCustomOp, _: usize) -> Presence {
+    REQUIRED
+}
+
+unsafe extern "system" fn get_memory_type(_: *const OrtCustomOp, _: usize) -> OrtMemType {
+    OrtMemType::OrtMemTypeDefault
+}
+
+unsafe extern "system" fn get_one(_: *const OrtCustomOp) -> c_int {
+    1
+}
+
+unsafe extern "system" fn get_end_version(_: *const OrtCustomOp) -> c_int {
+    c_int::MAX
+}

@@ -1,0 +1,174 @@
+//! A node's weight: its blob, validated once, and the decoder over it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::api::{KernelContext, KernelInfo};
+use super::fence::{Failure, Result};
+use crate::codec::Decoder;
+use crate::error::Error;
+use crate::format::{Header, Layout};
+
+/// The environment variable that says how much of a blob is checked when its kernel is created: `full`
+/// (default) reads all of it and compares the payload's checksum; `header` checks the header alone, so that
+/// a session opens without reading its weights. Memory safety does not depend on it.
+pub const VERIFY_VARIABLE: &str = "NZ_VERIFY";
+
+/// Bytes at the start of a blob that tell it from any other: they hold the checksums of its content.
+const IDENTITY: usize = 96;
+
+/// The widest tile that kernels work on: a row of it fits in their scratch.
+const MAX_TILE: u64 = 1 << 16;
+
+/// The layouts that a kernel can work on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// Row-major or column tiles.
+    Any,
+    /// Row-major.
+    Rows,
+    /// Column tiles.
+    Tiles,
+}
+
+/// The weight of one node.
+pub(crate) struct Weight {
+    /// Which input of the node the blob is.
+    input: usize,
+    name: String,
+    shape: Vec<u64>,
+    stored: Stored,
+    verify: bool,
+    state: State,
+}
+
+enum State {
+    /// The blob is an initializer of the node's graph and was validated with the kernel.
+    Constant(Arc<Decoder>),
+    /// The blob comes from elsewhere (an outer graph's initializer, in the body of an If): validated when it
+    /// is first seen, and again if another one is seen.
+    Late(RwLock<Option<(Vec<u8>, Arc<Decoder>)>>),
+}
+
+/// A weight during one execution.
+pub(crate) struct Bound<'a> {
+    decoder: Arc<Decoder>,
+    blob: &'a [u8],
+}
+
+impl Bound<'_> {
+    /// The blob's header.
+    pub fn header(&self) -> &Header {
+        self.decoder.header()
+    }
+
+    /// Decodes `out.len()` weights from slot `first` on, in stored order.
+    pub fn decode(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        self.decoder.decode_f32(self.blob, first as u64, out).map_err(|error| Failure::fail(explain(&error)))
+    }
+}
+
+/// The error and what to do about it.
+fn explain(error: &Error) -> String {
+    let advice = match error {
+        Error::Corrupt(_) => "; the model's data file is damaged: copy or convert the model again",
+        Error::Truncated { .. } => "; the model's data file is incomplete: copy or convert the model again",
+        Error::Unsupported(_) => "; update libnz_onnx.so",
+        _ => "",
+    };
+    format!("{error}{advice}")
+}
+
+fn verify_payload() -> Result<bool> {
+    match std::env::var_os(VERIFY_VARIABLE) {
+        None => Ok(true),
+        Some(value) if value.is_empty() || value == "full" => Ok(true),
+        Some(value) if value == "header" => Ok(false),
+        Some(value) => Err(Failure::fail(format!(
+            "environment variable {VERIFY_VARIABLE} is '{}': set it to 'full' or 'header', or unset it",
+            value.to_string_lossy()
+        ))),
+    }
+}
+
+impl Weight {
+    /// The weight of a node that is being created; the blob is validated here if it is known by now.
+    pub fn new(info: &KernelInfo<'_>, input: usize, rank: Option<usize>, stored: Stored) -> Result<Weight> {
+        let name = info.input_name(input).unwrap_or_default();
+        let shape = info.ints(c"shape").map_err(|e| e.at("attribute 'shape' (ints) is required"))?;
+        if rank.is_some_and(|rank| rank != shape.len()) || shape.is_empty() {
+            let wanted = rank.map_or("1 or more".into(), |r| r.to_string());
+            return Err(Failure::fail(format!("attribute shape {shape:?} must have rank {wanted}")));
+        }
+        let unsigned: Option<Vec<u64>> = shape.iter().map(|&d| u64::try_from(d).ok()).collect();
+        let shape =
+            unsigned.ok_or_else(|| Failure::fail(format!("attribute shape {shape:?} is negative")))?;
+        let verify = verify_payload()?;
+        let mut weight = Weight { input, name, shape, stored, verify, state: State::Late(RwLock::new(None)) };
+        if let Some(blob) = info.constant_input(input)? {
+            let blob = blob.bytes().map_err(|e| e.at(weight.label()))?;
+            weight.state = State::Constant(Arc::new(weight.open(blob)?));
+        }
+        Ok(weight)
+    }
+
+    /// The decoded weight's shape, from the node's attribute; the blob's is the same.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// The weight, ready to be decoded in this execution.
+    pub fn bind<'a>(&self, context: &KernelContext<'a>) -> Result<Bound<'a>> {
+        let blob = context.required(self.input)?.bytes().map_err(|e| e.at(self.label()))?;
+        let cache = match &self.state {
+            State::Constant(decoder) => return Ok(Bound { decoder: Arc::clone(decoder), blob }),
+            State::Late(cache) => cache,
+        };
+        let identity = &blob[..IDENTITY.min(blob.len())];
+        if let Some((known, decoder)) = &*cache.read().unwrap_or_else(PoisonError::into_inner)
+            && known == identity
+        {
+            return Ok(Bound { decoder: Arc::clone(decoder), blob });
+        }
+        let decoder = Arc::new(self.open(blob)?);
+        *cache.write().unwrap_or_else(PoisonError::into_inner) =
+            Some((identity.to_vec(), Arc::clone(&decoder)));
+        Ok(Bound { decoder, blob })
+    }
+
+    fn label(&self) -> String {
+        format!("blob '{}' (input {})", self.name, self.input)
+    }
+
+    fn open(&self, blob: &[u8]) -> Result<Decoder> {
+        let open = if self.verify { Decoder::open } else { Decoder::open_unverified };
+        let decoder = open(blob).map_err(|error| Failure::fail(explain(&error)).at(self.label()))?;
+        let spec = &decoder.header().spec;
+        if spec.shape != self.shape {
+            return Err(Failure::fail(format!(
+                "{} holds a tensor of shape {:?}, but attribute shape is {:?}: model and data file do not belong \
+                 together; convert the model again",
+                self.label(),
+                spec.shape,
+                self.shape
+            )));
+        }
+        if let (Layout::ColumnTiles { tile }, Some(&columns)) = (spec.layout, spec.shape.last())
+            && u64::from(tile).min(columns) > MAX_TILE
+        {
+            return Err(Failure::fail(format!(
+                "{} has tiles of {tile} columns, at most {MAX_TILE} can be worked on; convert the model again",
+                self.label()
+            )));
+        }
+        let wanted = match (self.stored, spec.layout) {
+            (Stored::Rows, Layout::ColumnTiles { .. }) => "row-major",
+            (Stored::Tiles, Layout::RowMajor) => "in column tiles",
+            _ => return Ok(decoder),
+        };
+        Err(Failure::fail(format!(
+            "{} must be stored {wanted} for this node, found {:?}; convert the model again",
+            self.label(),
+            spec.layout
+        )))
+    }
+}

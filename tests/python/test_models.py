@@ -1,0 +1,73 @@
+"""Every real model, converted with the default options and without loss, runs in ONNX Runtime as shipped:
+default session options, nothing but the library registered."""
+
+import numpy as np
+import pytest
+from nzlib import LIBRARY, Worker, convert, nz_nodes
+from real_models import every, needed
+
+pytestmark = needed
+
+
+def run(path, inputs, library):
+    """The outputs of one run in a process of its own, and the nodes that ran."""
+    with Worker(path, inputs, library=library, profile=True) as worker:
+        worker.load()
+        worker.run()
+        return worker.outputs(), worker.nodes()
+
+
+def compressed(report):
+    return [tensor for tensor in report["tensors"] if tensor["decision"] == "compressed"]
+
+
+def difference(ours, theirs):
+    """The greatest difference of two outputs, relative to the greatest magnitude of the second."""
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    if theirs.dtype.kind not in "fiu":
+        return float(not np.array_equal(ours, theirs))
+    if theirs.size == 0:
+        return 0.0
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    assert np.isfinite(a).all() and np.isfinite(b).all()
+    return abs(a - b).max() / max(abs(b).max(), np.finfo(np.float32).tiny)
+
+
+@every
+@pytest.mark.parametrize("options", [(), ("--lossless",)], ids=["default", "lossless"])
+def test_converted_model_runs_like_the_original(model, options, tmp_path, say):
+    converted = tmp_path / "model.nz.onnx"
+    report = convert(model.path, converted, *options)
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, **model.inputs())
+
+    expected, _ = run(model.path, inputs, None)
+    outputs, executed = run(converted, inputs, LIBRARY)
+    assert set(executed) == {"CPUExecutionProvider"}
+    assert bool(nz_nodes(executed)) == bool(compressed(report)), (
+        f"{len(compressed(report))} compressed weights, but these nodes ran: {executed}"
+    )
+    if model.kept:
+        reasons = {tensor["reason"] for tensor in report["tensors"] if tensor["bytes_before"] >= 4096}
+        assert not compressed(report) and any(model.kept in reason for reason in reasons), reasons
+    else:
+        assert compressed(report), f"no weight of {model} was compressed"
+
+    assert len(outputs) == len(expected)
+    worst = max(difference(a, b) for a, b in zip(outputs, expected))
+    totals = report["totals"]
+    say(f"{model} {' '.join(options)}: ratio {totals['ratio']:.3f}, outputs differ by {worst:.1e}")
+    if totals["lossless"]:
+        assert worst <= (1e-3 if model.half else 1e-5)
+    else:
+        # What rounding weights does to outputs depends on the model; a broken decode shows as noise
+        # of the size of the output itself.
+        assert worst < 0.5
+
+
+@every
+def test_lossless_says_that_it_is_lossless(model, tmp_path):
+    report = convert(model.path, tmp_path / "model.nz.onnx", "--lossless")
+    assert report["totals"]["lossless"] is True
+    assert report["totals"]["max_relative_error"] == 0
+    assert all(tensor["lossless"] for tensor in report["tensors"])
