@@ -69,6 +69,14 @@ impl Scratch {
     }
 }
 
+/// Asks for bytes that will be read soon.
+pub fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    x86_64::prefetch(bytes);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// The planes of a record do not fill it: its bytes are not what an encoder wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadRecord;

@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::encode::runs;
 use super::word;
-use crate::arch::{BLOCK, Backend, Scratch, Tables};
+use crate::arch::{self, BLOCK, Backend, Scratch, Tables};
 use crate::error::{Error, Result};
 use crate::format::{Header, Transform, payload_hash};
 
@@ -134,6 +134,9 @@ impl Decoder {
                 let words = if whole { &mut here[..] } else { &mut partial[..n] };
                 let (record, m) =
                     (&blob[self.header.record(block as usize)], self.header.widths[block as usize]);
+                if slots.end < end {
+                    arch::prefetch(&blob[self.header.record(block as usize + 1)]);
+                }
                 self.backend
                     .decode(&self.tables, record, m, scratch, words)
                     .map_err(|_| Error::corrupt(format!("record of block {block} is damaged")))?;

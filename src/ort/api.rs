@@ -29,14 +29,25 @@ pub(crate) mod element {
 /// The function table of the ONNX Runtime that loaded us, at [`super::API_LEVEL`] or, for error reports only,
 /// at a lower one. Such tables live as long as the process.
 #[derive(Clone, Copy)]
-pub(crate) struct Api(&'static OrtApi);
+pub(crate) struct Api(&'static OrtApi, HostVersion);
+
+/// The host's minor version: 31 in 1.31.1. Its major version is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HostVersion(pub u32);
+
+impl HostVersion {
+    /// The version in the text that the host gives; one that cannot be read counts as the newest.
+    pub fn parse(text: &str) -> Self {
+        HostVersion(text.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(u32::MAX))
+    }
+}
 
 impl Api {
     /// # Safety
     /// `table` is null or was returned by `OrtApiBase::GetApi`.
-    pub unsafe fn new(table: *const OrtApi) -> Option<Self> {
+    pub unsafe fn new(table: *const OrtApi, version: HostVersion) -> Option<Self> {
         // SAFETY: the caller's promise; tables are static data of the host.
-        unsafe { table.as_ref() }.map(Api)
+        unsafe { table.as_ref() }.map(|table| Api(table, version))
     }
 
     /// The table itself, for calls that have no wrapper here.
@@ -103,6 +114,11 @@ impl<'a> KernelInfo<'a> {
     /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
     pub unsafe fn new(api: Api, raw: *const OrtKernelInfo) -> Self {
         KernelInfo { api, raw, lifetime: PhantomData }
+    }
+
+    /// The host's version.
+    pub fn host(&self) -> HostVersion {
+        self.api.1
     }
 
     /// The node's name, which may be empty.

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
-use api::Api;
+use api::{Api, HostVersion};
 use fence::Result;
 use ops::{DEFINITIONS, Op};
 pub use weight::VERIFY_VARIABLE;
@@ -58,13 +58,15 @@ pub unsafe extern "system" fn RegisterCustomOps(
     let Some(base) = (unsafe { base.as_ref() }) else {
         return OrtStatusPtr::default();
     };
+    // SAFETY: a static C string of the host's.
+    let version = unsafe { CStr::from_ptr((base.GetVersionString)()) }.to_string_lossy();
+    let host = HostVersion::parse(&version);
     // SAFETY: the tables that `GetApi` returns are static.
-    let (modern, oldest) = unsafe { (Api::new((base.GetApi)(API_LEVEL)), Api::new((base.GetApi)(1))) };
+    let (modern, oldest) =
+        unsafe { (Api::new((base.GetApi)(API_LEVEL), host), Api::new((base.GetApi)(1), host)) };
     match (modern, oldest) {
         (Some(api), _) => fence::guard(api, || register(api, options)),
         (None, Some(oldest)) => {
-            // SAFETY: a static C string of the host's.
-            let version = unsafe { CStr::from_ptr((base.GetVersionString)()) }.to_string_lossy();
             let message = format!(
                 "nz-onnx {} needs ONNX Runtime 1.17 or later, this is {version}: update ONNX Runtime, or use the \
                  model as it was before `nz-onnx convert` (`nz-onnx restore` makes it)",

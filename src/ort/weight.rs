@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::api::{KernelContext, KernelInfo};
+use super::api::{HostVersion, KernelContext, KernelInfo};
 use super::fence::{Failure, Result};
 use crate::codec::Decoder;
 use crate::error::Error;
@@ -38,6 +38,7 @@ pub(crate) struct Weight {
     shape: Vec<u64>,
     stored: Stored,
     verify: bool,
+    host: HostVersion,
     state: State,
 }
 
@@ -51,11 +52,17 @@ enum State {
 
 /// A weight during one execution.
 pub(crate) struct Bound<'a> {
+    host: HostVersion,
     decoder: Arc<Decoder>,
     blob: &'a [u8],
 }
 
 impl Bound<'_> {
+    /// The version of the ONNX Runtime that runs the node.
+    pub fn host(&self) -> HostVersion {
+        self.host
+    }
+
     /// The blob's header.
     pub fn header(&self) -> &Header {
         self.decoder.header()
@@ -103,7 +110,15 @@ impl Weight {
         let shape =
             unsigned.ok_or_else(|| Failure::fail(format!("attribute shape {shape:?} is negative")))?;
         let verify = verify_payload()?;
-        let mut weight = Weight { input, name, shape, stored, verify, state: State::Late(RwLock::new(None)) };
+        let mut weight = Weight {
+            input,
+            name,
+            shape,
+            stored,
+            verify,
+            host: info.host(),
+            state: State::Late(RwLock::new(None)),
+        };
         if let Some(blob) = info.constant_input(input)? {
             let blob = blob.bytes().map_err(|e| e.at(weight.label()))?;
             weight.state = State::Constant(Arc::new(weight.open(blob)?));
@@ -120,19 +135,21 @@ impl Weight {
     pub fn bind<'a>(&self, context: &KernelContext<'a>) -> Result<Bound<'a>> {
         let blob = context.required(self.input)?.bytes().map_err(|e| e.at(self.label()))?;
         let cache = match &self.state {
-            State::Constant(decoder) => return Ok(Bound { decoder: Arc::clone(decoder), blob }),
+            State::Constant(decoder) => {
+                return Ok(Bound { host: self.host, decoder: Arc::clone(decoder), blob });
+            }
             State::Late(cache) => cache,
         };
         let identity = &blob[..IDENTITY.min(blob.len())];
         if let Some((known, decoder)) = &*cache.read().unwrap_or_else(PoisonError::into_inner)
             && known == identity
         {
-            return Ok(Bound { decoder: Arc::clone(decoder), blob });
+            return Ok(Bound { host: self.host, decoder: Arc::clone(decoder), blob });
         }
         let decoder = Arc::new(self.open(blob)?);
         *cache.write().unwrap_or_else(PoisonError::into_inner) =
             Some((identity.to_vec(), Arc::clone(&decoder)));
-        Ok(Bound { decoder, blob })
+        Ok(Bound { host: self.host, decoder, blob })
     }
 
     fn label(&self) -> String {

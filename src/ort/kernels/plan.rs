@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 use super::scratch::CAPACITY;
+use crate::format::Dtype;
+use crate::ort::api::HostVersion;
 
 /// Cost of decoding a weight, in units of what a row of `X` costs with it in a matrix product.
 const DECODE: f64 = 32.0;
@@ -12,10 +14,20 @@ const INLINE: f64 = 32.0 * 65_536.0;
 const ROWS_A_CHUNK: usize = 64;
 /// Rows of `X` up to which sums are split along `K` when there are fewer pieces than threads.
 const FEW_ROWS: usize = 16;
-/// Steps along `K` that are summed up before the sum is added to the output. ONNX Runtime's own kernel for a
-/// constant matrix takes as many, so with column tiles the output is the same bit for bit where the machine's
-/// fused multiply-add runs over the steps one by one, as its kernel and ours do.
-pub(crate) const GROUP: usize = 256;
+/// Steps along `K` that are summed up one by one before the sum is added to the output. ONNX Runtime's kernel for
+/// a constant matrix takes as many: so, with column tiles, outputs are its own bit for bit.
+const GROUP: usize = 256;
+/// The same for a matrix that is not constant to it. To ONNX Runtime before 1.23 float16 weights are not: it
+/// casts them to float32 in every run.
+const GROUP_OF_VARIABLE: usize = 128;
+/// The first version that casts float16 weights once, when a session is created.
+const CASTS_ONCE: HostVersion = HostVersion(23);
+
+/// In groups of how many steps `host` sums products with a constant weight of `dtype`.
+pub(crate) fn group(dtype: Dtype, host: HostVersion) -> usize {
+    if dtype == Dtype::F16 && host < CASTS_ONCE { GROUP_OF_VARIABLE } else { GROUP }
+}
+
 /// The most partial sums, in floats, that parts of `K` may take.
 const PARTIAL: usize = 1 << 17;
 /// Weights decoded at a time where the weight is read once (one row of `X`): they stay in the nearest cache.
@@ -70,14 +82,21 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A plan for `threads` threads; `block` is the blob's block length. All dimensions are at least 1.
-    pub fn new(form: Form, (m, k, n): (usize, usize, usize), block: usize, threads: usize) -> Plan {
+    /// A plan for `threads` threads, with groups of `group` steps; `block` is the blob's block length. All
+    /// dimensions are at least 1.
+    pub fn new(
+        form: Form,
+        (m, k, n): (usize, usize, usize),
+        group: usize,
+        block: usize,
+        threads: usize,
+    ) -> Plan {
         let alone = threads <= 1 || is_small(k.saturating_mul(n), m);
         let (mut width, mut depth, mut strip) = (1, k, 0);
         match form {
             Form::Tiles(tile) => {
                 width = tile.min(n);
-                depth = GROUP.min(CAPACITY / width);
+                depth = group.min(CAPACITY / width);
                 while m == 1 && depth > 1 && depth * width > NEAR {
                     depth /= 2;
                 }
@@ -97,7 +116,7 @@ impl Plan {
             }
         }
         let pieces = n.div_ceil(width);
-        let group = if matches!(form, Form::Tiles(_)) && depth <= GROUP { GROUP / depth * depth } else { depth };
+        let group = if matches!(form, Form::Tiles(_)) { group / depth * depth } else { depth };
         let mut plan = Plan { width, depth, group, depth_parts: 1, row_parts: 1, strip };
         if alone || pieces >= 4 * threads {
             return plan;
@@ -152,7 +171,7 @@ mod tests {
                     [(1, 1), (7, 3), (384, 1536), (300_001, 5), (2048, 2048), (127, 999), (1, 70_000)]
                 {
                     for threads in [1, 2, 16, 192] {
-                        let p = Plan::new(form, (m, k, n), 4096, threads);
+                        let p = Plan::new(form, (m, k, n), GROUP, 4096, threads);
                         assert!((p.width + p.strip) * p.depth <= CAPACITY, "{form:?} {m} {k} {n}: {p:?}");
                         assert!(p.strip == 0 || (form == Form::Rows && p.depth == k && p.strip <= p.width));
                         assert!(p.width >= 1 && p.depth >= 1 && p.depth_parts >= 1 && p.row_parts >= 1);
@@ -167,18 +186,26 @@ mod tests {
 
     #[test]
     fn chunks_are_whole_blocks_where_they_can_be() {
-        let p = Plan::new(Form::Tiles(256), (1, 2048, 2048), 4096, 2);
+        let p = Plan::new(Form::Tiles(256), (1, 2048, 2048), GROUP, 4096, 2);
         assert_eq!(p.depth * 256 % 4096, 0);
-        let p = Plan::new(Form::Rows, (1, 384, 1536), 4096, 2);
+        let p = Plan::new(Form::Rows, (1, 384, 1536), GROUP, 4096, 2);
         assert_eq!(p.width * 384 % 4096, 0);
     }
 
     #[test]
+    fn groups_follow_the_host() {
+        assert_eq!(group(Dtype::F16, HostVersion::parse("1.20.1")), 128);
+        assert_eq!(group(Dtype::F16, HostVersion::parse("1.23.0")), 256);
+        assert_eq!(group(Dtype::F32, HostVersion::parse("1.17.3")), 256);
+        assert_eq!(group(Dtype::F16, HostVersion::parse("custom build")), 256);
+    }
+
+    #[test]
     fn few_pieces_are_cut_further_for_many_threads() {
-        let p = Plan::new(Form::Tiles(128), (1024, 384, 384), 4096, 8);
+        let p = Plan::new(Form::Tiles(128), (1024, 384, 384), GROUP, 4096, 8);
         assert!(p.row_parts > 1, "{p:?}");
-        let p = Plan::new(Form::Tiles(128), (1, 4096, 512), 4096, 16);
+        let p = Plan::new(Form::Tiles(128), (1, 4096, 512), GROUP, 4096, 16);
         assert!(p.depth_parts > 1, "{p:?}");
-        assert_eq!(Plan::new(Form::Tiles(128), (1, 64, 64), 4096, 16).depth_parts, 1);
+        assert_eq!(Plan::new(Form::Tiles(128), (1, 64, 64), GROUP, 4096, 16).depth_parts, 1);
     }
 }

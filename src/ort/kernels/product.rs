@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
-use super::plan::{Form, Plan, is_small, threads};
+use super::plan::{self, Form, Plan, is_small, threads};
 use super::{gemv, scratch, turn};
 use crate::format::Layout;
 use crate::ort::api::Workers;
@@ -108,11 +108,14 @@ impl Product<'_> {
             (false, Layout::ColumnTiles { tile }) => Form::Tiles(tile as usize),
             _ => return Err(Failure::fail("internal error: layout and transB do not go together")),
         };
-        let plan = Plan::new(form, (m, k, n), weight.header().block_len as usize, threads());
+        let header = weight.header();
+        let group = plan::group(header.spec.dtype, weight.host());
+        let plan = Plan::new(form, (m, k, n), group, header.block_len as usize, threads());
         // The first part of `K` adds its groups to the output in turn. Those of the others are kept apart and
         // added after it in the same order, so that the sum does not depend on the number of parts.
         let groups = k.div_ceil(plan.group);
-        let part_groups = |part: usize| part * groups / plan.depth_parts..(part + 1) * groups / plan.depth_parts;
+        let part_groups =
+            |part: usize| part * groups / plan.depth_parts..(part + 1) * groups / plan.depth_parts;
         let first_groups = part_groups(0).end;
         let mut partial = vec![0f32; (groups - first_groups) * m * n];
         {
@@ -127,7 +130,8 @@ impl Product<'_> {
                 // Each task has rows and columns of the output, or groups beside it, that no other has.
                 part_groups(depth_part).try_for_each(|group| {
                     let target = group.checked_sub(first_groups).map_or(&target, |at| &extra[at]);
-                    let add = self.start(target, group, &rows, &columns) || (1..first_groups).contains(&group);
+                    let add =
+                        self.start(target, group, &rows, &columns) || (1..first_groups).contains(&group);
                     let depth = group * plan.group..((group + 1) * plan.group).min(k);
                     self.group(weight, &plan, target, rows.clone(), columns.clone(), depth, add)
                 })
@@ -172,7 +176,8 @@ impl Product<'_> {
         let mut sums = vec![0f32; if vector { width } else { 0 }];
         for start in depth.clone().step_by(plan.depth) {
             let step = start..(start + plan.depth).min(depth.end);
-            let first = columns.start * self.k + if self.transposed { step.start } else { step.start * width };
+            let first =
+                columns.start * self.k + if self.transposed { step.start } else { step.start * width };
             scratch::with((width + plan.strip) * step.len(), |values| {
                 let (values, strip) = values.split_at_mut(width * step.len());
                 if plan.strip == 0 {
