@@ -156,6 +156,8 @@ pub fn allocate(candidates: &[Candidate], kept_bytes: u64, target: Target) -> Al
     };
     let reached = match target {
         Target::Lossless | Target::MantissaBits(_) => true,
+        // Where lossless gives half the bytes, nothing is rounded, whatever single weights take.
+        Target::Default if total(&ladders, kept_bytes) as f64 <= before as f64 * DEFAULT_RATIO => true,
         Target::Default => {
             ladders.iter_mut().for_each(halve);
             lower_until(&mut ladders, kept_bytes, before as f64 * DEFAULT_RATIO, |c| c.floor)
@@ -238,6 +240,16 @@ mod tests {
     fn default_takes_the_largest_k_in_half() {
         let a = allocate(&[float32(1000), upcast(1000)], 0, Target::Default);
         assert_eq!(a.encodings, [Encoding::Mantissa(12), Encoding::Lossless]);
+        assert!(a.reached);
+    }
+
+    #[test]
+    fn default_rounds_nothing_where_lossless_gives_half_in_all() {
+        // A header makes the small one a little more than half.
+        let mut small = upcast(1000);
+        small.lossless = 2010;
+        let a = allocate(&[small, upcast(9000)], 0, Target::Default);
+        assert_eq!(a.encodings, [Encoding::Lossless; 2]);
         assert!(a.reached);
     }
 
