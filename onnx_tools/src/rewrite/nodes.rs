@@ -18,6 +18,23 @@ const NODE: u32 = 1;
 /// with the prefix they vanish in the same way, and weights are decoded to what is computed in.
 const CAST_PREFIX: &str = "InsertedPrecisionFreeCast_";
 
+/// The op of the first node of a converted model. It does nothing; without the library it is what ONNX Runtime
+/// names as not registered.
+const NOTICE: &str = "register_libnz_onnx_so_before_loading_this_model";
+
+/// The node that says what a converted model needs.
+pub(crate) fn notice(names: &mut Names) -> Rope {
+    let mut body = Rope::new();
+    let node = proto::Node {
+        output: vec![names.fresh("nz.notice")],
+        op_type: Some(NOTICE.to_string()),
+        domain: Some(DOMAIN.to_string()),
+        ..Default::default()
+    };
+    body.owned(&node.encode_to_vec());
+    body
+}
+
 /// How one node is rewritten: at most one weight by a fused op, any others by `nz.Decode` before it.
 #[derive(Debug, Default)]
 pub(crate) struct Rewrite<'a> {

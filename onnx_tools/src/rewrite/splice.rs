@@ -178,7 +178,12 @@ impl<'a> Splicer<'a> {
         let is_old = self.model.ir_version() < 4;
         let vanished = self.vanished(graph);
         let mut out = Rope::new();
+        let mut notice = id == GraphId(0) && self.plan.compressed().next().is_some();
         for field in &graph.fields {
+            if notice && matches!(field.part, Part::Node(_)) {
+                out.field(1, nodes::notice(&mut self.names));
+                notice = false;
+            }
             let replaced = match field.part {
                 Part::Node(i) if self.dropped.contains(&(id, i)) => Some(Rope::new()),
                 Part::Node(i) => self.node(graph, i)?,
