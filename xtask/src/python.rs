@@ -1,0 +1,144 @@
+//! Virtual environments with an ONNX Runtime of a given version, made once and kept in the target folder.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::{Workspace, progress, read};
+
+/// The ONNX Runtime that the product is tested with in full and that the demo runs in.
+pub const CURRENT: Environment = Environment {
+    onnxruntime: "1.31.1",
+    packages: &["numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"],
+};
+/// An ONNX Runtime of two years ago: models must load and run in it too.
+pub const OLDER: Environment = Environment { onnxruntime: "1.20.1", packages: &["numpy==2.2.6"] };
+/// The oldest ONNX Runtime that the library loads in.
+pub const OLDEST: Environment = Environment { onnxruntime: "1.17.3", packages: &["numpy==1.26.4"] };
+/// One that is too old: the library must say so.
+pub const TOO_OLD: Environment = Environment { onnxruntime: "1.16.3", packages: &["numpy==1.26.4"] };
+
+/// What every environment holds besides ONNX Runtime.
+const COMMON: &[&str] = &["onnx==1.23.2", "ml_dtypes>=0.5.4,<0.7", "pytest==9.2.0", "xxhash==4.1.0"];
+
+/// The packages of one virtual environment.
+pub struct Environment {
+    /// Version of the PyPI package `onnxruntime`.
+    pub onnxruntime: &'static str,
+    packages: &'static [&'static str],
+}
+
+/// A virtual environment that is ready for use.
+pub struct Python {
+    interpreter: PathBuf,
+    onnxruntime: &'static str,
+}
+
+impl Environment {
+    /// Makes the environment, or takes the one that is there when its requirements have not changed.
+    /// `None` when PyPI has no ONNX Runtime of this version for this Python.
+    pub fn make(&self, workspace: &Workspace) -> Result<Option<Python>> {
+        let folder = workspace.scratch("venv")?.join(format!("onnxruntime-{}", self.onnxruntime));
+        let python = Python { interpreter: folder.join("bin/python"), onnxruntime: self.onnxruntime };
+        let mut requirements = vec![format!("onnxruntime=={}", self.onnxruntime)];
+        requirements.extend(COMMON.iter().chain(self.packages).map(|&package| package.to_owned()));
+        let stamp_file = folder.join("nz-requirements.txt");
+        let stamp = format!("{}{}\n", base_version()?, requirements.join("\n"));
+        if std::fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) {
+            return Ok(Some(python));
+        }
+
+        progress(&format!("making a Python environment with onnxruntime {}", self.onnxruntime));
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("could not remove {}", folder.display()))?;
+        }
+        let made = Command::new("python3").args(["-m", "venv"]).arg(&folder).output();
+        let made = made.context("could not start python3: install Python 3")?;
+        if !made.status.success() {
+            bail!(
+                "`python3 -m venv {}` failed ({}): install Python's venv module (on Debian and Ubuntu the \
+                 package python3-venv)\n{}{}",
+                folder.display(),
+                made.status,
+                String::from_utf8_lossy(&made.stdout),
+                String::from_utf8_lossy(&made.stderr)
+            );
+        }
+        let installed = python
+            .pip("install")
+            .args(["--quiet", "--only-binary", ":all:"])
+            .args(&requirements)
+            .stdin(Stdio::null())
+            .output()
+            .context("could not start pip")?;
+        if !installed.status.success() {
+            let text = String::from_utf8_lossy(&installed.stderr);
+            // pip lists the versions that it found; an empty list means that it found no index at all.
+            if text.contains("No matching distribution found") && !text.contains("(from versions: none)") {
+                return Ok(None);
+            }
+            bail!("pip could not install {}:\n{text}", requirements.join(" "));
+        }
+        std::fs::write(&stamp_file, stamp)
+            .with_context(|| format!("could not write {}", stamp_file.display()))?;
+        Ok(Some(python))
+    }
+
+    /// Like [`Environment::make`], for an environment that nothing can be done without.
+    pub fn require(&self, workspace: &Workspace) -> Result<Python> {
+        self.make(workspace)?.with_context(|| {
+            format!(
+                "PyPI has no packages with onnxruntime {} for this Python: use another Python 3",
+                self.onnxruntime
+            )
+        })
+    }
+}
+
+/// The version of `python3`: an environment does not outlive it.
+fn base_version() -> Result<String> {
+    read(Command::new("python3").arg("--version")).context("could not run python3: install Python 3")
+}
+
+impl Python {
+    /// The environment's interpreter.
+    pub fn interpreter(&self) -> &Path {
+        &self.interpreter
+    }
+
+    /// The version of its ONNX Runtime.
+    pub fn onnxruntime(&self) -> &'static str {
+        self.onnxruntime
+    }
+
+    /// A command that runs a Python script.
+    pub fn script(&self, script: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(&self.interpreter);
+        // Nothing is to be written beside the sources, and ONNX Runtime is not to call home.
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("ORT_DISABLE_TELEMETRY", "1").arg(script);
+        command
+    }
+
+    /// A pip command.
+    pub fn pip(&self, action: &str) -> Command {
+        let mut command = Command::new(&self.interpreter);
+        command.args(["-m", "pip", "--disable-pip-version-check", action]);
+        command
+    }
+
+    /// The environment's libonnxruntime, for programs that load it themselves.
+    pub fn libonnxruntime(&self) -> Result<PathBuf> {
+        let code = "import pathlib, onnxruntime\n\
+                    capi = pathlib.Path(onnxruntime.__file__).parent / 'capi'\n\
+                    print(*capi.glob('libonnxruntime.so.*'))";
+        let path = read(Command::new(&self.interpreter).args(["-c", code]))?;
+        let path = PathBuf::from(path.trim());
+        if !path.is_file() {
+            bail!("the onnxruntime {} package holds no single libonnxruntime.so", self.onnxruntime);
+        }
+        Ok(path)
+    }
+}

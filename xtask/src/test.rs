@@ -1,0 +1,243 @@
+//! `cargo xtask test`: makes what the tests need and runs every test there is.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::python::{CURRENT, OLDER, OLDEST, Python, TOO_OLD};
+use crate::workspace::{self, Workspace, progress};
+
+/// The Python tests that depend on the ONNX Runtime version, beside those of the current one.
+const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py"];
+const OP_TESTS: &[&str] = &["test_ops.py"];
+const TOO_OLD_TESTS: &[&str] = &["test_ops.py::test_too_old_an_onnxruntime_is_told_apart"];
+
+/// Runs everything; goes on after a failed step so that one run shows all that is broken.
+/// True when every step passed.
+pub fn run(workspace: &Workspace) -> Result<bool> {
+    let mut report = Report::default();
+    let models = models(workspace);
+    let scratch = workspace.scratch("test")?;
+
+    let current = CURRENT.require(workspace)?;
+    let mut optional = |environment: &crate::python::Environment| -> Result<Option<Python>> {
+        let python = environment.make(workspace)?;
+        if python.is_none() {
+            report.left_out(&format!("onnxruntime {}: not on PyPI for this Python", environment.onnxruntime));
+        }
+        Ok(python)
+    };
+    let older = optional(&OLDER)?;
+    let oldest = optional(&OLDEST)?;
+    let too_old = optional(&TOO_OLD)?;
+    // The Rust tests that open a session load this library.
+    let libonnxruntime = current.libonnxruntime()?;
+
+    report.step("cargo fmt", || workspace::run(workspace.cargo().args(["fmt", "--all", "--check"])));
+    report.step("cargo clippy", || {
+        let arguments = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        workspace::run(workspace.cargo().args(arguments))
+    });
+    let built = report.step("cargo build", || {
+        workspace::run(workspace.cargo().args(["build", "--quiet", "--release", "--workspace"]))?;
+        let example = ["build", "--quiet", "--release", "--example", "encode_tensor"];
+        workspace::run(workspace.cargo().args(example))
+    });
+    if !built {
+        return Ok(report.finish());
+    }
+    report.step("cargo test", || {
+        let mut command = workspace.cargo();
+        command.args(["test", "--quiet", "--workspace", "--release", "--no-fail-fast"]);
+        command.env("ORT_DYLIB_PATH", &libonnxruntime).env("NZ_MODELS", &models);
+        workspace::run(&mut command)
+    });
+
+    let pytest = PythonTests {
+        workspace,
+        models: &models,
+        scratch: &scratch,
+        libonnxruntime: &libonnxruntime,
+        too_old: too_old.as_ref(),
+    };
+    pytest.run(&mut report, &current, &[]);
+    if let Some(python) = &older {
+        pytest.run(&mut report, python, MODEL_TESTS);
+    }
+    if let Some(python) = &oldest {
+        pytest.run(&mut report, python, OP_TESTS);
+    }
+    if let Some(python) = &too_old {
+        pytest.run(&mut report, python, TOO_OLD_TESTS);
+    }
+    Ok(report.finish())
+}
+
+/// The folder with the real models; the tests say themselves when it is not there.
+fn models(workspace: &Workspace) -> PathBuf {
+    match std::env::var_os("NZ_MODELS") {
+        Some(path) => std::path::absolute(&path).unwrap_or_else(|_| path.into()),
+        None => workspace.root().join("../shared/models"),
+    }
+}
+
+/// What a run of pytest needs besides the interpreter.
+struct PythonTests<'a> {
+    workspace: &'a Workspace,
+    models: &'a Path,
+    scratch: &'a Path,
+    libonnxruntime: &'a Path,
+    too_old: Option<&'a Python>,
+}
+
+impl PythonTests<'_> {
+    /// Runs the named files of tests/python, all of them when none is named.
+    fn run(&self, report: &mut Report, python: &Python, files: &[&str]) {
+        let version = python.onnxruntime();
+        let tests = self.workspace.root().join("tests/python");
+        let summary = self.scratch.join(format!("pytest-{version}.json"));
+        report.step(&format!("pytest, onnxruntime {version}"), || {
+            let mut command = python.script("-m");
+            command.args(["pytest", "-q", "-rs", "-p", "no:cacheprovider"]).current_dir(&tests);
+            command.args(files);
+            command
+                .env("NZ_ONNX", self.workspace.tool())
+                .env("NZ_LIB", self.workspace.library())
+                .env("NZ_ENCODE", self.workspace.built("examples/encode_tensor"))
+                .env("NZ_MODELS", self.models)
+                .env("NZ_PYTEST_SUMMARY", &summary)
+                .env("ORT_DYLIB_PATH", self.libonnxruntime);
+            if let Some(too_old) = self.too_old {
+                command.env("NZ_PY_1_16", too_old.interpreter());
+            }
+            if summary.exists() {
+                std::fs::remove_file(&summary)
+                    .with_context(|| format!("could not remove {}", summary.display()))?;
+            }
+            workspace::run(&mut command)
+        });
+        match counts(&summary) {
+            Ok((passed, skipped)) => {
+                report.python_passed += passed;
+                report.python_skipped += skipped;
+            }
+            Err(error) => report.failed.push(format!("{error:#}")),
+        }
+    }
+}
+
+/// How many tests passed and how many were skipped, as conftest.py wrote it down.
+fn counts(summary: &Path) -> Result<(u64, u64)> {
+    let text = std::fs::read_to_string(summary)
+        .with_context(|| format!("pytest left no summary at {}", summary.display()))?;
+    let value: serde_json::Value = serde_json::from_str(&text)
+        .with_context(|| format!("the summary at {} is no valid JSON", summary.display()))?;
+    let number = |key: &str| {
+        value[key].as_u64().with_context(|| format!("{} has no number '{key}'", summary.display()))
+    };
+    Ok((number("passed")?, number("skipped")?))
+}
+
+/// What happened so far.
+struct Report {
+    started: Instant,
+    steps: usize,
+    failed: Vec<String>,
+    left_out: Vec<String>,
+    python_passed: u64,
+    python_skipped: u64,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            steps: 0,
+            failed: Vec::new(),
+            left_out: Vec::new(),
+            python_passed: 0,
+            python_skipped: 0,
+        }
+    }
+}
+
+impl Report {
+    /// Does one step and notes how it went; true when it passed.
+    fn step(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+        let started = Instant::now();
+        let outcome = work();
+        let passed = outcome.is_ok();
+        let elapsed = seconds(started.elapsed());
+        self.steps += 1;
+        match outcome {
+            Ok(()) => progress(&format!("{name}: passed in {elapsed}")),
+            Err(error) => {
+                progress(&format!("{name}: FAILED after {elapsed}: {error:#}"));
+                self.failed.push(name.to_owned());
+            }
+        }
+        passed
+    }
+
+    /// Notes something that could not be tested here.
+    fn left_out(&mut self, what: &str) {
+        progress(&format!("left out: {what}"));
+        self.left_out.push(what.to_owned());
+    }
+
+    /// Prints the one line that sums up the run; true when nothing failed.
+    fn finish(&self) -> bool {
+        println!("{}", self.line(self.started.elapsed()));
+        self.failed.is_empty()
+    }
+
+    fn line(&self, elapsed: Duration) -> String {
+        let mut line = if self.failed.is_empty() {
+            format!("xtask test: passed: all {} steps", self.steps)
+        } else {
+            format!("xtask test: FAILED: {}", self.failed.join("; "))
+        };
+        line += &format!(
+            "; Python tests {} passed, {} skipped; {}",
+            self.python_passed,
+            self.python_skipped,
+            seconds(elapsed)
+        );
+        if !self.left_out.is_empty() {
+            line += &format!("; left out: {}", self.left_out.join("; "));
+        }
+        line
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    let whole = duration.as_secs();
+    match whole / 60 {
+        0 => format!("{whole} s"),
+        minutes => format!("{minutes} min {} s", whole % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_line_names_what_failed_and_what_was_left_out() {
+        let mut report = Report::default();
+        assert!(report.step("one", || Ok(())));
+        report.python_passed = 7;
+        assert_eq!(
+            report.line(Duration::from_secs(75)),
+            "xtask test: passed: all 1 steps; Python tests 7 passed, 0 skipped; 1 min 15 s"
+        );
+        assert!(!report.step("two", || anyhow::bail!("broken")));
+        report.left_out("three");
+        assert_eq!(
+            report.line(Duration::from_secs(9)),
+            "xtask test: FAILED: two; Python tests 7 passed, 0 skipped; 9 s; left out: three"
+        );
+        assert!(!report.finish());
+    }
+}
