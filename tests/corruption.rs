@@ -89,8 +89,10 @@ fn unchecked_payloads_cannot_harm() {
                         .for_each(|b| *b ^= rng.next() as u8),
                 }
                 let mut out = vec![0f32; n as usize];
-                outcomes[usize::from(decoder.decode_f32(&bad, 0, &mut out).is_ok())] += 1;
-                assert!(decoder.decode_bytes(&bad).is_err(), "the decoded hash must differ");
+                let decoded = decoder.decode_f32(&bad, 0, &mut out).is_ok();
+                outcomes[usize::from(decoded)] += 1;
+                assert_eq!(decoder.decode_bytes(&bad).is_ok(), decoded);
+                assert!(codec::decode(&bad).is_err(), "the payload checksum must differ");
             }
         }
     }
@@ -106,16 +108,16 @@ fn forged_headers_are_refused_or_decoded_safely() {
     let seal = |at: usize, value: u8| {
         let mut bad = good.clone();
         bad[at] = value;
-        let hash = xxhash_rust::xxh3::xxh3_64(&bad[..header_len - 8]);
-        bad[header_len - 8..header_len].copy_from_slice(&hash.to_le_bytes());
+        let hash = xxhash_rust::xxh3::xxh3_64(&bad[..header_len - 4]) as u32;
+        bad[header_len - 4..header_len].copy_from_slice(&hash.to_le_bytes());
         if bad != good {
             let ok = codec::decode(&bad);
-            let unread = (10..12).contains(&at) || (64..72).contains(&at) || at == 78;
-            assert!(ok.is_err() || unread, "byte {at} = {value}");
-            let _ = reference::decode(&bad);
+            // The forger may say what he likes of the minor version, the dtype, and how it was encoded, and may
+            // exchange symbols: the tensor he gets is his own. Both decoders must make the same of it.
+            assert_eq!(ok.ok(), reference::decode(&bad).ok(), "byte {at} = {value}");
         }
     };
-    for at in 0..header_len - 8 {
+    for at in 0..header_len - 4 {
         for value in [0, 1, 0xff, rng.next() as u8] {
             seal(at, value);
         }
@@ -125,7 +127,7 @@ fn forged_headers_are_refused_or_decoded_safely() {
 #[test]
 fn newer_formats_say_so() {
     let mut newer = blob(Dtype::F32);
-    newer[8] = 2;
+    newer[4] = 2;
     let error = codec::decode(&newer).unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)), "{error}");
     assert!(error.to_string().contains("2.0") && error.to_string().contains("update"), "{error}");

@@ -101,6 +101,11 @@ fn symbols<'s>(
 /// Codes in the plane that are all ones. Unused bits are zeros in a valid plane, and never counted.
 #[inline(always)]
 fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
+    if width == 3 {
+        let [a, b, c] = bitmaps(plane);
+        let ones = a.iter().zip(b).zip(c).map(|((a, b), c)| (a & b & c).count_ones() as usize);
+        return ones.sum::<usize>().min(n);
+    }
     let ones: usize = plane
         .chunks(8)
         .map(|chunk| {
@@ -119,6 +124,13 @@ fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
     ones.min(n)
 }
 
+/// The three bitmaps of a plane of 3 bits, lowest bits first.
+#[inline(always)]
+pub(super) fn bitmaps(plane: &[u8]) -> [&[u8]; 3] {
+    let third = plane.len() / 3;
+    [&plane[..third], &plane[third..2 * third], &plane[2 * third..]]
+}
+
 /// Unpacks `n` values of `width` bits into `out[..n]`.
 #[inline(always)]
 fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
@@ -126,6 +138,13 @@ fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
         8 => out[..n].copy_from_slice(plane),
         4 => unpack_groups::<4>(plane, &mut out[..n]),
         2 => unpack_groups::<2>(plane, &mut out[..n]),
+        3 => {
+            let [low, middle, high] = bitmaps(plane);
+            for (i, v) in out[..n].iter_mut().enumerate() {
+                let bit = |plane: &[u8]| plane[i / 8] >> (i % 8) & 1;
+                *v = bit(low) | bit(middle) << 1 | bit(high) << 2;
+            }
+        }
         _ => {
             for (values, &byte) in out[..n].chunks_mut(8).zip(plane) {
                 values.iter_mut().enumerate().for_each(|(i, v)| *v = byte >> i & 1);

@@ -85,15 +85,24 @@ fn pack_plane(width: u8, values: &[u8], out: &mut Vec<u8>) {
     match width {
         8 => plane.copy_from_slice(values),
         4 => pack_groups::<4>(values, plane),
-        2 => pack_groups::<2>(values, plane),
-        _ => {
-            for (byte, bits) in plane.iter_mut().zip(values.chunks(8)) {
-                let mut eight = [0; 8];
-                eight[..bits.len()].copy_from_slice(bits);
-                // Multiplying gathers the lowest bit of each byte in the top one.
-                *byte = (u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
-            }
+        3 => {
+            let third = values.len().div_ceil(8);
+            plane.chunks_mut(third.max(1)).zip(0..3).for_each(|(bitmap, bit)| pack_bits(values, bit, bitmap));
         }
+        2 => pack_groups::<2>(values, plane),
+        _ => pack_bits(values, 0, plane),
+    }
+}
+
+/// Packs bit `bit` of each value.
+#[inline(always)]
+fn pack_bits(values: &[u8], bit: u32, bitmap: &mut [u8]) {
+    for (byte, values) in bitmap.iter_mut().zip(values.chunks(8)) {
+        let mut eight = [0; 8];
+        eight[..values.len()].copy_from_slice(values);
+        let bits = u64::from_le_bytes(eight) >> bit & 0x0101_0101_0101_0101;
+        // Multiplying gathers the lowest bit of each byte in the top one.
+        *byte = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
     }
 }
 

@@ -4,10 +4,9 @@
 //! tier 1, and so on; what no tier names is written out. With exponents of trained weights two bits name three
 //! quarters of them, and the whole comes within .03 to .12 bits a weight of Shannon's bound.
 
-use crate::format::Tier;
+use crate::format::{MAX_TIERS, Tier};
 
-const WIDTHS: [u8; 3] = [1, 2, 4];
-const MAX_TIERS: usize = 8;
+const WIDTHS: [u8; 4] = [1, 2, 3, 4];
 /// Each tier must save at least 1/256 bit a weight: a shorter cascade decodes faster.
 const TIER_COST: u64 = 1;
 const UNIT: u64 = 256;
@@ -32,7 +31,8 @@ pub fn choose_tiers(counts: &Histogram) -> Vec<Tier> {
                 let with_tier = WIDTHS.iter().filter_map(|&w| {
                     let next = i + (1 << w) - 1;
                     let rest = best[d - 1].get(next)?.0;
-                    Some((UNIT * u64::from(w) * left[i] + TIER_COST * left[0] + rest, w))
+                    let listed = UNIT * (8 * ((1 << w) - 1) + 2);
+                    Some((UNIT * u64::from(w) * left[i] + TIER_COST * left[0] + listed + rest, w))
                 });
                 with_tier.chain([(literals(i), 0)]).min().unwrap_or((literals(i), 0))
             })
@@ -43,7 +43,7 @@ pub fn choose_tiers(counts: &Histogram) -> Vec<Tier> {
     for d in (1..=MAX_TIERS).rev() {
         // The format wants a first tier even where literals alone would be cheaper.
         let width = match best[d][at].1 {
-            0 if tiers.is_empty() => 4,
+            0 if tiers.is_empty() => 1,
             0 => break,
             w => w,
         };

@@ -1,14 +1,11 @@
 //! Encoding: weights in, blob out.
 
 use rayon::prelude::*;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::{survey, word};
 use crate::arch::{Backend, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{
-    Blocks, Dtype, Layout, MAX_BLOCK, PADDING, Sections, TensorSpec, Transform, payload_hash,
-};
+use crate::format::{ALIGN, Blocks, Layout, MAX_BLOCK, Sections, TensorSpec, Transform, payload_hash};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,26 +104,23 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
     let k = options.mantissa_bits.filter(|&k| k < spec.dtype.mantissa_bits());
     let survey = survey(src, spec, options)?;
     let tiers = survey.tiers(k);
-    let (bound, transform) = (survey.size(k), survey.transform());
+    let (bound, transform) = (survey.size(k), survey.transform(k));
     drop(survey);
     let tables = Tables::new(&tiers);
     let count = source.blocks.count();
-
     let mut sections = Sections {
         spec: spec.clone(),
         transform,
         mantissa_bits: k.unwrap_or(spec.dtype.mantissa_bits()),
+        lossless: true,
         block_len: options.block_len,
         tiers,
         widths: Vec::with_capacity(count as usize),
-        offsets: vec![0],
+        sizes: Vec::with_capacity(count as usize),
         payload_hash: 0,
-        decoded_hash: 0,
-        source_hash: 0,
     };
-    let payload_offset = (sections.header_len() + 5 * count as usize).next_multiple_of(64);
-    let mut blob = Vec::with_capacity(bound as usize);
-    blob.resize(payload_offset, 0);
+    // The header comes first, but its size is known only when the payload is: the bound leaves room for both.
+    let mut payload = Vec::with_capacity(bound as usize);
 
     // A few chunks at a time, so that little more than source and blob are ever held.
     let step = 64u64;
@@ -141,47 +135,27 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
             .collect();
         for chunk in chunks {
             sections.widths.extend(chunk.widths);
-            let base = (blob.len() - payload_offset) / 4;
-            for end in chunk.ends {
-                let units = u32::try_from(base + end / 4)
-                    .map_err(|_| Error::invalid("the payload would be larger than 16 GiB"))?;
-                sections.offsets.push(units);
-            }
-            blob.extend_from_slice(&chunk.bytes);
+            sections.sizes.extend(chunk.sizes);
+            sections.lossless &= chunk.lossless;
+            payload.extend_from_slice(&chunk.bytes);
         }
     }
-    sections.payload_hash = payload_hash(&blob[payload_offset..]);
-    sections.source_hash = xxh3_64(src);
-    sections.decoded_hash = match k {
-        None => sections.source_hash,
-        Some(k) => rounded_hash(src, spec.dtype, k),
-    };
-    blob.resize(blob.len() + PADDING, 0);
-    let header = sections.write();
-    debug_assert_eq!(header.len(), payload_offset);
-    blob[..payload_offset].copy_from_slice(&header);
-    Ok(blob)
-}
-
-/// The hash of `src` after rounding, without a second copy of it.
-fn rounded_hash(src: &[u8], dtype: Dtype, k: u8) -> u64 {
-    let (mut words, mut bytes) = ([0u32; 1024], [0u8; 4096]);
-    let mut hash = Xxh3::new();
-    for chunk in src.chunks(words.len() * dtype.size()) {
-        let words = &mut words[..chunk.len() / dtype.size()];
-        word::load(dtype, chunk, words);
-        words.iter_mut().for_each(|w| *w = word::round(*w, k, dtype));
-        word::store(dtype, words, &mut bytes[..chunk.len()]);
-        hash.update(&bytes[..chunk.len()]);
+    if payload.len() as u64 / ALIGN as u64 > u64::from(u32::MAX) {
+        return Err(Error::invalid("the payload would be larger than 16 GiB"));
     }
-    hash.digest()
+    sections.payload_hash = payload_hash(&payload);
+    payload.splice(0..0, sections.write());
+    Ok(payload)
 }
 
-/// Consecutive records, with the ends of each.
+/// Consecutive records.
 struct Chunk {
     bytes: Vec<u8>,
-    ends: Vec<usize>,
+    /// The size of each, in units of [`ALIGN`].
+    sizes: Vec<u16>,
     widths: Vec<u8>,
+    /// Whether rounding changed no weight.
+    lossless: bool,
 }
 
 struct BlockEncoder<'a> {
@@ -206,23 +180,34 @@ impl<'a> BlockEncoder<'a> {
     }
 
     fn chunk(&mut self, blocks: std::ops::Range<u64>) -> Chunk {
-        let mut chunk = Chunk { bytes: Vec::new(), ends: Vec::new(), widths: Vec::new() };
+        let mut chunk = Chunk { bytes: Vec::new(), sizes: Vec::new(), widths: Vec::new(), lossless: true };
         for block in blocks {
             let n = self.source.words(block, &mut self.words);
+            let start = chunk.bytes.len();
+            chunk.lossless &= self.round(n);
             chunk.widths.push(self.record(n, &mut chunk.bytes));
-            chunk.bytes.resize(chunk.bytes.len().next_multiple_of(4), 0);
-            chunk.ends.push(chunk.bytes.len());
+            chunk.bytes.resize(chunk.bytes.len().next_multiple_of(ALIGN), 0);
+            // At most 8 tiers of 4 bits, their literals and 24 raw bits for 4096 weights: 33 KiB.
+            chunk.sizes.push(((chunk.bytes.len() - start) / ALIGN) as u16);
         }
         chunk
     }
 
+    /// Rounds the first `n` words and says whether they all stay as they are.
+    fn round(&mut self, n: usize) -> bool {
+        let (Some(k), dtype) = (self.k, self.source.spec.dtype) else { return true };
+        let mut changed = 0;
+        for word in &mut self.words[..n] {
+            let rounded = word::round(*word, k, dtype);
+            changed |= *word ^ rounded;
+            *word = rounded;
+        }
+        changed == 0
+    }
+
     /// Appends the record of the first `n` words and returns its `m`.
     fn record(&mut self, n: usize, out: &mut Vec<u8>) -> u8 {
-        let dtype = self.source.spec.dtype;
         let words = &mut self.words[..n];
-        if let Some(k) = self.k {
-            words.iter_mut().for_each(|w| *w = word::round(*w, k, dtype));
-        }
         if self.transform == Transform::NormalisedSplit {
             words.iter_mut().for_each(|w| *w = word::normalise(*w));
         }

@@ -12,9 +12,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// that was encoded.
 pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
     let header = Header::read(blob)?;
-    let payload = &blob[header.payload_offset..header.payload_offset + header.payload_len];
+    let payload = &blob[header.payload_offset..];
     check(xxh3_64(payload) == header.payload_hash, "payload checksum differs")?;
-    check(blob[header.payload_offset + header.payload_len..].iter().all(|&b| b == 0), "padding is not zero")?;
 
     let mut elements = vec![0u8; header.elements * header.element_size()];
     let mut slot = 0;
@@ -30,7 +29,6 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
         slot += n;
     }
     check(slot == header.elements, "blocks do not cover the tensor")?;
-    check(xxh3_64(&elements) == header.decoded_hash, "checksum of the decoded tensor differs")?;
     Ok(elements)
 }
 
@@ -52,9 +50,7 @@ struct Tier {
 
 struct Header {
     payload_offset: usize,
-    payload_len: usize,
     payload_hash: u64,
-    decoded_hash: u64,
     dtype: Dtype,
     /// Whether exponents 232 to 254 stand for subnormals.
     normalised: bool,
@@ -64,7 +60,7 @@ struct Header {
     tile: Option<usize>,
     block_len: usize,
     tiers: Vec<Tier>,
-    /// Starts of the records in the payload, and its end, in bytes.
+    /// Starts of the records in the payload, and its end.
     offsets: Vec<usize>,
     widths: Vec<usize>,
 }
@@ -89,80 +85,88 @@ impl<'a> Reader<'a> {
     fn size(&mut self, size: usize) -> Result<usize, String> {
         usize::try_from(self.uint(size)?).map_err(|_| "number too large for this machine".to_string())
     }
+
+    /// A number in 7 bits a byte.
+    fn leb128(&mut self) -> Result<usize, String> {
+        let (mut value, mut shift) = (0u128, 0);
+        loop {
+            let byte = self.take(1)?[0];
+            value |= u128::from(byte & 127) << shift;
+            check(byte != 0 || shift == 0, "a dimension is written longer than need be")?;
+            check(shift <= 63, "a dimension is too large")?;
+            shift += 7;
+            if byte < 128 {
+                return usize::try_from(value).map_err(|_| "a dimension is too large".to_string());
+            }
+        }
+    }
 }
 
 impl Header {
     fn read(blob: &[u8]) -> Result<Header, String> {
         let mut r = Reader { bytes: blob, at: 0 };
-        check(r.take(8)? == b"\x89NZB\r\n\x1a\n", "not an nz-onnx blob")?;
-        let major = r.uint(2)?;
+        check(r.take(4)? == b"\x89NZB", "not an nz-onnx blob")?;
+        let (major, _minor) = (r.uint(1)?, r.uint(1)?);
         if major != 1 {
             return Err(format!("format version {major}.x, this decoder reads 1.x"));
         }
-        let _minor = r.uint(2)?;
-        let reserved = r.uint(4)?;
-        let (header_len, blob_len) = (r.size(8)?, r.size(8)?);
-        let (payload_offset, payload_len) = (r.size(8)?, r.size(8)?);
-        check(blob.len() == blob_len, "blob size differs from its header's")?;
-        check(header_len >= 104 && header_len <= blob_len, "header size")?;
-        let stored = Reader { bytes: blob, at: header_len - 8 }.uint(8)?;
-        check(xxh3_64(&blob[..header_len - 8]) == stored, "header checksum differs")?;
-        check(payload_offset == header_len.next_multiple_of(64), "payload offset")?;
-        check(
-            payload_offset.checked_add(payload_len).and_then(|n| n.checked_add(64)) == Some(blob_len),
-            "sizes",
-        )?;
-        check(blob[header_len..payload_offset].iter().all(|&b| b == 0), "padding is not zero")?;
-        let mut r = Reader { bytes: &blob[..header_len - 8], at: r.at };
-
-        let (payload_hash, decoded_hash, _source_hash) = (r.uint(8)?, r.uint(8)?, r.uint(8)?);
         let dtype = match r.uint(1)? {
             1 => Dtype::F32,
             10 => Dtype::F16,
             16 => Dtype::Bf16,
             other => return Err(format!("unknown dtype {other}")),
         };
-        let transform = r.uint(1)?;
+        let (transform, coder, layout) = (r.uint(1)?, r.uint(1)?, r.uint(1)?);
         check(transform == 1 || transform == 2, "unknown transform")?;
-        check(r.uint(1)? == 1, "unknown coder")?;
-        let layout = r.uint(1)?;
+        check(coder == 1, "unknown coder")?;
         check(layout <= 1, "unknown layout")?;
-        let (rank, tier_count, mantissa_bits) = (r.size(1)?, r.size(1)?, r.uint(1)?);
+        let (rank, tier_count, mantissa_bits, flags) = (r.size(1)?, r.size(1)?, r.size(1)?, r.uint(1)?);
         check(rank <= 8, "rank")?;
         check((1..=8).contains(&tier_count), "number of tiers")?;
-        check(mantissa_bits <= dtype.mantissa_bits() as u64, "mantissa bits")?;
-        check(reserved == 0 && r.uint(1)? == 0, "reserved bytes")?;
-        let (block_len, tile, blocks) = (r.size(4)?, r.size(4)?, r.size(8)?);
+        check(mantissa_bits <= dtype.mantissa_bits(), "mantissa bits")?;
+        check(flags <= 3, "flags")?;
+        let (block_len, tile, payload_hash) = (r.size(2)?, r.size(2)?, r.uint(8)?);
         check(block_len % 64 == 0 && (64..=4096).contains(&block_len), "block length")?;
         check(if layout == 0 { tile == 0 } else { tile > 0 && tile % 64 == 0 && rank == 2 }, "tile width")?;
 
-        let shape = (0..rank).map(|_| r.size(8)).collect::<Result<Vec<_>, _>>()?;
+        let shape = (0..rank).map(|_| r.leb128()).collect::<Result<Vec<_>, _>>()?;
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n > 0);
         let elements = elements.filter(|&n| n <= usize::MAX / 64).ok_or("shape")?;
+        let packed = r.take(tier_count.div_ceil(4))?;
+        let bits = packed.iter().rev().fold(0usize, |bits, &byte| bits << 8 | usize::from(byte));
+        check(bits >> (2 * tier_count) == 0, "unused bits of the tier widths")?;
         let mut tiers = Vec::new();
-        for _ in 0..tier_count {
-            let width = r.size(1)?;
-            check(matches!(width, 1 | 2 | 4), "tier width")?;
+        for i in 0..tier_count {
+            let width = (bits >> (2 * i) & 3) + 1;
             tiers.push(Tier { width, symbols: r.take((1 << width) - 1)?.to_vec() });
         }
         let mut symbols: Vec<u8> = tiers.iter().flat_map(|t| t.symbols.clone()).collect();
         symbols.sort_unstable();
         check(symbols.windows(2).all(|pair| pair[0] != pair[1]), "a symbol is listed twice")?;
-        check(
-            blocks.checked_mul(5).and_then(|n| n.checked_add(4)) == Some(r.bytes.len() - r.at),
-            "directory size",
-        )?;
-        let offsets = (0..=blocks).map(|_| Ok(r.size(4)? * 4)).collect::<Result<Vec<_>, String>>()?;
-        let widths = r.take(blocks)?.iter().map(|&m| usize::from(m)).collect::<Vec<_>>();
+
+        // Row-major is one tile of one row.
+        let (rows, columns, width) =
+            if layout == 0 { (1, elements, elements) } else { (shape[0], shape[1], tile.min(shape[1])) };
+        let in_tile = |columns: usize| (rows * columns).div_ceil(block_len);
+        let blocks = columns / width * in_tile(width) + in_tile(columns % width);
+        let sizes = r.take(blocks.checked_mul(2).ok_or("number of blocks")?)?;
+        let widths = r.take(if flags & 2 == 0 { 1 } else { blocks })?;
+        let header_hash = xxh3_64(&blob[..r.at]) & 0xffff_ffff;
+        check(r.uint(4)? == header_hash, "header checksum differs")?;
+        let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
         check(widths.iter().all(|&m| m <= dtype.mantissa_bits()), "mantissa bits of a block")?;
-        check(offsets[0] == 0 && offsets[blocks] == payload_len, "directory does not span the payload")?;
-        check(offsets.windows(2).all(|pair| pair[0] <= pair[1]), "offsets do not ascend")?;
+        let mut offsets = vec![0];
+        for size in sizes.chunks(2) {
+            offsets.push(offsets[offsets.len() - 1] + 4 * (usize::from(size[0]) | usize::from(size[1]) << 8));
+        }
+        let padding = r.take(r.at.next_multiple_of(4) - r.at)?;
+        check(padding.iter().all(|&b| b == 0), "padding is not zero")?;
+        let payload_offset = r.at;
+        check(blob.len() - payload_offset == offsets[blocks], "payload size")?;
         let tile = (layout == 1).then_some(tile);
-        let header = Header {
+        Ok(Header {
             payload_offset,
-            payload_len,
             payload_hash,
-            decoded_hash,
             dtype,
             normalised: transform == 2,
             shape,
@@ -172,14 +176,7 @@ impl Header {
             tiers,
             offsets,
             widths,
-        };
-        let (mut slot, mut counted) = (0, 0);
-        while slot < elements && counted < blocks {
-            slot += header.block_slots(slot);
-            counted += 1;
-        }
-        check(slot == elements && counted == blocks, "number of blocks")?;
-        Ok(header)
+        })
     }
 
     fn element_size(&self) -> usize {
@@ -278,6 +275,10 @@ impl Dtype {
 
 /// Reads a plane of `n` values of `width` bits.
 fn read_plane(r: &mut Reader, width: usize, n: usize) -> Result<Vec<u8>, String> {
+    if width == 3 {
+        let bits = [read_plane(r, 1, n)?, read_plane(r, 1, n)?, read_plane(r, 1, n)?];
+        return Ok((0..n).map(|i| bits[0][i] | bits[1][i] << 1 | bits[2][i] << 2).collect());
+    }
     let bytes = r.take((n * width).div_ceil(8))?;
     let mask = ((1u16 << width) - 1) as u8;
     let value = |i: usize| match width {

@@ -6,14 +6,13 @@ use super::cascade::{self, Histogram};
 use super::encode::{EncodeOptions, Source};
 use super::word;
 use crate::error::Result;
-use crate::format::{Dtype, Sections, TensorSpec, Tier, Transform};
+use crate::format::{Dtype, Layout, TensorSpec, Tier, Transform, header_bound};
 
 const WIDTHS: usize = 24;
 
 /// Counts from which the size of a tensor follows for any number of mantissa bits.
 pub struct Survey {
     spec: TensorSpec,
-    block_len: u32,
     blocks: u64,
     /// `[exponent][leading ones of the mantissa]`: rounding to `k` bits carries into the exponent if and only
     /// if the top `k + 1` mantissa bits are ones. Subnormals are counted apart, as normalised words.
@@ -43,7 +42,6 @@ pub fn survey(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
     let source = Source::new(src, spec, options.block_len)?;
     let empty = || Survey {
         spec: spec.clone(),
-        block_len: options.block_len,
         blocks: source.blocks.count(),
         joint: Box::new([[0; WIDTHS]; 256]),
         subnormal: Box::new([[0; WIDTHS]; 256]),
@@ -94,23 +92,32 @@ impl Survey {
         self
     }
 
-    /// How the encoder transforms this tensor: subnormals are normalised if there are any and no other weight
-    /// has an exponent that stands for one.
-    pub fn transform(&self) -> Transform {
+    /// How the encoder transforms this tensor. Subnormals can be normalised if no other weight has an exponent
+    /// that stands for one. They are when weights are rounded; lossless, when that is smaller.
+    pub fn transform(&self, mantissa_bits: Option<u8>) -> Transform {
         let any = |counts: &[[u64; WIDTHS]]| counts.as_flattened().iter().any(|&n| n > 0);
         let taken = any(&self.joint[word::SUBNORMAL_CODES as usize..255]);
-        if any(&self.subnormal[..]) && !taken { Transform::NormalisedSplit } else { Transform::Split }
+        if !any(&self.subnormal[..]) || taken {
+            return Transform::Split;
+        }
+        let size = |transform| self.size_with(mantissa_bits, transform);
+        let rounds = mantissa_bits.is_some_and(|k| k < self.spec.dtype.mantissa_bits());
+        if rounds || size(Transform::NormalisedSplit) < size(Transform::Split) {
+            Transform::NormalisedSplit
+        } else {
+            Transform::Split
+        }
     }
 
     /// How often each exponent occurs after rounding to `mantissa_bits` (`None`: no rounding).
-    pub fn histogram(&self, mantissa_bits: Option<u8>) -> Histogram {
+    pub fn histogram(&self, mantissa_bits: Option<u8>, transform: Transform) -> Histogram {
         let mut out = [0u64; 256];
         let k = mantissa_bits
             .filter(|&k| k < self.spec.dtype.mantissa_bits())
             .map_or(WIDTHS, |k| usize::from(k) + 1);
         let carried = |by_ones: &[u64; WIDTHS]| by_ones[k.min(WIDTHS)..].iter().sum::<u64>();
         let largest = if self.spec.dtype == Dtype::F16 { 142 } else { 254 };
-        let normalised = self.transform() == Transform::NormalisedSplit;
+        let normalised = transform == Transform::NormalisedSplit;
         for (exponent, (normal, subnormal)) in self.joint.iter().zip(self.subnormal.iter()).enumerate() {
             let carry = if (1..largest).contains(&exponent) { carried(normal) } else { 0 };
             out[exponent] += normal.iter().sum::<u64>() - carry;
@@ -137,46 +144,37 @@ impl Survey {
 
     /// The cascade that [`super::encode`] uses at this precision.
     pub fn tiers(&self, mantissa_bits: Option<u8>) -> Vec<Tier> {
-        cascade::choose_tiers(&self.histogram(mantissa_bits))
+        cascade::choose_tiers(&self.histogram(mantissa_bits, self.transform(mantissa_bits)))
     }
 
     /// An upper bound of the blob's size in bytes, less than .02 bits a weight above the true one in blocks of
     /// 4096. `None` is lossless.
     pub fn size(&self, mantissa_bits: Option<u8>) -> u64 {
-        let histogram = self.histogram(mantissa_bits);
+        self.size_with(mantissa_bits, self.transform(mantissa_bits))
+    }
+
+    fn size_with(&self, mantissa_bits: Option<u8>, transform: Transform) -> u64 {
+        let histogram = self.histogram(mantissa_bits, transform);
         let tiers = cascade::choose_tiers(&histogram);
         let k = usize::from(mantissa_bits.unwrap_or(self.spec.dtype.mantissa_bits()));
         let mut bits = cascade::coded_bits(&tiers, &histogram);
-        let normalised = self.transform() == Transform::NormalisedSplit;
+        let normalised = transform == Transform::NormalisedSplit;
         let widths = if normalised { &self.widths } else { &self.plain_widths };
         for (rounded, row) in widths.iter().enumerate() {
             for (exact, &weights) in row.iter().enumerate() {
                 bits += weights * (1 + rounded.min(k).max(exact)) as u64;
             }
         }
-        // Planes are whole bytes and records multiples of 4: at most a byte a tail plane and three more. Only the
-        // last block of a tile can also have ragged code and raw planes, at most 9.
-        let tail = (tiers.len() as u64 + 3) * self.blocks;
-        let ragged = 9 * self.tiles();
-        let sections = Sections {
-            spec: self.spec.clone(),
-            transform: self.transform(),
-            mantissa_bits: 0,
-            block_len: self.block_len,
-            tiers,
-            widths: vec![],
-            offsets: vec![],
-            payload_hash: 0,
-            decoded_hash: 0,
-            source_hash: 0,
-        };
-        let header = (sections.header_len() as u64 + 4 + 5 * self.blocks).next_multiple_of(64);
-        header + bits.div_ceil(8) + tail + ragged + crate::format::PADDING as u64
+        // Planes are whole bytes (three a tier of 3 bits) and records multiples of 4. Only the last block of a tile
+        // can also have ragged code and raw planes, at most 11 bytes of them.
+        let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
+        let (tail, ragged) = ((planes + 3) * self.blocks, 11 * self.tiles());
+        header_bound(&self.spec, &tiers, self.blocks) + bits.div_ceil(8) + tail + ragged
     }
 
     fn tiles(&self) -> u64 {
         match (self.spec.layout, self.spec.shape.as_slice()) {
-            (crate::format::Layout::ColumnTiles { tile }, &[_, n]) => n.div_ceil(u64::from(tile)),
+            (Layout::ColumnTiles { tile }, &[_, n]) => n.div_ceil(u64::from(tile)),
             _ => 1,
         }
     }

@@ -3,21 +3,24 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, PADDING, TensorSpec, Transform, VERSION, field_planes,
-    plane_bytes,
+    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, TensorSpec, Transform, VERSION, field_planes, plane_bytes,
 };
 use crate::error::{Error, Result};
 
-const FIXED: usize = 96;
+const FIXED: usize = 26;
 const CODER_CASCADE: u8 = 1;
+const FLAG_LOSSLESS: u8 = 1;
+const FLAG_OWN_WIDTHS: u8 = 2;
 const MAX_RANK: usize = 8;
 /// The most tiers that a cascade may have.
 pub(crate) const MAX_TIERS: usize = 8;
+/// Records start at multiples of this many bytes.
+pub(crate) const ALIGN: usize = 4;
 
 /// One tier of the cascade: its code width and the symbols its codes stand for; one more code is the escape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tier {
-    /// Bits a code: 1, 2 or 4.
+    /// Bits a code: 1 to 4.
     pub width: u8,
     /// `2^width - 1` symbols.
     pub symbols: Vec<u8>,
@@ -27,9 +30,9 @@ pub struct Tier {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Major format version.
-    pub major: u16,
+    pub major: u8,
     /// Minor format version.
-    pub minor: u16,
+    pub minor: u8,
     /// Dtype, shape and layout.
     pub spec: TensorSpec,
     /// How weights became symbols and raw bits.
@@ -42,20 +45,15 @@ pub struct Header {
     pub tiers: Vec<Tier>,
     /// Stored mantissa bits of each block.
     pub widths: Vec<u8>,
-    /// Start of each record in the payload and the payload's end, in units of 4 bytes.
-    pub offsets: Vec<u32>,
     /// Bytes of the header, checksum included.
     pub header_len: u64,
-    /// Bytes of the payload.
-    pub payload_len: u64,
     /// Bytes of the blob.
     pub blob_len: u64,
     /// XXH3-64 of the payload.
     pub payload_hash: u64,
-    /// XXH3-64 of the decoded tensor, row-major.
-    pub decoded_hash: u64,
-    /// XXH3-64 of the tensor that was encoded, row-major.
-    pub source_hash: u64,
+    lossless: bool,
+    /// Start of each record in the payload and the payload's end, in units of 4 bytes.
+    offsets: Vec<u32>,
     blocks: Blocks,
 }
 
@@ -68,25 +66,28 @@ pub struct Sections {
     pub transform: Transform,
     /// As in [`Header`].
     pub mantissa_bits: u8,
+    /// Whether no weight was changed.
+    pub lossless: bool,
     /// As in [`Header`].
     pub block_len: u32,
     /// As in [`Header`].
     pub tiers: Vec<Tier>,
     /// As in [`Header`].
     pub widths: Vec<u8>,
-    /// As in [`Header`].
-    pub offsets: Vec<u32>,
+    /// The size of each record in units of 4 bytes.
+    pub sizes: Vec<u16>,
     /// As in [`Header`].
     pub payload_hash: u64,
-    /// As in [`Header`].
-    pub decoded_hash: u64,
-    /// As in [`Header`].
-    pub source_hash: u64,
 }
 
 /// The payload checksum of the format.
 pub fn payload_hash(payload: &[u8]) -> u64 {
     xxh3_64(payload)
+}
+
+/// The header checksum of the format.
+fn header_hash(bytes: &[u8]) -> u32 {
+    xxh3_64(bytes) as u32
 }
 
 /// Bytes of the record parts whose size depends on nothing but `n` and `m`: codes, head and rest.
@@ -96,39 +97,40 @@ fn fixed_record_bytes(tier0: u8, n: usize, m: u8) -> usize {
     plane_bytes(tier0, n) + planes.map(|w| plane_bytes(w, n)).sum::<usize>()
 }
 
-impl Sections {
-    /// Bytes of the header, checksum included.
-    pub fn header_len(&self) -> usize {
-        let tiers: usize = self.tiers.iter().map(|t| 1 + t.symbols.len()).sum();
-        FIXED + 8 * self.spec.shape.len() + tiers + 4 * self.offsets.len() + self.widths.len() + 8
-    }
+/// Bytes that [`Sections::write`] makes of tiers, their widths included.
+fn tier_bytes(tiers: &[Tier]) -> usize {
+    tiers.len().div_ceil(4) + tiers.iter().map(|t| t.symbols.len()).sum::<usize>()
+}
 
+/// The most bytes that header and padding take for a tensor with so many blocks.
+pub(crate) fn header_bound(spec: &TensorSpec, tiers: &[Tier], blocks: u64) -> u64 {
+    let shape: usize = spec.shape.iter().map(|&d| leb128(d).count()).sum();
+    (FIXED + shape + tier_bytes(tiers) + 4 + ALIGN) as u64 + 3 * blocks
+}
+
+/// The bytes of a number, 7 bits at a time.
+fn leb128(number: u64) -> impl Iterator<Item = u8> {
+    let mut left = Some(number);
+    std::iter::from_fn(move || {
+        let now = left?;
+        left = (now >> 7 != 0).then_some(now >> 7);
+        Some((now & 127) as u8 | if left.is_some() { 128 } else { 0 })
+    })
+}
+
+impl Sections {
     /// The header's bytes and the zeros between it and the payload.
     pub fn write(&self) -> Vec<u8> {
-        let header_len = self.header_len();
-        let payload_offset = header_len.next_multiple_of(64);
-        let payload_len = self.offsets.last().map_or(0, |&end| u64::from(end) * 4);
-        let mut out = Vec::with_capacity(payload_offset);
-        out.extend(MAGIC);
-        out.extend(VERSION.0.to_le_bytes());
-        out.extend(VERSION.1.to_le_bytes());
-        out.extend(0u32.to_le_bytes());
-        for field in [
-            header_len as u64,
-            payload_offset as u64 + payload_len + PADDING as u64,
-            payload_offset as u64,
-            payload_len,
-            self.payload_hash,
-            self.decoded_hash,
-            self.source_hash,
-        ] {
-            out.extend(field.to_le_bytes());
-        }
+        let own_widths = self.widths.windows(2).any(|pair| pair[0] != pair[1]);
         let (layout, tile) = match self.spec.layout {
             Layout::RowMajor => (0, 0),
             Layout::ColumnTiles { tile } => (1, tile),
         };
+        let mut out = Vec::new();
+        out.extend(MAGIC);
         out.extend([
+            VERSION.0,
+            VERSION.1,
             self.spec.dtype.onnx() as u8,
             match self.transform {
                 Transform::Split => 1,
@@ -139,21 +141,20 @@ impl Sections {
             self.spec.shape.len() as u8,
             self.tiers.len() as u8,
             self.mantissa_bits,
-            0,
+            if self.lossless { FLAG_LOSSLESS } else { 0 } | if own_widths { FLAG_OWN_WIDTHS } else { 0 },
         ]);
-        out.extend(self.block_len.to_le_bytes());
-        out.extend(tile.to_le_bytes());
-        out.extend((self.widths.len() as u64).to_le_bytes());
-        self.spec.shape.iter().for_each(|d| out.extend(d.to_le_bytes()));
-        for tier in &self.tiers {
-            out.push(tier.width);
-            out.extend(&tier.symbols);
-        }
-        self.offsets.iter().for_each(|o| out.extend(o.to_le_bytes()));
-        out.extend(&self.widths);
-        out.extend(xxh3_64(&out).to_le_bytes());
-        debug_assert_eq!(out.len(), header_len);
-        out.resize(payload_offset, 0);
+        out.extend((self.block_len as u16).to_le_bytes());
+        out.extend((tile as u16).to_le_bytes());
+        out.extend(self.payload_hash.to_le_bytes());
+        debug_assert_eq!(out.len(), FIXED);
+        self.spec.shape.iter().for_each(|&d| out.extend(leb128(d)));
+        let packed = |tiers: &[Tier]| tiers.iter().rev().fold(0, |byte, tier| byte << 2 | (tier.width - 1));
+        out.extend(self.tiers.chunks(4).map(packed));
+        self.tiers.iter().for_each(|tier| out.extend(&tier.symbols));
+        self.sizes.iter().for_each(|size| out.extend(size.to_le_bytes()));
+        out.extend(&self.widths[..if own_widths { self.widths.len() } else { 1 }]);
+        out.extend(header_hash(&out).to_le_bytes());
+        out.resize(out.len().next_multiple_of(ALIGN), 0);
         out
     }
 }
@@ -165,37 +166,35 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or(Error::Truncated {
-            needed: self.at.saturating_add(n) as u64,
-            found: self.bytes.len() as u64,
-        })?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
+    fn take(&mut self, n: u64) -> Result<&'a [u8]> {
+        let needed = (self.at as u64).saturating_add(n);
+        if needed > self.bytes.len() as u64 {
+            return Err(Error::Truncated { needed, found: self.bytes.len() as u64 });
+        }
+        let taken = &self.bytes[self.at..needed as usize];
+        self.at = needed as usize;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut out = [0; N];
-        out.copy_from_slice(self.take(N)?);
+        out.copy_from_slice(self.take(N as u64)?);
         Ok(out)
     }
 
-    fn u8(&mut self) -> Result<u8> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array()?))
+    fn leb128(&mut self) -> Result<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let [byte] = self.array()?;
+            let bits = u64::from(byte & 127);
+            require(bits << shift >> shift == bits, || "a dimension of over 64 bits".into())?;
+            value |= bits << shift;
+            if byte < 128 {
+                require(byte != 0 || shift == 0, || "a dimension is written longer than need be".into())?;
+                return Ok(value);
+            }
+        }
+        Err(Error::corrupt("a dimension of over 64 bits"))
     }
 }
 
@@ -211,7 +210,7 @@ impl Header {
     pub fn parse(blob: &[u8]) -> Result<Header> {
         let mut c = Cursor { bytes: blob, at: 0 };
         require(c.array()? == MAGIC, || "it does not start with the magic bytes of an nz-onnx blob".into())?;
-        let (major, minor) = (c.u16()?, c.u16()?);
+        let [major, minor] = c.array()?;
         if major != VERSION.0 {
             return Err(Error::Unsupported(format!(
                 "format version {major}.{minor}, this library (nz-onnx {}) reads {}.x: update it",
@@ -219,23 +218,9 @@ impl Header {
                 VERSION.0
             )));
         }
-        let reserved = c.u32()?;
-        let [header_len, blob_len, payload_offset, payload_len] = [c.u64()?, c.u64()?, c.u64()?, c.u64()?];
-        let found = blob.len() as u64;
-        if found < blob_len || found < header_len {
-            return Err(Error::Truncated { needed: blob_len.max(header_len), found });
-        }
-        require(found == blob_len, || format!("{blob_len} bytes expected, {found} found"))?;
-        require(header_len >= FIXED as u64 + 8, || format!("header of {header_len} bytes"))?;
-        // From here on the header is what its writer made it, or the checksum says so.
-        let body = &blob[..header_len as usize - 8];
-        let stored = Cursor { bytes: blob, at: body.len() }.u64()?;
-        require(xxh3_64(body) == stored, || "header checksum differs".into())?;
-
-        let mut c = Cursor { bytes: body, at: c.at };
-        let [payload_hash, decoded_hash, source_hash] = [c.u64()?, c.u64()?, c.u64()?];
-        let [dtype, transform, coder, layout, rank, tier_count, mantissa_bits, reserved2] = c.array()?;
-        let (block_len, tile, count) = (c.u32()?, c.u32()?, c.u64()?);
+        let [dtype, transform, coder, layout, rank, tier_count, mantissa_bits, flags] = c.array()?;
+        let (block_len, tile) = (u16::from_le_bytes(c.array()?), u16::from_le_bytes(c.array()?));
+        let payload_hash = u64::from_le_bytes(c.array()?);
         let unknown = |what: &str, code| {
             Error::Unsupported(format!("{what} {code}, written by a later version (format {major}.{minor})"))
         };
@@ -250,67 +235,70 @@ impl Header {
         }
         let layout = match layout {
             0 => Layout::RowMajor,
-            1 => Layout::ColumnTiles { tile },
+            1 => Layout::ColumnTiles { tile: tile.into() },
             other => return Err(unknown("layout", other)),
         };
-        require(reserved == 0 && reserved2 == 0, || "reserved bytes are not zero".into())?;
         require(layout != Layout::RowMajor || tile == 0, || "tile width in a row-major blob".into())?;
         require(usize::from(rank) <= MAX_RANK, || format!("rank {rank}"))?;
         require((1..=MAX_TIERS).contains(&usize::from(tier_count)), || format!("{tier_count} tiers"))?;
         require(mantissa_bits <= dtype.mantissa_bits(), || format!("{mantissa_bits} mantissa bits"))?;
+        require(flags & !(FLAG_LOSSLESS | FLAG_OWN_WIDTHS) == 0, || format!("flags {flags:#x}"))?;
 
-        let shape = (0..rank).map(|_| c.u64()).collect::<Result<Vec<_>>>()?;
+        let shape = (0..rank).map(|_| c.leb128()).collect::<Result<Vec<_>>>()?;
         let spec = TensorSpec { dtype, shape, layout };
-        let blocks = Blocks::new(&spec, block_len).map_err(|e| Error::corrupt(e.to_string()))?;
-        require(blocks.count() == count, || format!("{count} blocks, the shape makes {}", blocks.count()))?;
-        let tiers = parse_tiers(&mut c, tier_count)?;
+        let blocks = Blocks::new(&spec, block_len.into()).map_err(|e| Error::corrupt(e.to_string()))?;
+        let tiers = parse_tiers(&mut c, tier_count.into())?;
+        // The directory's length is checked against the bytes before anything is allocated.
+        let sizes = c.take(blocks.count().saturating_mul(2))?;
+        let own_widths = flags & FLAG_OWN_WIDTHS != 0;
+        let widths = c.take(if own_widths { blocks.count() } else { 1 })?;
+        let body = &blob[..c.at];
+        require(header_hash(body) == u32::from_le_bytes(c.array()?), || "header checksum differs".into())?;
 
-        // The directory's length is checked against the bytes before it is allocated.
-        let directory = count.checked_mul(5).and_then(|n| n.checked_add(4));
-        require(directory == Some((body.len() - c.at) as u64), || {
-            "directory does not fill the header".into()
-        })?;
-        let offsets = (0..=count).map(|_| c.u32()).collect::<Result<Vec<_>>>()?;
-        let widths = c.take(count as usize)?.to_vec();
-
-        require(payload_offset == header_len.next_multiple_of(64), || "payload offset".into())?;
-        require(
-            payload_offset.checked_add(payload_len).and_then(|n| n.checked_add(PADDING as u64))
-                == Some(blob_len),
-            || "header, payload and padding do not add up to the blob".into(),
-        )?;
+        let widths = if own_widths { widths.to_vec() } else { vec![widths[0]; blocks.count() as usize] };
+        let mut end = 0u32;
+        let mut offsets = vec![0];
+        for size in sizes.chunks_exact(2) {
+            let size = u16::from_le_bytes([size[0], size[1]]).into();
+            end = end.checked_add(size).ok_or_else(|| Error::corrupt("a payload of over 16 GiB"))?;
+            offsets.push(end);
+        }
         let header = Header {
             major,
             minor,
             spec,
             transform,
             mantissa_bits,
-            block_len,
+            block_len: block_len.into(),
             tiers,
             widths,
-            offsets,
-            header_len,
-            payload_len,
-            blob_len,
+            header_len: c.at as u64,
+            blob_len: (c.at.next_multiple_of(ALIGN) as u64) + u64::from(end) * ALIGN as u64,
             payload_hash,
-            decoded_hash,
-            source_hash,
+            lossless: flags & FLAG_LOSSLESS != 0,
+            offsets,
             blocks,
         };
-        header.check_directory()?;
+        header.check(blob)?;
         Ok(header)
     }
 
-    fn check_directory(&self) -> Result<()> {
-        let ends = (self.offsets.first(), self.offsets.last().map(|&end| u64::from(end) * 4));
-        require(ends == (Some(&0), Some(self.payload_len)), || "directory does not span the payload".into())?;
-        let (dtype, tier0) = (self.spec.dtype, self.tiers[0].width);
+    /// What is left to check when the header is known to be as it was written.
+    fn check(&self, blob: &[u8]) -> Result<()> {
+        let (needed, found) = (self.blob_len, blob.len() as u64);
+        if found < needed {
+            return Err(Error::Truncated { needed, found });
+        }
+        require(found == needed, || format!("{needed} bytes expected, {found} found"))?;
+        let padding = &blob[self.header_len as usize..self.payload_offset()];
+        require(padding.iter().all(|&b| b == 0), || "padding is not zero".into())?;
+        let tier0 = self.tiers[0].width;
         for (b, (pair, &m)) in self.offsets.windows(2).zip(&self.widths).enumerate() {
-            require(m <= dtype.mantissa_bits(), || format!("block {b} has {m} mantissa bits"))?;
+            require(m <= self.spec.dtype.mantissa_bits(), || format!("block {b} has {m} mantissa bits"))?;
             let slots = self.blocks.slots(b as u64);
-            let least = fixed_record_bytes(tier0, (slots.end - slots.start) as usize, m) as u64;
-            let have = u64::from(pair[1]).checked_sub(u64::from(pair[0])).map(|units| units * 4);
-            require(have.is_some_and(|have| have >= least), || format!("record of block {b} is too short"))?;
+            let least = fixed_record_bytes(tier0, (slots.end - slots.start) as usize, m);
+            let have = (pair[1] - pair[0]) as usize * ALIGN;
+            require(have >= least, || format!("record of block {b} is too short"))?;
         }
         Ok(())
     }
@@ -322,32 +310,33 @@ impl Header {
 
     /// Whether decoding gives the source back, bit for bit.
     pub fn is_lossless(&self) -> bool {
-        self.decoded_hash == self.source_hash
+        self.lossless
     }
 
     /// Where the payload starts in the blob.
     pub fn payload_offset(&self) -> usize {
-        self.header_len.next_multiple_of(64) as usize
+        (self.header_len as usize).next_multiple_of(ALIGN)
     }
 
     /// The bytes of block `block`'s record, counted from the start of the blob.
     pub fn record(&self, block: usize) -> std::ops::Range<usize> {
         let start = self.payload_offset();
-        start + self.offsets[block] as usize * 4..start + self.offsets[block + 1] as usize * 4
+        start + self.offsets[block] as usize * ALIGN..start + self.offsets[block + 1] as usize * ALIGN
     }
 }
 
-fn parse_tiers(c: &mut Cursor<'_>, count: u8) -> Result<Vec<Tier>> {
+fn parse_tiers(c: &mut Cursor<'_>, count: usize) -> Result<Vec<Tier>> {
+    let packed = c.take(count.div_ceil(4) as u64)?;
+    let unused = packed.last().is_some_and(|&last| count % 4 != 0 && last >> (count % 4 * 2) != 0);
+    require(!unused, || "unused bits of the tier widths are not zero".into())?;
     let mut seen = [false; 256];
     (0..count)
-        .map(|_| {
-            let width = c.u8()?;
-            require(matches!(width, 1 | 2 | 4), || format!("tier of {width} bits"))?;
+        .map(|i| {
+            let width = (packed[i / 4] >> (i % 4 * 2) & 3) + 1;
             let symbols = c.take((1 << width) - 1)?.to_vec();
             for &s in &symbols {
-                require(!std::mem::replace(&mut seen[usize::from(s)], true), || {
-                    format!("symbol {s} is listed twice")
-                })?;
+                let twice = std::mem::replace(&mut seen[usize::from(s)], true);
+                require(!twice, || format!("symbol {s} is listed twice"))?;
             }
             Ok(Tier { width, symbols })
         })

@@ -7,22 +7,20 @@ mod header;
 mod plane;
 
 pub use blocks::Blocks;
+pub(crate) use header::{ALIGN, MAX_TIERS, header_bound};
 pub use header::{Header, Sections, Tier, payload_hash};
 pub use plane::{field_planes, plane_bytes};
 
 use crate::error::{Error, Result};
 
-/// The first eight bytes of every blob.
-pub const MAGIC: [u8; 8] = [0x89, b'N', b'Z', b'B', 0x0d, 0x0a, 0x1a, 0x0a];
+/// The first bytes of every blob.
+pub const MAGIC: [u8; 4] = [0x89, b'N', b'Z', b'B'];
 /// The format version that this library writes, and the newest major it reads.
-pub const VERSION: (u16, u16) = (1, 0);
+pub const VERSION: (u8, u8) = (1, 0);
 /// Weights in a block unless asked otherwise, and the most there can be.
 pub const MAX_BLOCK: u32 = 4096;
 /// Mantissa bits that share the head field with the sign.
 pub const HEAD_BITS: u8 = 7;
-/// Zero bytes behind the payload, so that a vector load at its end stays inside the blob.
-pub const PADDING: usize = 64;
-
 /// Element type of a coded tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Dtype {

@@ -1,8 +1,8 @@
-//! Planes: `n` values of 1, 2, 4 or 8 bits, packed so that one shift unpacks a vector of them.
+//! Planes: `n` values of 1, 2, 3, 4 or 8 bits, packed so that one shift unpacks a vector of them.
 
 /// Bytes of a plane of `n` values of `width` bits.
 pub fn plane_bytes(width: u8, n: usize) -> usize {
-    (n * width as usize).div_ceil(8)
+    if width == 3 { 3 * n.div_ceil(8) } else { (n * width as usize).div_ceil(8) }
 }
 
 /// The widths of the planes that a field of `bits` bits is cut into, most significant first.
@@ -35,5 +35,6 @@ mod tests {
         assert_eq!(plane_bytes(2, 257), 65);
         assert_eq!(plane_bytes(1, 9), 2);
         assert_eq!(plane_bytes(4, 3), 2);
+        assert_eq!(plane_bytes(3, 9), 6);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::arch::generic::bitmaps;
 use crate::arch::{BLOCK, BadRecord, PADDED, Scratch, Tables, TierTable};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
@@ -96,7 +97,15 @@ fn store(out: &mut [u8], v: __m512i) {
     unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), lanes(out.len()), v) }
 }
 
-/// Calls `sink` with each stretch of at most 64 codes of a plane of `width` (1, 2 or 4) bits: the place of its
+/// Up to 64 bits of a bitmap, zeros above them.
+#[inline]
+fn bits_of(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(word)
+}
+
+/// Calls `sink` with each stretch of at most 64 codes of a plane of `width` (1 to 4) bits: the place of its
 /// first code, how many there are, and a vector with the codes in the low bits of its bytes, other bits above.
 #[inline]
 #[target_feature(
@@ -105,9 +114,16 @@ fn store(out: &mut [u8], v: __m512i) {
 fn for_codes(width: u8, plane: &[u8], n: usize, mut sink: impl FnMut(usize, usize, __m512i)) {
     if width == 1 {
         for (i, bits) in plane.chunks(8).enumerate() {
-            let mut word = [0; 8];
-            word[..bits.len()].copy_from_slice(bits);
-            let codes = _mm512_maskz_set1_epi8(u64::from_le_bytes(word), 1);
+            sink(i * 64, (n - i * 64).min(64), _mm512_maskz_set1_epi8(bits_of(bits), 1));
+        }
+        return;
+    }
+    if width == 3 {
+        let [low, middle, high] = bitmaps(plane);
+        for (i, ((low, middle), high)) in low.chunks(8).zip(middle.chunks(8)).zip(high.chunks(8)).enumerate()
+        {
+            let bit = |bits: &[u8], value| _mm512_maskz_set1_epi8(bits_of(bits), value);
+            let codes = _mm512_or_si512(_mm512_or_si512(bit(low, 1), bit(middle, 2)), bit(high, 4));
             sink(i * 64, (n - i * 64).min(64), codes);
         }
         return;
@@ -169,6 +185,12 @@ fn split_sign(a: u8, head: &mut [u8]) {
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
+    if width == 3 {
+        let [low, middle, high] = bitmaps(plane);
+        let words = low.chunks(8).zip(middle.chunks(8)).zip(high.chunks(8));
+        let ones = words.map(|((l, m), h)| (bits_of(l) & bits_of(m) & bits_of(h)).count_ones() as usize);
+        return ones.sum::<usize>().min(n);
+    }
     let mut sum = _mm512_setzero_si512();
     for bytes in plane.chunks(64) {
         let x = load(bytes);
@@ -237,9 +259,7 @@ fn expand_tier(tier: &TierTable, plane: &[u8], n: usize, below: &[u8; PADDED], o
     if tier.width == 1 {
         let named = _mm512_set1_epi8(tier.symbols[0] as i8);
         for (i, bits) in plane.chunks(8).enumerate() {
-            let mut word = [0; 8];
-            word[..bits.len()].copy_from_slice(bits);
-            expand(i * 64, (n - i * 64).min(64), named, u64::from_le_bytes(word));
+            expand(i * 64, (n - i * 64).min(64), named, bits_of(bits));
         }
         return;
     }
