@@ -7,8 +7,10 @@
 use crate::format::{MAX_TIERS, Tier};
 
 const WIDTHS: [u8; 4] = [1, 2, 3, 4];
-/// Each tier must save at least 1/256 bit a weight: a shorter cascade decodes faster.
+/// Each tier must save 1/256 bit a weight, because a shorter cascade decodes faster; not in small tensors, whose
+/// first so many weights are not counted.
 const TIER_COST: u64 = 1;
+const TIER_FREE: u64 = 1 << 16;
 const UNIT: u64 = 256;
 
 /// How often each symbol occurs.
@@ -32,7 +34,13 @@ pub fn choose_tiers(counts: &Histogram) -> Vec<Tier> {
                     let next = i + (1 << w) - 1;
                     let rest = best[d - 1].get(next)?.0;
                     let listed = UNIT * (8 * ((1 << w) - 1) + 2);
-                    Some((UNIT * u64::from(w) * left[i] + TIER_COST * left[0] + listed + rest, w))
+                    Some((
+                        UNIT * u64::from(w) * left[i]
+                            + TIER_COST * left[0].saturating_sub(TIER_FREE)
+                            + listed
+                            + rest,
+                        w,
+                    ))
                 });
                 with_tier.chain([(literals(i), 0)]).min().unwrap_or((literals(i), 0))
             })
