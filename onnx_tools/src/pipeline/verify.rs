@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use nz_onnx::codec::Decoder;
+use nz_onnx::error::Error as CodecError;
 use nz_onnx::format::Dtype;
 
 use super::runtime::{Array, Runtime, compare, inputs, locate};
@@ -49,7 +50,8 @@ pub struct RunOptions {
 /// Checks the converted model at `path`. Failed checks are in the document; `ok` says whether there are any.
 ///
 /// # Errors
-/// A check could not be made: files that cannot be read, no ONNX Runtime, inputs that do not fit.
+/// A check could not be made: files that cannot be read, blobs of a later version, no ONNX Runtime, inputs that
+/// do not fit.
 pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Result<json::Verify> {
     if options.run.is_some() && options.original.is_none() {
         return Err(Error::Usage(
@@ -117,6 +119,9 @@ fn check_blobs(model: &Model, original: Option<&Model>, progress: &Progress) -> 
             continue;
         }
         let bytes = model.read_weight(holder)?;
+        if let Err(error @ CodecError::Unsupported(_)) = Decoder::open_unverified(&bytes) {
+            return Err(Error::codec(model.path(), &blob.name, error));
+        }
         match original {
             None => checks.push(alone(&blob.name, &bytes)),
             Some(original) => {
