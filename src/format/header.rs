@@ -213,7 +213,7 @@ impl Header {
         let [major, minor] = c.array()?;
         if major != VERSION.0 {
             return Err(Error::Unsupported(format!(
-                "format version {major}.{minor}, this library (nz-onnx {}) reads {}.x: update it",
+                "format version {major}.{minor}, nz-onnx {} reads {}.x: update nz-onnx (libnz_onnx.so)",
                 crate::VERSION,
                 VERSION.0
             )));
@@ -222,7 +222,10 @@ impl Header {
         let (block_len, tile) = (u16::from_le_bytes(c.array()?), u16::from_le_bytes(c.array()?));
         let payload_hash = u64::from_le_bytes(c.array()?);
         let unknown = |what: &str, code| {
-            Error::Unsupported(format!("{what} {code}, written by a later version (format {major}.{minor})"))
+            Error::Unsupported(format!(
+                "{what} {code} of a later format version ({major}.{minor}); this is nz-onnx {}: update libnz_onnx.so",
+                crate::VERSION
+            ))
         };
         let dtype = Dtype::from_onnx(i32::from(dtype)).ok_or_else(|| unknown("dtype", dtype))?;
         let transform = match transform {
@@ -327,7 +330,7 @@ impl Header {
 
 fn parse_tiers(c: &mut Cursor<'_>, count: usize) -> Result<Vec<Tier>> {
     let packed = c.take(count.div_ceil(4) as u64)?;
-    let unused = packed.last().is_some_and(|&last| count % 4 != 0 && last >> (count % 4 * 2) != 0);
+    let unused = packed.last().is_some_and(|&last| !count.is_multiple_of(4) && last >> (count % 4 * 2) != 0);
     require(!unused, || "unused bits of the tier widths are not zero".into())?;
     let mut seen = [false; 256];
     (0..count)

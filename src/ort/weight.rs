@@ -79,7 +79,6 @@ fn explain(error: &Error) -> String {
     let advice = match error {
         Error::Corrupt(_) => "; the model's data file is damaged: copy or convert the model again",
         Error::Truncated { .. } => "; the model's data file is incomplete: copy or convert the model again",
-        Error::Unsupported(_) => "; update libnz_onnx.so",
         _ => "",
     };
     format!("{error}{advice}")

@@ -81,7 +81,7 @@ pub fn tensor(kind: Kind, dtype: Dtype, n: usize, seed: u64) -> Vec<u8> {
                 _ => 1 << mantissa,
             }
         }
-        Kind::Subnormal if rng.next() % 10 == 0 => {
+        Kind::Subnormal if rng.next().is_multiple_of(10) => {
             let shift = rng.next() % u64::from(mantissa);
             (rng.next() as u32 & 1) << (bits - 1) | (rng.next() as u32 & ((1 << mantissa) - 1)) >> shift
         }

@@ -177,7 +177,7 @@ mod tests {
                         assert!(p.width >= 1 && p.depth >= 1 && p.depth_parts >= 1 && p.row_parts >= 1);
                         assert!(p.depth_parts <= k && p.row_parts <= m, "{form:?} {m} {k} {n}: {p:?}");
                         assert!(form != Form::Rows || p.depth == k || p.width == 1);
-                        assert!(p.group % p.depth == 0);
+                        assert!(p.group.is_multiple_of(p.depth));
                     }
                 }
             }
