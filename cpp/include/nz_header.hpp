@@ -50,7 +50,8 @@ inline Error unsupported(std::string message) {
 }
 inline Error truncated(std::uint64_t needed, std::uint64_t found) {
     return {Status::truncated,
-            "truncated blob: " + std::to_string(needed) + " bytes expected, " + std::to_string(found) + " found"};
+            "truncated blob: at least " + std::to_string(needed) + " bytes expected, " + std::to_string(found) +
+                " found"};
 }
 inline Error mismatch(const char* what, std::uint64_t expected, std::uint64_t found) {
     return corrupt(std::string(what) + ": " + std::to_string(expected) + " expected, " + std::to_string(found) +
@@ -77,13 +78,6 @@ inline std::uint64_t divide_up(std::uint64_t a, std::uint64_t b) { return a / b 
 
 // `value` rounded up to a multiple of `step`; the caller keeps `value` below 2^64 - step.
 inline std::uint64_t round_up(std::uint64_t value, std::uint64_t step) { return divide_up(value, step) * step; }
-
-// a * b into `product`; false when it does not fit.
-inline bool multiply(std::uint64_t a, std::uint64_t b, std::uint64_t& product) {
-    if (b != 0 && a > std::numeric_limits<std::uint64_t>::max() / b) return false;
-    product = a * b;
-    return true;
-}
 
 // ----------------------------------------------------------------------------------------------- header
 
@@ -112,27 +106,21 @@ struct Tier {
 struct Header {
     unsigned major = 0;
     unsigned minor = 0;
-    std::uint64_t header_size = 0;
-    std::uint64_t blob_size = 0;
     std::uint64_t payload_offset = 0;
     std::uint64_t payload_size = 0;
     std::uint64_t payload_hash = 0;
-    std::uint64_t decoded_hash = 0;
-    std::uint64_t source_hash = 0;
     Dtype dtype = Dtype::float32;
     Transform transform = Transform::float_split;
     Layout layout = Layout::row_major;
     unsigned kept_mantissa_bits = 0;
-    std::uint64_t block_length = 0;  // weights
-    std::uint64_t tile_width = 0;    // columns; 0 when row-major
-    std::uint64_t block_count = 0;
+    bool lossless = false;             // decoding gives the source back bit for bit
+    std::uint64_t block_length = 0;    // weights
+    std::uint64_t tile_width = 0;      // columns; 0 when row-major
     std::vector<std::uint64_t> shape;  // outermost dimension first
     std::uint64_t elements = 0;        // the product of the shape
     std::vector<Tier> tiers;
-    std::vector<std::uint64_t> record_offsets;  // in the payload; block_count + 1 of them
+    std::vector<std::uint64_t> record_offsets;  // in the payload; one more than there are blocks
     std::vector<std::uint8_t> mantissa_bits;    // stored bits "m" of each block
-
-    bool is_lossless() const { return decoded_hash == source_hash; }
 };
 
 inline std::size_t dtype_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
@@ -167,7 +155,6 @@ struct Region {
 };
 
 inline std::uint64_t region_count(const Header& h) {
-    if (h.elements == 0) return 0;
     return h.layout == Layout::row_major ? 1 : divide_up(h.shape[1], h.tile_width);
 }
 
@@ -179,7 +166,6 @@ inline Region region_at(const Header& h, std::uint64_t index) {
 
 inline std::uint64_t count_blocks(const Header& h) {
     const std::uint64_t regions = region_count(h);
-    if (regions == 0) return 0;
     const std::uint64_t in_full_region = divide_up(region_at(h, 0).slots(), h.block_length);
     return (regions - 1) * in_full_region + divide_up(region_at(h, regions - 1).slots(), h.block_length);
 }
@@ -207,7 +193,10 @@ Error for_each_block(const Header& h, Visit visit) {
 
 // ------------------------------------------------------------------------------------------------ plane sizes
 
-inline std::uint64_t plane_size(std::uint64_t count, unsigned width) { return divide_up(count * width, 8); }
+// Bytes of `count` values of `width` bits. Widths 1 and 3 are bitmaps, one for each bit.
+inline std::uint64_t plane_size(std::uint64_t count, unsigned width) {
+    return width % 2 == 1 ? width * divide_up(count, 8) : divide_up(count * width, 8);
+}
 
 // The widest plane that fits into `bits` bits: 8, 4, 2 or 1.
 inline unsigned widest_plane(unsigned bits) { return bits >= 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1; }
@@ -221,45 +210,35 @@ inline std::uint64_t field_size(std::uint64_t count, unsigned bits) {
 
 // ---------------------------------------------------------------------------------------- header parsing
 
-// Walks the bytes between the fixed part of the header and its checksum.
+// Walks the bytes behind the fixed part of the header.
 class TableReader {
   public:
-    TableReader(const std::uint8_t* data, std::uint64_t size) : next_(data), left_(size) {}
+    TableReader(ByteSpan blob, std::uint64_t start) : blob_(blob), at_(start) {}
 
-    std::uint64_t left() const { return left_; }
+    std::uint64_t at() const { return at_; }
 
-    // The next `size` bytes, or null when fewer are left.
-    const std::uint8_t* take(std::uint64_t size) {
-        if (size > left_) return nullptr;
-        const std::uint8_t* taken = next_;
-        next_ += size;
-        left_ -= size;
+    // The next `size` bytes, or null and an error when the blob ends before them. `size` is below 2^63.
+    const std::uint8_t* take(std::uint64_t size, Error& error) {
+        if (size > blob_.size - at_) {
+            error = truncated(at_ + size, blob_.size);
+            return nullptr;
+        }
+        const std::uint8_t* taken = blob_.data + at_;
+        at_ += size;
         return taken;
     }
 
   private:
-    const std::uint8_t* next_;
-    std::uint64_t left_;
+    ByteSpan blob_;
+    std::uint64_t at_;  // never above the blob's size
 };
 
-// Magic, version, header size and header checksum: what has to hold before any other field means a thing.
-inline Error check_envelope(ByteSpan blob) {
-    if (blob.size < NZ_HEADER_FIXED_SIZE + NZ_CHECKSUM_SIZE) {
-        return truncated(NZ_HEADER_FIXED_SIZE + NZ_CHECKSUM_SIZE, blob.size);
-    }
-    if (load_u64(blob.data + NZ_OFFSET_MAGIC) != NZ_MAGIC_U64) return corrupt("the magic number is not that of a blob");
-    const unsigned major = load_u16(blob.data + NZ_OFFSET_MAJOR);
-    if (major != NZ_VERSION_MAJOR) {
-        return unsupported("major version " + std::to_string(major) + ", this reader knows 1");
-    }
-    const std::uint64_t size = load_u64(blob.data + NZ_OFFSET_HEADER_SIZE);
-    if (size > blob.size) return truncated(size, blob.size);
-    if (size < NZ_HEADER_FIXED_SIZE + NZ_CHECKSUM_SIZE) return corrupt("the header size is below the least");
-    const std::uint64_t body = size - NZ_CHECKSUM_SIZE;
-    if (ByteSpan{blob.data, static_cast<std::size_t>(body)}.hash() != load_u64(blob.data + body)) {
-        return corrupt("the header checksum differs");
-    }
-    return no_error();
+inline Error check_magic_and_version(ByteSpan blob) {
+    if (blob.size < NZ_HEADER_FIXED_SIZE) return truncated(NZ_HEADER_FIXED_SIZE, blob.size);
+    if (load_u32(blob.data + NZ_OFFSET_MAGIC) != NZ_MAGIC_U32) return corrupt("the magic number is not that of a blob");
+    const unsigned major = blob.data[NZ_OFFSET_MAJOR];
+    if (major == NZ_VERSION_MAJOR) return no_error();
+    return unsupported("major version " + std::to_string(major) + ", this reader knows 1");
 }
 
 inline Error known_code(const char* what, unsigned code, std::initializer_list<unsigned> known) {
@@ -277,46 +256,36 @@ inline Error check_codes(const std::uint8_t* p) {
     for (const Error& e : errors) {
         if (e.failed()) return e;
     }
-    if (load_u32(p + NZ_OFFSET_RESERVED_A) != 0 || p[NZ_OFFSET_RESERVED_B] != 0) {
-        return corrupt("reserved bytes of the header are not zero");
+    return no_error();
+}
+
+inline Error check_limits(const std::uint8_t* p) {
+    const unsigned rank = p[NZ_OFFSET_RANK], tiers = p[NZ_OFFSET_TIER_COUNT];
+    if (rank > NZ_MAX_RANK) return corrupt("rank " + std::to_string(rank) + " is above 8");
+    if (tiers < NZ_MIN_TIERS || tiers > NZ_MAX_TIERS) {
+        return corrupt("number of tiers " + std::to_string(tiers) + " is not 1 to 8");
     }
+    if ((p[NZ_OFFSET_FLAGS] & ~unsigned{NZ_FLAGS_KNOWN}) != 0) return corrupt("unknown flags are set");
     return no_error();
 }
 
 inline void read_fixed_part(const std::uint8_t* p, Header& h) {
-    h.major = load_u16(p + NZ_OFFSET_MAJOR);
-    h.minor = load_u16(p + NZ_OFFSET_MINOR);
-    h.header_size = load_u64(p + NZ_OFFSET_HEADER_SIZE);
-    h.blob_size = load_u64(p + NZ_OFFSET_BLOB_SIZE);
-    h.payload_offset = load_u64(p + NZ_OFFSET_PAYLOAD_OFFSET);
-    h.payload_size = load_u64(p + NZ_OFFSET_PAYLOAD_SIZE);
+    h.major = p[NZ_OFFSET_MAJOR];
+    h.minor = p[NZ_OFFSET_MINOR];
     h.payload_hash = load_u64(p + NZ_OFFSET_PAYLOAD_HASH);
-    h.decoded_hash = load_u64(p + NZ_OFFSET_DECODED_HASH);
-    h.source_hash = load_u64(p + NZ_OFFSET_SOURCE_HASH);
     h.dtype = static_cast<Dtype>(p[NZ_OFFSET_DTYPE]);
     h.transform = static_cast<Transform>(p[NZ_OFFSET_TRANSFORM]);
     h.layout = static_cast<Layout>(p[NZ_OFFSET_LAYOUT]);
     h.kept_mantissa_bits = p[NZ_OFFSET_KEPT_BITS];
-    h.block_length = load_u32(p + NZ_OFFSET_BLOCK_LENGTH);
-    h.tile_width = load_u32(p + NZ_OFFSET_TILE_WIDTH);
-    h.block_count = load_u64(p + NZ_OFFSET_BLOCK_COUNT);
+    h.lossless = (p[NZ_OFFSET_FLAGS] & NZ_FLAG_LOSSLESS) != 0;
+    h.block_length = load_u16(p + NZ_OFFSET_BLOCK_LENGTH);
+    h.tile_width = load_u16(p + NZ_OFFSET_TILE_WIDTH);
 }
 
-// The parts of the blob follow each other and end with the buffer.
-inline Error check_extent(const Header& h, std::uint64_t buffer_size) {
-    if (h.blob_size > buffer_size) return truncated(h.blob_size, buffer_size);
-    if (h.blob_size < buffer_size) return mismatch("blob size against the buffer", h.blob_size, buffer_size);
-    const std::uint64_t offset = round_up(h.header_size, NZ_PAYLOAD_ALIGN);
-    if (h.payload_offset != offset) return mismatch("payload offset", offset, h.payload_offset);
-    if (h.blob_size < NZ_BLOB_PADDING || h.blob_size - NZ_BLOB_PADDING < offset) {
-        return corrupt("the blob size leaves no room for the payload's padding");
+inline Error check_kept_bits_and_block_length(const Header& h) {
+    if (h.kept_mantissa_bits > dtype_mantissa_bits(h.dtype)) {
+        return corrupt("mantissa bits kept " + std::to_string(h.kept_mantissa_bits) + " are more than the dtype has");
     }
-    const std::uint64_t payload = h.blob_size - NZ_BLOB_PADDING - offset;
-    if (h.payload_size != payload) return mismatch("payload size", payload, h.payload_size);
-    return no_error();
-}
-
-inline Error check_block_length(const Header& h) {
     if (h.block_length < NZ_MIN_BLOCK_LENGTH || h.block_length > NZ_MAX_BLOCK_LENGTH ||
         h.block_length % NZ_BLOCK_LENGTH_STEP != 0) {
         return corrupt("block length " + std::to_string(h.block_length) + " is no multiple of 64 from 64 to 4096");
@@ -324,86 +293,116 @@ inline Error check_block_length(const Header& h) {
     return no_error();
 }
 
-inline Error check_layout(const Header& h) {
+inline Error check_layout(const Header& h, unsigned rank) {
     if (h.layout == Layout::row_major) {
         return h.tile_width == 0 ? no_error() : mismatch("tile width of a row-major tensor", 0, h.tile_width);
     }
-    if (h.shape.size() != 2) return mismatch("rank of a tensor in column tiles", 2, h.shape.size());
+    if (rank != 2) return mismatch("rank of a tensor in column tiles", 2, rank);
     if (h.tile_width == 0 || h.tile_width % NZ_TILE_WIDTH_STEP != 0) {
         return corrupt("tile width " + std::to_string(h.tile_width) + " is no positive multiple of 64");
     }
     return no_error();
 }
 
-inline Error read_shape(unsigned rank, TableReader& tables, Header& h) {
-    if (rank > NZ_MAX_RANK) return corrupt("rank " + std::to_string(rank) + " is above 8");
-    const std::uint8_t* p = tables.take(8 * rank);
-    if (p == nullptr) return corrupt("the header ends inside the shape");
-    h.elements = 1;
-    for (unsigned i = 0; i < rank; ++i) {
-        h.shape.push_back(load_u64(p + 8 * i));
-        if (h.shape.back() == 0) return corrupt("a dimension is 0");
-        if (!multiply(h.elements, h.shape.back(), h.elements)) return corrupt("the shape's product overflows");
-    }
-    std::uint64_t bytes = 0;
-    if (!multiply(h.elements, dtype_size(h.dtype), bytes) || bytes > std::numeric_limits<std::size_t>::max()) {
-        return corrupt("the tensor's size overflows");
-    }
-    return no_error();
+inline Error read_fixed(ByteSpan blob, Header& h) {
+    if (Error e = check_magic_and_version(blob); e.failed()) return e;
+    if (Error e = check_codes(blob.data); e.failed()) return e;
+    if (Error e = check_limits(blob.data); e.failed()) return e;
+    read_fixed_part(blob.data, h);
+    if (Error e = check_kept_bits_and_block_length(h); e.failed()) return e;
+    return check_layout(h, blob.data[NZ_OFFSET_RANK]);
 }
 
-inline Error read_tier(TableReader& tables, std::vector<bool>& listed, Header& h) {
-    const std::uint8_t* width = tables.take(1);
-    if (width == nullptr) return corrupt("the header ends inside the tiers");
-    if (*width != 1 && *width != 2 && *width != 4) return corrupt("tier width " + std::to_string(*width));
-    Tier tier;
-    tier.width = *width;
-    const std::uint8_t* symbols = tables.take(tier.escape());
-    if (symbols == nullptr) return corrupt("the header ends inside the tiers");
-    tier.symbols.assign(symbols, symbols + tier.escape());
-    for (const std::uint8_t symbol : tier.symbols) {
-        if (listed[symbol]) return corrupt("symbol " + std::to_string(symbol) + " is listed twice");
-        listed[symbol] = true;
+// One LEB128 number; more than 58 bits are too many for a dimension.
+inline Error read_dimension(TableReader& tables, std::uint64_t& value) {
+    value = 0;
+    for (unsigned shift = 0;; shift += 7) {
+        Error e;
+        const std::uint8_t* byte = tables.take(1, e);
+        if (byte == nullptr) return e;
+        value |= std::uint64_t{*byte & 0x7fU} << shift;
+        if (*byte < 0x80) {
+            const bool needless = *byte == 0 && shift > 0;
+            return needless ? corrupt("a dimension is not as short as can be") : no_error();
+        }
+        if (shift + 7 >= 63) return corrupt("the shape has too many elements");
     }
-    h.tiers.push_back(std::move(tier));
+}
+
+inline Error read_shape(unsigned rank, TableReader& tables, Header& h) {
+    h.elements = 1;
+    for (unsigned i = 0; i < rank; ++i) {
+        std::uint64_t dimension = 0;
+        if (Error e = read_dimension(tables, dimension); e.failed()) return e;
+        if (dimension == 0) return corrupt("a dimension is 0");
+        if (h.elements > NZ_MAX_ELEMENTS / dimension) return corrupt("the shape has too many elements");
+        h.elements *= dimension;
+        h.shape.push_back(dimension);
+    }
+    if (h.elements > std::numeric_limits<std::size_t>::max() / dtype_size(h.dtype)) {
+        return corrupt("the tensor does not fit into memory");
+    }
     return no_error();
 }
 
 inline Error read_tiers(unsigned count, TableReader& tables, Header& h) {
-    if (count < NZ_MIN_TIERS || count > NZ_MAX_TIERS) {
-        return corrupt("number of tiers " + std::to_string(count) + " is not 1 to 8");
-    }
-    std::vector<bool> listed(256, false);
+    Error e;
+    const std::uint8_t* widths = tables.take(divide_up(count, 4), e);
+    if (widths == nullptr) return e;
     for (unsigned i = 0; i < count; ++i) {
-        if (Error e = read_tier(tables, listed, h); e.failed()) return e;
+        Tier tier;
+        tier.width = 1 + (widths[i / 4] >> (2 * (i % 4)) & 3U);
+        const std::uint8_t* symbols = tables.take(tier.escape(), e);
+        if (symbols == nullptr) return e;
+        tier.symbols.assign(symbols, symbols + tier.escape());
+        h.tiers.push_back(std::move(tier));
+    }
+    if (count % 4 != 0 && widths[count / 4] >> (2 * (count % 4)) != 0) {
+        return corrupt("unused bits of the tier widths are not zero");
     }
     return no_error();
 }
 
-// The directory and the mantissa bits of each block; they end the header.
-inline Error read_block_tables(TableReader& tables, Header& h) {
-    const std::uint64_t expected = count_blocks(h);
-    if (h.block_count != expected) return mismatch("number of blocks", expected, h.block_count);
-    const std::uint64_t left = tables.left();
-    if (h.block_count > left / 5 || 4 * (h.block_count + 1) + h.block_count != left) {
-        return corrupt("the header size does not fit its tables");
+// The record sizes, the mantissa bits and the checksum, which ends the header.
+inline Error read_block_tables(ByteSpan blob, TableReader& tables, Header& h) {
+    Error e;
+    const std::uint64_t blocks = count_blocks(h);
+    const bool bits_per_block = (blob.data[NZ_OFFSET_FLAGS] & NZ_FLAG_BITS_PER_BLOCK) != 0;
+    const std::uint8_t* sizes = tables.take(2 * blocks, e);
+    if (sizes == nullptr) return e;
+    const std::uint8_t* bits = tables.take(bits_per_block ? blocks : 1, e);
+    if (bits == nullptr) return e;
+    const ByteSpan checked{blob.data, static_cast<std::size_t>(tables.at())};
+    const std::uint8_t* checksum = tables.take(NZ_CHECKSUM_SIZE, e);
+    if (checksum == nullptr) return e;
+    if (load_u32(checksum) != (checked.hash() & 0xffffffff)) return corrupt("the header checksum differs");
+
+    h.record_offsets.push_back(0);
+    for (std::uint64_t i = 0; i < blocks; ++i) {
+        h.record_offsets.push_back(h.record_offsets.back() + std::uint64_t{load_u16(sizes + 2 * i)} * NZ_RECORD_ALIGN);
     }
-    const std::uint8_t* offsets = tables.take(4 * (h.block_count + 1));
-    const std::uint8_t* bits = tables.take(h.block_count);
-    for (std::uint64_t i = 0; i <= h.block_count; ++i) {
-        h.record_offsets.push_back(std::uint64_t{load_u32(offsets + 4 * i)} * NZ_RECORD_ALIGN);
+    if (bits_per_block) h.mantissa_bits.assign(bits, bits + blocks);
+    else h.mantissa_bits.assign(static_cast<std::size_t>(blocks), *bits);
+    h.payload_size = h.record_offsets.back();
+    return no_error();
+}
+
+inline Error check_symbols(const Header& h) {
+    std::vector<bool> listed(256, false);
+    for (const Tier& tier : h.tiers) {
+        for (const std::uint8_t symbol : tier.symbols) {
+            if (listed[symbol]) return corrupt("symbol " + std::to_string(symbol) + " is listed twice");
+            listed[symbol] = true;
+        }
     }
-    h.mantissa_bits.assign(bits, bits + h.block_count);
     return no_error();
 }
 
 inline Error check_mantissa_bits(const Header& h) {
-    const unsigned most = dtype_mantissa_bits(h.dtype);
-    if (h.kept_mantissa_bits > most) {
-        return corrupt("mantissa bits kept " + std::to_string(h.kept_mantissa_bits) + " are more than the dtype has");
-    }
     for (const unsigned m : h.mantissa_bits) {
-        if (m > most) return corrupt("a block with " + std::to_string(m) + " mantissa bits, more than the dtype has");
+        if (m > dtype_mantissa_bits(h.dtype)) {
+            return corrupt("a block with " + std::to_string(m) + " mantissa bits, more than the dtype has");
+        }
     }
     return no_error();
 }
@@ -414,33 +413,37 @@ inline std::uint64_t fixed_record_size(const Header& h, std::uint64_t slots, uns
     return plane_size(slots, h.tiers[0].width) + field_size(slots, in_head + 1) + field_size(slots, m - in_head);
 }
 
-inline Error check_directory(const Header& h) {
-    if (h.record_offsets.front() != 0) return mismatch("offset of the first record", 0, h.record_offsets.front());
-    if (h.record_offsets.back() != h.payload_size) {
-        return mismatch("end of the last record", h.payload_size, h.record_offsets.back());
-    }
+inline Error check_records(const Header& h) {
     return for_each_block(h, [&h](const Block& block) {
-        const std::uint64_t start = h.record_offsets[block.index], end = h.record_offsets[block.index + 1];
-        if (end < start) return corrupt("the record offsets do not ascend at block " + std::to_string(block.index));
+        const std::uint64_t size = h.record_offsets[block.index + 1] - h.record_offsets[block.index];
         const std::uint64_t least = fixed_record_size(h, block.slots, h.mantissa_bits[block.index]);
-        if (end - start < least) return corrupt("the record of block " + std::to_string(block.index) + " is too short");
-        return no_error();
+        if (size >= least) return no_error();
+        return corrupt("the record of block " + std::to_string(block.index) + " is too short");
     });
 }
 
+// The payload follows the header, but for zeros, and ends with the buffer.
+inline Error locate_payload(ByteSpan blob, std::uint64_t header_size, Header& h) {
+    h.payload_offset = round_up(header_size, NZ_RECORD_ALIGN);
+    const std::uint64_t end = h.payload_offset + h.payload_size;
+    if (end > blob.size) return truncated(end, blob.size);
+    if (end < blob.size) return mismatch("size of the blob", end, blob.size);
+    for (std::uint64_t i = header_size; i < h.payload_offset; ++i) {
+        if (blob.data[i] != 0) return corrupt("the padding behind the header is not zero");
+    }
+    return no_error();
+}
+
 inline Error read_header(ByteSpan blob, Header& h) {
-    if (Error e = check_envelope(blob); e.failed()) return e;
-    if (Error e = check_codes(blob.data); e.failed()) return e;
-    read_fixed_part(blob.data, h);
-    if (Error e = check_extent(h, blob.size); e.failed()) return e;
-    if (Error e = check_block_length(h); e.failed()) return e;
-    TableReader tables(blob.data + NZ_OFFSET_SHAPE, h.header_size - NZ_HEADER_FIXED_SIZE - NZ_CHECKSUM_SIZE);
+    if (Error e = read_fixed(blob, h); e.failed()) return e;
+    TableReader tables(blob, NZ_OFFSET_SHAPE);
     if (Error e = read_shape(blob.data[NZ_OFFSET_RANK], tables, h); e.failed()) return e;
-    if (Error e = check_layout(h); e.failed()) return e;
     if (Error e = read_tiers(blob.data[NZ_OFFSET_TIER_COUNT], tables, h); e.failed()) return e;
-    if (Error e = read_block_tables(tables, h); e.failed()) return e;
+    if (Error e = read_block_tables(blob, tables, h); e.failed()) return e;
+    if (Error e = check_symbols(h); e.failed()) return e;
     if (Error e = check_mantissa_bits(h); e.failed()) return e;
-    return check_directory(h);
+    if (Error e = check_records(h); e.failed()) return e;
+    return locate_payload(blob, tables.at(), h);
 }
 
 // Reads and checks the header. The payload's checksum is left to `check_payload`.

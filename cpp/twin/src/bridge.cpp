@@ -31,24 +31,21 @@ rust::Vec<TierFields> copy_tiers(const Header& header) {
 
 HeaderFields fields(const Header& h) {
     HeaderFields f{};
-    f.major = static_cast<std::uint16_t>(h.major);
-    f.minor = static_cast<std::uint16_t>(h.minor);
+    f.major = static_cast<std::uint8_t>(h.major);
+    f.minor = static_cast<std::uint8_t>(h.minor);
     f.dtype = static_cast<std::uint8_t>(h.dtype);
     f.transform = static_cast<std::uint8_t>(h.transform);
     f.mantissa_bits = static_cast<std::uint8_t>(h.kept_mantissa_bits);
+    f.lossless = h.lossless;
     f.block_length = h.block_length;
     f.tile_width = h.tile_width;
     f.shape = copy(h.shape);
     f.tiers = copy_tiers(h);
     f.record_offsets = copy(h.record_offsets);
     f.widths = copy(h.mantissa_bits);
-    f.header_size = h.header_size;
-    f.blob_size = h.blob_size;
     f.payload_offset = h.payload_offset;
     f.payload_size = h.payload_size;
     f.payload_hash = h.payload_hash;
-    f.decoded_hash = h.decoded_hash;
-    f.source_hash = h.source_hash;
     return f;
 }
 

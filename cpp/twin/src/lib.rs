@@ -15,7 +15,7 @@ mod ffi {
     /// `nz::Tier`.
     #[derive(Debug, Clone, PartialEq, Eq)]
     struct TierFields {
-        /// Bits of a code: 1, 2 or 4.
+        /// Bits of a code: 1 to 4.
         width: u8,
         /// Exponents that the codes `0 .. 2^width - 1` stand for.
         symbols: Vec<u8>,
@@ -25,15 +25,17 @@ mod ffi {
     #[derive(Debug, Clone, PartialEq, Eq)]
     struct HeaderFields {
         /// Major version of the format.
-        major: u16,
+        major: u8,
         /// Minor version of the format.
-        minor: u16,
+        minor: u8,
         /// ONNX `TensorProto.DataType`.
         dtype: u8,
         /// Transform: 1 float split, 2 with normalised subnormals.
         transform: u8,
         /// Mantissa bits kept of each weight.
         mantissa_bits: u8,
+        /// Whether decoding gives the source back bit for bit.
+        lossless: bool,
         /// Weights a block.
         block_length: u64,
         /// Columns a tile; 0 when row-major.
@@ -46,20 +48,12 @@ mod ffi {
         record_offsets: Vec<u64>,
         /// Stored mantissa bits of each block.
         widths: Vec<u8>,
-        /// Size of the header, checksum included.
-        header_size: u64,
-        /// Size of the blob, padding included.
-        blob_size: u64,
         /// Where the payload starts.
         payload_offset: u64,
         /// Size of the payload.
         payload_size: u64,
         /// XXH3-64 of the payload.
         payload_hash: u64,
-        /// XXH3-64 of the decoded tensor.
-        decoded_hash: u64,
-        /// XXH3-64 of the source tensor.
-        source_hash: u64,
     }
 
     struct HeaderOutcome {
@@ -117,7 +111,7 @@ pub fn parse_header(blob: &[u8]) -> Result<Header> {
     Ok(outcome.fields)
 }
 
-/// Decodes `blob` with `nz::decode`: row-major bytes in the tensor's dtype, all checksums compared.
+/// Decodes `blob` with `nz::decode`: row-major bytes in the tensor's dtype, both checksums compared.
 pub fn decode(blob: &[u8]) -> Result<Vec<u8>> {
     let outcome = ffi::decode(blob);
     check(outcome.failure)?;

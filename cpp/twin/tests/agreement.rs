@@ -75,6 +75,8 @@ fn headers_read_alike() {
 
 /// The fields of `h` under the names that C++ has for them.
 fn expected(h: &format::Header) -> nz_cpp_twin::Header {
+    let start = h.payload_offset();
+    let ends = (0..h.widths.len()).map(|block| (h.record(block).end - start) as u64);
     nz_cpp_twin::Header {
         major: h.major,
         minor: h.minor,
@@ -84,6 +86,7 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
             Transform::NormalisedSplit => 2,
         },
         mantissa_bits: h.mantissa_bits,
+        lossless: h.is_lossless(),
         block_length: h.block_len.into(),
         tile_width: match h.spec.layout {
             Layout::RowMajor => 0,
@@ -95,14 +98,10 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
             .iter()
             .map(|t| nz_cpp_twin::Tier { width: t.width, symbols: t.symbols.clone() })
             .collect(),
-        record_offsets: h.offsets.iter().map(|&offset| u64::from(offset) * 4).collect(),
+        record_offsets: std::iter::once(0).chain(ends).collect(),
         widths: h.widths.clone(),
-        header_size: h.header_len,
-        blob_size: h.blob_len,
-        payload_offset: h.payload_offset() as u64,
-        payload_size: h.payload_len,
+        payload_offset: start as u64,
+        payload_size: h.blob_len - start as u64,
         payload_hash: h.payload_hash,
-        decoded_hash: h.decoded_hash,
-        source_hash: h.source_hash,
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::compiler::{STRICT, compile, cpp_folder, text};
 use common::writer::{Plan, write};
-use common::{DTYPES, FILLS, Rng, payload, reseal_header, reseal_payload, specs, tensor, u64_at};
+use common::{DTYPES, FILLS, Rng, checksum_at, field, payload, reseal_header, reseal_payload, specs, tensor};
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,10 +43,9 @@ fn damage(blob: &[u8], rng: &mut Rng) -> Vec<u8> {
             broken[at] ^= 1 << rng.below(8);
         }
         2 | 3 => {
-            // Sizes stay, or there is no place to seal; the fields, shape, tiers and directory do not.
-            let tables = u64_at(blob, 16) as usize - 8;
+            let tables = checksum_at(blob).expect("a whole blob");
             for _ in 0..1 + rng.below(3) {
-                broken[40 + rng.below(tables - 40)] = rng.next() as u8;
+                broken[field::DTYPE + rng.below(tables - field::DTYPE)] = rng.next() as u8;
             }
             reseal_header(&mut broken);
         }

@@ -107,31 +107,81 @@ pub fn specs(dtype: Dtype) -> Vec<TensorSpec> {
     row_major.chain(tiles.iter().map(|&(k, n, tile)| TensorSpec::column_tiles(dtype, k, n, tile))).collect()
 }
 
-pub fn u64_at(blob: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(blob[at..at + 8].try_into().expect("8 bytes"))
+/// Where the header's one-byte fields lie, and those of two bytes.
+pub mod field {
+    pub const MAJOR: usize = 4;
+    pub const MINOR: usize = 5;
+    pub const DTYPE: usize = 6;
+    pub const TRANSFORM: usize = 7;
+    pub const CODER: usize = 8;
+    pub const LAYOUT: usize = 9;
+    pub const RANK: usize = 10;
+    pub const TIERS: usize = 11;
+    pub const KEPT: usize = 12;
+    pub const FLAGS: usize = 13;
+    pub const BLOCK_LENGTH: usize = 14;
+    pub const TILE_WIDTH: usize = 16;
+    pub const PAYLOAD_HASH: usize = 18;
+    pub const SHAPE: usize = 26;
 }
 
-pub fn put_u64(blob: &mut [u8], at: usize, value: u64) {
-    blob[at..at + 8].copy_from_slice(&value.to_le_bytes());
+fn u16_at(blob: &[u8], at: usize) -> u128 {
+    u16::from_le_bytes([blob[at], blob[at + 1]]).into()
 }
 
-/// Makes the header's checksum right again.
+/// Blocks of a tensor with the fields of `blob`.
+fn blocks(blob: &[u8], shape: &[u128]) -> Option<u128> {
+    let (length, tile) = (u16_at(blob, field::BLOCK_LENGTH), u16_at(blob, field::TILE_WIDTH));
+    let in_region = |weights: u128| weights.checked_add(length.checked_sub(1)?)?.checked_div(length);
+    match *shape {
+        [rows, columns] if blob[field::LAYOUT] == 1 && tile > 0 => {
+            let full = (columns / tile).checked_mul(in_region(rows.checked_mul(tile)?)?)?;
+            full.checked_add(in_region(rows.checked_mul(columns % tile)?)?)
+        }
+        _ => in_region(shape.iter().try_fold(1u128, |product, &d| product.checked_mul(d))?),
+    }
+}
+
+/// Where the header's checksum lies as its fields say, right or wrong; none if that is not inside the blob.
+pub fn checksum_at(blob: &[u8]) -> Option<usize> {
+    let mut at = field::SHAPE;
+    let mut shape = vec![];
+    for _ in 0..*blob.get(field::RANK)? {
+        let len = blob.get(at..)?.iter().position(|byte| byte & 0x80 == 0)? + 1;
+        let digits = blob[at..at + len].iter().rev();
+        shape.push(digits.take(18).fold(0, |value, &byte| (value << 7) | u128::from(byte & 0x7f)));
+        at += len;
+    }
+    let tiers = usize::from(blob[field::TIERS]);
+    let widths = at;
+    at += tiers.div_ceil(4);
+    for tier in 0..tiers {
+        let width = 1 + (blob.get(widths + tier / 4)? >> (2 * (tier % 4)) & 3);
+        at += (1 << width) - 1;
+    }
+    let blocks = usize::try_from(blocks(blob, &shape)?).ok()?;
+    let widths = if blob[field::FLAGS] & 2 == 0 { 1 } else { blocks };
+    at = at.checked_add(blocks.checked_mul(2)?)?.checked_add(widths)?;
+    (at.checked_add(4)? <= blob.len()).then_some(at)
+}
+
+/// Makes the header's checksum right again, where there is one.
 pub fn reseal_header(blob: &mut [u8]) {
-    let body = u64_at(blob, 16) as usize - 8;
-    let hash = xxh3_64(&blob[..body]);
-    put_u64(blob, body, hash);
+    if let Some(at) = checksum_at(blob) {
+        let hash = xxh3_64(&blob[..at]) as u32;
+        blob[at..at + 4].copy_from_slice(&hash.to_le_bytes());
+    }
 }
 
 /// Makes the checksums of payload and header right again.
 pub fn reseal_payload(blob: &mut [u8]) {
-    let payload = payload(blob);
-    let hash = xxh3_64(&blob[payload]);
-    put_u64(blob, 48, hash);
+    let hash = xxh3_64(&blob[payload(blob)]);
+    blob[field::PAYLOAD_HASH..field::SHAPE].copy_from_slice(&hash.to_le_bytes());
     reseal_header(blob);
 }
 
-/// Where the payload lies.
+/// Where the payload of a whole blob lies.
 pub fn payload(blob: &[u8]) -> std::ops::Range<usize> {
-    let start = u64_at(blob, 32) as usize;
-    start..start + u64_at(blob, 40) as usize
+    let header = checksum_at(blob).expect("a whole blob") + 4;
+    header.next_multiple_of(4)..blob.len()
 }

@@ -2,7 +2,7 @@
 //! more mantissa bits than needed. The codec's own writer makes only what is smallest, so it never gets to
 //! most of what a reader has to understand.
 
-use super::{Rng, reseal_payload};
+use super::{Rng, field};
 use nz_onnx::format::{Dtype, Layout, TensorSpec};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -13,6 +13,8 @@ pub struct Plan {
     pub tiers: Vec<(u8, Vec<u8>)>,
     /// Store up to this many mantissa bits more than needed.
     pub spare_bits: u8,
+    /// Each block has an `m` of its own.
+    pub bits_per_block: bool,
     /// Normalise subnormals, if the tensor leaves their exponents free.
     pub normalise: bool,
 }
@@ -28,7 +30,7 @@ impl Plan {
         symbols.sort_by_key(|&s| u32::from(s.abs_diff(121)) / 8);
         let mut left = symbols.into_iter();
         let tiers = (0..1 + rng.below(8)).map(|_| {
-            let width = [1u8, 2, 4][rng.below(3)];
+            let width = 1 + rng.below(4) as u8;
             (width, left.by_ref().take((1 << width) - 1).collect())
         });
         let tiers = tiers.collect();
@@ -36,6 +38,7 @@ impl Plan {
             block_len: 64 * (1 + rng.below(64)) as u32,
             tiers,
             spare_bits: rng.below(4) as u8,
+            bits_per_block: rng.below(2) == 1,
             normalise: rng.below(2) == 1,
         }
     }
@@ -83,7 +86,6 @@ fn transform(words: Vec<u32>, plan: &Plan) -> (u8, Vec<u32>) {
 /// The words in slot order, cut into runs that no block crosses.
 fn runs(words: Vec<u32>, spec: &TensorSpec) -> Vec<Vec<u32>> {
     match spec.layout {
-        _ if words.is_empty() => vec![],
         Layout::RowMajor => vec![words],
         Layout::ColumnTiles { tile } => {
             let n = spec.shape[1] as usize;
@@ -101,7 +103,12 @@ fn runs(words: Vec<u32>, spec: &TensorSpec) -> Vec<Vec<u32>> {
 fn push_plane(out: &mut Vec<u8>, values: &[u32], width: u32) {
     match width {
         8 => out.extend(values.iter().map(|&v| v as u8)),
-        1 => out.extend(values.chunks(8).map(|c| c.iter().rev().fold(0, |byte, &v| (byte << 1) | v as u8))),
+        1 | 3 => {
+            for bit in 0..width {
+                let byte = |c: &[u32]| c.iter().rev().fold(0, |byte, v| (byte << 1) | (v >> bit & 1) as u8);
+                out.extend(values.chunks(8).map(byte));
+            }
+        }
         _ => {
             for group in values.chunks(512 / width as usize) {
                 let bytes = (group.len() * width as usize).div_ceil(8);
@@ -166,62 +173,110 @@ fn mantissa_bits(words: &[u32], most: u8, spare: u8, rng: &mut Rng) -> u8 {
     (least + rng.below(usize::from(spare) + 1) as u8).min(most)
 }
 
-/// A lossless blob of `src` made as `plan` says.
-pub fn write(src: &[u8], spec: &TensorSpec, plan: &Plan, rng: &mut Rng) -> Vec<u8> {
-    let most = spec.dtype.mantissa_bits();
-    let (mut payload, mut directory, mut widths) = (vec![], vec![0u32], vec![]);
-    let (transform, words) = transform(words(src, spec), plan);
-    for run in runs(words, spec) {
-        for words in run.chunks(plan.block_len as usize) {
-            let m = mantissa_bits(words, most, plan.spare_bits, rng);
-            payload.extend(record(words, m.into(), &plan.tiers));
-            directory.push((payload.len() / 4) as u32);
-            widths.push(m);
-        }
-    }
-    let mut blob = header(src, spec, plan, &directory, &widths, payload.len());
-    blob[73] = transform;
-    blob.extend(payload);
-    blob.extend([0; 64]);
-    reseal_payload(&mut blob);
-    blob
+/// A blob in its parts, so that a test can break one of them. The checksums come with [`Draft::seal`].
+#[derive(Clone, Default)]
+pub struct Draft {
+    /// The fields in front of the payload's checksum.
+    pub fixed: Vec<u8>,
+    /// The dimensions in LEB128.
+    pub shape: Vec<u8>,
+    /// Tier widths, less 1, in 2 bits each.
+    pub tier_widths: Vec<u8>,
+    pub symbols: Vec<u8>,
+    /// Sizes of the records, divided by 4.
+    pub sizes: Vec<u16>,
+    /// `m` of all blocks, or of each.
+    pub mantissa_bits: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
-/// The header with its padding; its transform and checksums are left to the caller.
-fn header(
-    src: &[u8],
-    spec: &TensorSpec,
-    plan: &Plan,
-    directory: &[u32],
-    widths: &[u8],
-    payload: usize,
-) -> Vec<u8> {
-    let mut tables = vec![];
-    spec.shape.iter().for_each(|d| tables.extend(d.to_le_bytes()));
-    for (width, symbols) in &plan.tiers {
-        tables.push(*width);
-        tables.extend_from_slice(symbols);
+impl Draft {
+    /// The blob, its checksums right.
+    pub fn seal(&self) -> Vec<u8> {
+        let mut blob = self.fixed.clone();
+        blob.extend(xxh3_64(&self.payload).to_le_bytes());
+        blob.extend_from_slice(&self.shape);
+        blob.extend_from_slice(&self.tier_widths);
+        blob.extend_from_slice(&self.symbols);
+        blob.extend(self.sizes.iter().flat_map(|size| size.to_le_bytes()));
+        blob.extend_from_slice(&self.mantissa_bits);
+        blob.extend((xxh3_64(&blob) as u32).to_le_bytes());
+        blob.resize(blob.len().next_multiple_of(4), 0);
+        blob.extend_from_slice(&self.payload);
+        blob
     }
-    directory.iter().for_each(|offset| tables.extend(offset.to_le_bytes()));
-    tables.extend_from_slice(widths);
 
+    /// Sets a field of two bytes.
+    pub fn put_u16(&mut self, at: usize, value: u16) {
+        self.fixed[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// `values` in LEB128.
+pub fn leb128(values: &[u64]) -> Vec<u8> {
+    let mut out = vec![];
+    for &value in values {
+        let mut left = value;
+        while left > 0x7f {
+            out.push(left as u8 | 0x80);
+            left >>= 7;
+        }
+        out.push(left as u8);
+    }
+    out
+}
+
+/// A lossless blob of `src` made as `plan` says.
+pub fn write(src: &[u8], spec: &TensorSpec, plan: &Plan, rng: &mut Rng) -> Vec<u8> {
+    draft(src, spec, plan, rng).seal()
+}
+
+/// The parts of a lossless blob of `src` made as `plan` says.
+pub fn draft(src: &[u8], spec: &TensorSpec, plan: &Plan, rng: &mut Rng) -> Draft {
+    let most = spec.dtype.mantissa_bits();
+    let (transform, words) = transform(words(src, spec), plan);
+    let runs = runs(words, spec);
+    let blocks: Vec<&[u32]> = runs.iter().flat_map(|run| run.chunks(plan.block_len as usize)).collect();
+    let mut bits: Vec<u8> =
+        blocks.iter().map(|words| mantissa_bits(words, most, plan.spare_bits, rng)).collect();
+    if !plan.bits_per_block {
+        let greatest = bits.iter().copied().max().unwrap_or(0);
+        bits.fill(greatest);
+    }
+    let mut draft = header(spec, plan, transform);
+    for (words, &m) in blocks.iter().zip(&bits) {
+        let record = record(words, m.into(), &plan.tiers);
+        draft.sizes.push((record.len() / 4) as u16);
+        draft.payload.extend(record);
+    }
+    if !plan.bits_per_block {
+        bits.truncate(1);
+    }
+    draft.mantissa_bits = bits;
+    draft
+}
+
+/// A draft with all that is known before the blocks are coded.
+fn header(spec: &TensorSpec, plan: &Plan, transform: u8) -> Draft {
     let (layout, tile) = match spec.layout {
         Layout::RowMajor => (0, 0),
-        Layout::ColumnTiles { tile } => (1, tile),
+        Layout::ColumnTiles { tile } => (1, tile as u16),
     };
-    let size = 96 + tables.len() + 8;
-    let offset = size.next_multiple_of(64);
-    let hash = xxh3_64(src);
-    let mut h = b"\x89NZB\r\n\x1a\n\x01\0\0\0\0\0\0\0".to_vec();
-    for field in [size as u64, (offset + payload + 64) as u64, offset as u64, payload as u64, 0, hash, hash] {
-        h.extend(field.to_le_bytes());
-    }
     let (rank, tiers) = (spec.shape.len() as u8, plan.tiers.len() as u8);
-    h.extend([spec.dtype.onnx() as u8, 0, 1, layout, rank, tiers, spec.dtype.mantissa_bits(), 0]);
-    h.extend(plan.block_len.to_le_bytes());
-    h.extend(tile.to_le_bytes());
-    h.extend((widths.len() as u64).to_le_bytes());
-    h.extend(tables);
-    h.resize(offset, 0);
-    h
+    let flags = 1 | if plan.bits_per_block { 2 } else { 0 };
+    let mut fixed = b"\x89NZB\x01\0".to_vec();
+    fixed.extend([spec.dtype.onnx() as u8, transform, 1, layout, rank, tiers]);
+    fixed.extend([spec.dtype.mantissa_bits(), flags, 0, 0, 0, 0]);
+    let widths =
+        plan.tiers.chunks(4).map(|tiers| tiers.iter().rev().fold(0, |byte, t| (byte << 2) | (t.0 - 1)));
+    let mut draft = Draft {
+        fixed,
+        shape: leb128(&spec.shape),
+        tier_widths: widths.collect(),
+        symbols: plan.tiers.iter().flat_map(|tier| tier.1.clone()).collect(),
+        ..Default::default()
+    };
+    draft.put_u16(field::BLOCK_LENGTH, plan.block_len as u16);
+    draft.put_u16(field::TILE_WIDTH, tile);
+    draft
 }
