@@ -48,12 +48,20 @@ impl<'a> Source<'a> {
     pub(super) fn words(&self, block: u64, out: &mut [u32]) -> usize {
         let slots = self.blocks.slots(block);
         let n = (slots.end - slots.start) as usize;
-        for run in runs(self.spec, slots) {
-            let size = self.spec.dtype.size();
-            let src = &self.bytes[run.element * size..][..run.len * size];
-            word::load(self.spec.dtype, src, &mut out[run.at..run.at + run.len]);
-        }
+        load_slots(self.spec, self.bytes, slots.start, &mut out[..n]);
         n
+    }
+}
+
+/// Loads the words of `src`, the row-major little-endian elements of `spec`, from slot `first` on: in stored order.
+///
+/// # Panics
+/// The slots are not all in the tensor.
+pub fn load_slots(spec: &TensorSpec, src: &[u8], first: u64, out: &mut [u32]) {
+    let size = spec.dtype.size();
+    for run in runs(spec, first..first + out.len() as u64) {
+        let src = &src[run.element * size..][..run.len * size];
+        word::load(spec.dtype, src, &mut out[run.at..run.at + run.len]);
     }
 }
 
@@ -66,28 +74,27 @@ pub(super) struct Run {
     pub(super) len: usize,
 }
 
-/// Cuts `slots`, which lie in one tile, into contiguous runs of the row-major tensor.
+/// Cuts slots into contiguous runs of the row-major tensor.
 pub(super) fn runs(spec: &TensorSpec, slots: std::ops::Range<u64>) -> impl Iterator<Item = Run> {
     let (k, n, width) = match (spec.layout, spec.shape.as_slice()) {
-        (Layout::ColumnTiles { tile }, &[k, n]) => (k, n, u64::from(tile)),
+        (Layout::ColumnTiles { tile }, &[k, n]) => (k, n, n.min(u64::from(tile))),
         // Row-major is a single row in a single tile.
         (_, shape) => {
             let elements = shape.iter().product();
             (1, elements, elements)
         }
     };
-    let tile = slots.start / (k * width.min(n));
-    let (first, tile_start, offset) = (slots.start, tile * k * width, tile * width);
-    let columns = width.min(n - offset);
     let mut next = slots.start;
     std::iter::from_fn(move || {
         if next == slots.end {
             return None;
         }
-        let (row, column) = ((next - tile_start) / columns, (next - tile_start) % columns);
+        let left = next / (k * width) * width;
+        let columns = width.min(n - left);
+        let (row, column) = ((next - left * k) / columns, (next - left * k) % columns);
         let len = (columns - column).min(slots.end - next);
-        let element = row * n + offset + column;
-        let run = Run { at: (next - first) as usize, element: element as usize, len: len as usize };
+        let element = row * n + left + column;
+        let run = Run { at: (next - slots.start) as usize, element: element as usize, len: len as usize };
         next += len;
         Some(run)
     })

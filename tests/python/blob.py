@@ -1,15 +1,16 @@
 """A decoder for blobs, written from docs/format.md alone and sharing no code with the product."""
 
+import math
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
-MAGIC = b"\x89NZB\r\n\x1a\n"
+MAGIC = b"\x89NZB"
 FLOAT32, FLOAT16, BFLOAT16 = 1, 10, 16
 MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
-FIXED = struct.Struct("<8sHHIQQQQQQQBBBBBBBBIIQ")
+FIXED = struct.Struct("<4s10BHHQ")
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Blob:
     dtype: int
     shape: tuple
     mantissa_bits: int
+    lossless: bool
     column_tiles: bool
     bits: np.ndarray
 
@@ -51,6 +53,9 @@ class Planes:
             return self.take(count)
         if width == 1:
             return np.unpackbits(self.take((count + 7) // 8), count=count, bitorder="little")
+        if width == 3:
+            low, middle, high = (self.plane(count, 1) for _ in range(3))
+            return low | middle << 1 | high << 2
         per_byte, mask = 8 // width, (1 << width) - 1
         shifts = (np.arange(per_byte, dtype=np.uint8) * width)[:, None]
         groups, last = divmod(count, 512 // width)
@@ -91,15 +96,21 @@ def block_words(record, count, mantissa, tiers):
     return word | stored << np.uint32(23 - mantissa)
 
 
-def slot_order(shape, tile):
-    """The row-major index of each slot, and the bounds that no block crosses."""
-    count = int(np.prod(shape, dtype=np.int64))
+def slot_bounds(shape, tile):
+    """The slots that no block crosses: the ends of the tiles, or of the tensor."""
     if not tile:
-        return None, [0, count]
+        return [0, math.prod(shape)]
     rows, columns = shape
-    index = np.arange(count).reshape(rows, columns)
-    tiles = [index[:, start : start + tile].reshape(-1) for start in range(0, columns, tile)]
-    return np.concatenate(tiles), np.cumsum([0, *(len(part) for part in tiles)]).tolist()
+    return [rows * start for start in range(0, columns, tile)] + [rows * columns]
+
+
+def slot_order(shape, tile):
+    """The row-major index of each slot; none when they are the same."""
+    if not tile:
+        return None
+    rows, columns = shape
+    index = np.arange(rows * columns).reshape(rows, columns)
+    return np.concatenate([index[:, start : start + tile].reshape(-1) for start in range(0, columns, tile)])
 
 
 def denormalised(words):
@@ -126,55 +137,91 @@ def to_dtype(words, dtype):
     return np.where(special, sign | 0x7C00 | payload, bits).astype(np.uint16)
 
 
+class HeaderReader:
+    """Reads the fields behind the fixed part of a header, one after the other."""
+
+    def __init__(self, data):
+        self.data, self.at = data, FIXED.size
+
+    def array(self, count, dtype=np.uint8):
+        values = np.frombuffer(self.data, dtype, count, self.at)
+        self.at += values.nbytes
+        return values
+
+    def number(self):
+        """A LEB128 number, as short as it can be."""
+        value = shift = 0
+        while True:
+            byte = int(self.array(1)[0])
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                assert byte or shift == 7, "a number with a needless last byte"
+                return value
+
+    def tier_widths(self, count):
+        """The width of each tier, from 2 bits each."""
+        packed = int.from_bytes(self.array(-(-count // 4)).tobytes(), "little")
+        assert packed >> 2 * count == 0
+        return [(packed >> 2 * tier & 3) + 1 for tier in range(count)]
+
+
+def checksum(part):
+    return xxhash.xxh3_64_intdigest(part)
+
+
+def header_end(data):
+    """Where the header's checksum of 4 bytes starts; the checksum itself is not looked at."""
+    return read_header(data)[-1]
+
+
+def read_header(data):
+    """Shape, tiers, sizes of the block records and their `m`, and where the header's checksum starts."""
+    flags, block_length, tile = FIXED.unpack_from(data)[10:13]
+    rank, tier_count = data[10:12]
+    rest = HeaderReader(data)
+    shape = tuple(rest.number() for _ in range(rank))
+    tiers = [(width, rest.array((1 << width) - 1)) for width in rest.tier_widths(tier_count)]
+    # A block never crosses the end of a tile.
+    bounds = slot_bounds(shape, tile)
+    blocks = sum(-(-(stop - start) // block_length) for start, stop in zip(bounds, bounds[1:]))
+    sizes = rest.array(blocks, "<u2").astype(np.int64) * 4
+    mantissas = rest.array(blocks if flags & 2 else 1)
+    return shape, tiers, sizes, np.resize(mantissas, blocks), rest.at
+
+
 def decode(data):
     """Decodes a blob; checks everything that the format says about it."""
-    fields = FIXED.unpack_from(data)
-    magic, major, minor, reserved, header_size, blob_size, payload_at, payload_size = fields[:8]
-    payload_hash, decoded_hash, source_hash = fields[8:11]
-    dtype, transform, coder, layout, rank, tier_count, kept, zero = fields[11:19]
-    block_length, tile, blocks = fields[19:]
-    assert (magic, major, minor, reserved, coder, zero) == (MAGIC, 1, 0, 0, 1, 0) and transform in (1, 2)
-    assert blob_size == len(data) and payload_at == -(-header_size // 64) * 64
-    assert (tile > 0) == (layout == 1) and block_length % 64 == 0 and 64 <= block_length <= 4096
+    magic, major, minor, dtype, transform, coder, layout, *rest = FIXED.unpack_from(data)
+    rank, tier_count, kept, flags, block_length, tile, payload_hash = rest
+    assert (magic, major, minor, coder) == (MAGIC, 1, 0, 1) and transform in (1, 2) and flags < 4
+    assert rank <= 8 and 1 <= tier_count <= 8 and kept <= MANTISSA_BITS[dtype]
+    assert layout in (0, 1) and (tile > 0) == (layout == 1) and tile % 64 == 0
+    assert block_length % 64 == 0 and 64 <= block_length <= 4096
 
-    def checksum(part):
-        return xxhash.xxh3_64_intdigest(part)
-
-    end = header_size - 8
-    assert struct.unpack_from("<Q", data, end)[0] == checksum(data[:end])
-    at = FIXED.size
-    shape = struct.unpack_from(f"<{rank}Q", data, at)
-    at += 8 * rank
-    tiers = []
-    for _ in range(tier_count):
-        width, at = data[at], at + 1
-        listed = np.frombuffer(data, np.uint8, (1 << width) - 1, at)
-        at += len(listed)
-        tiers.append((width, listed))
-    directory = np.frombuffer(data, "<u4", blocks + 1, at).astype(np.int64) * 4
-    at += 4 * (blocks + 1)
-    mantissas = data[at : at + blocks]
-    assert at + blocks == end and directory[0] == 0 and directory[-1] == payload_size
-    payload = np.frombuffer(data, np.uint8, payload_size, payload_at)
+    shape, tiers, sizes, mantissas, end = read_header(data)
+    assert int.from_bytes(data[end : end + 4], "little") == checksum(data[:end]) & 0xFFFFFFFF
+    assert min(shape, default=1) > 0 and mantissas.max() <= MANTISSA_BITS[dtype]
+    listed = np.concatenate([symbols for _, symbols in tiers])
+    assert len(set(listed.tolist())) == len(listed), "a symbol is listed twice"
+    payload_at = -(-(end + 4) // 4) * 4
+    assert not any(data[end + 4 : payload_at]) and payload_at + sizes.sum() == len(data)
+    payload = np.frombuffer(data, np.uint8, offset=payload_at)
     assert payload_hash == checksum(payload.tobytes())
-    assert not any(data[header_size:payload_at]) and data[payload_at + payload_size :] == bytes(64)
 
-    order, bounds = slot_order(shape, tile)
+    starts = np.cumsum([0, *sizes])
+    order, bounds = slot_order(shape, tile), slot_bounds(shape, tile)
     words, block = [], 0
     for start, stop in zip(bounds, bounds[1:]):
         for first in range(start, stop, block_length):
             count = min(block_length, stop - first)
-            record = payload[directory[block] : directory[block + 1]]
-            words.append(block_words(record, count, mantissas[block], tiers))
+            record = payload[starts[block] : starts[block + 1]]
+            words.append(block_words(record, count, int(mantissas[block]), tiers))
             block += 1
-    assert block == blocks
-    slots = np.concatenate(words) if words else np.zeros(0, np.uint32)
+    slots = np.concatenate(words)
     if order is not None:
         row_major = np.empty_like(slots)
         row_major[order] = slots
         slots = row_major
     bits = to_dtype(denormalised(slots) if transform == 2 else slots, dtype)
-    assert decoded_hash == checksum(bits.tobytes())
-    if kept == MANTISSA_BITS[dtype]:
-        assert source_hash == decoded_hash
-    return Blob(dtype, shape, kept, layout == 1, bits)
+    return Blob(dtype, shape, kept, bool(flags & 1), layout == 1, bits)

@@ -9,8 +9,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, UINT8, INT32, INT64, BOOL = (
+FLOAT, FLOAT16, UINT8, INT32, INT64, BOOL = (
     TensorProto.FLOAT,
+    TensorProto.FLOAT16,
     TensorProto.UINT8,
     TensorProto.INT32,
     TensorProto.INT64,

@@ -10,7 +10,8 @@ import generate
 import numpy as np
 import pytest
 import xxhash
-from nzlib import CORRUPT, LIBRARY, OK, ROOT, Worker, WorkerError, convert, data_file, nz
+from blob import header_end
+from nzlib import LIBRARY, OK, ROOT, UNSUPPORTED, Worker, WorkerError, convert, data_file, nz
 from onnxio import blob_places
 
 
@@ -34,10 +35,10 @@ def refusal(model, library, python=None):
 
 
 def test_without_the_library(converted):
-    # The words are ONNX Runtime's own, and only the op's name in them is ours; so they are what users will
-    # search for, and the README has them, with what to do.
+    # The words are ONNX Runtime's own; only the op's name in them is ours, so it says what to do. Users will
+    # search for them, and the README has them, with how to do it.
     message = refusal(converted, None)
-    said = "nz:DecodeMatMul(-1) is not a registered function/op"
+    said = "nz:register_libnz_onnx_so_before_loading_this_model(-1) is not a registered function/op"
     assert said in message, message
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert said in readme and "register_custom_ops_library" in readme
@@ -66,40 +67,52 @@ def copy(converted, tmp_path):
     return tmp_path / converted.name
 
 
-def patch(model, change):
-    """Rewrites the first blob's header by `change` and mends the header's checksum."""
+# Where docs/format.md has these fields of a blob's header.
+MAJOR, MINOR, CODER = 4, 5, 8
+
+
+def set_byte(at, number):
+    """A change of one byte of a blob's header."""
+
+    def change(blob):
+        blob[at] = number
+
+    return change
+
+
+def patch(model, *changes):
+    """Rewrites the first blob's header by `changes` and mends the header's checksum."""
     name, offset, length = next(iter(blob_places(model)))
     data = bytearray(data_file(model).read_bytes())
     blob = bytearray(data[offset : offset + length])
-    change(blob)
-    end = struct.unpack_from("<Q", blob, 16)[0] - 8
-    struct.pack_into("<Q", blob, end, xxhash.xxh3_64_intdigest(bytes(blob[:end])))
+    end = header_end(blob)
+    for change in changes:
+        change(blob)
+    struct.pack_into("<I", blob, end, xxhash.xxh3_64_intdigest(bytes(blob[:end])) & 0xFFFFFFFF)
     data[offset : offset + length] = blob
     data_file(model).write_bytes(data)
     return name
 
 
 def test_blob_of_a_newer_major_version(copy):
-    name = patch(copy, lambda blob: struct.pack_into("<H", blob, 8, 2))
+    name = patch(copy, set_byte(MAJOR, 2))
     message = refusal(copy, LIBRARY)
-    assert name in message and "format version 2" in message and "update" in message, message
+    assert name in message and "format version 2" in message, message
+    assert message.count("update") == message.count("libnz_onnx.so") == 1, message
     outcome = nz("verify", copy)
-    assert outcome.code == CORRUPT, outcome
-    assert "format version 2" in outcome.stdout and "update" in outcome.stdout, outcome
+    assert outcome.code == UNSUPPORTED, outcome
+    assert name.removesuffix(".nz") in outcome.stderr, outcome
+    assert "format version 2" in outcome.stderr and "update" in outcome.stderr, outcome
 
 
 def test_blob_of_an_unknown_coder(copy):
-    def change(blob):
-        struct.pack_into("<H", blob, 10, 7)
-        blob[74] = 200
-
-    name = patch(copy, change)
+    name = patch(copy, set_byte(MINOR, 7), set_byte(CODER, 200))
     message = refusal(copy, LIBRARY)
     assert name in message and "coder 200" in message and "update" in message, message
 
 
 def test_a_newer_minor_version_still_runs(copy):
-    patch(copy, lambda blob: struct.pack_into("<H", blob, 10, 7))
+    patch(copy, set_byte(MINOR, 7))
     with Worker(copy, copy.with_name("inputs.npz"), library=LIBRARY) as worker:
         worker.load()
         worker.run()

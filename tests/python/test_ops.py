@@ -15,6 +15,7 @@ from onnx import helper
 from opmodels import (
     BOOL,
     FLOAT,
+    FLOAT16,
     INT32,
     INT64,
     UINT8,
@@ -109,6 +110,33 @@ def test_matmul_shapes(encode, rng, tmp_path, m, k, n, tile, block_len, transpos
 def test_matmul_of_a_row_longer_than_the_scratch(encode, rng, tmp_path):
     for m in (1, 3):
         check_matmul(encode, rng, (m, 300_001), 300_001, 3, tmp_path, "bfloat16", transposed=True)
+
+
+@supported
+@pytest.mark.parametrize("element", ["float32", "float16"])
+@pytest.mark.parametrize("form", ["MatMul", "Gemm", "Gemm with C"])
+@pytest.mark.parametrize("k, n, tile", [(64, 128, 128), (517, 333, 128), (384, 1536, 256), (3, 5, 64), (130, 64, 128)])
+def test_products_are_bit_equal_to_onnx_runtimes_own(encode, rng, k, n, tile, form, element):
+    """The same sums in the same order, where the weight has column tiles. Before 1.23 ONNX Runtime has an order
+    of its own for float16 with one row, and another way to add C: there the results are only close."""
+    op, rest = form.split()[0], ["C"] if "with" in form else []
+    blob, w = encode(random_weight(rng, k, n), element, tile)
+    tensors = {"C": rng.standard_normal(n).astype(element)} if rest else {}
+    kind = FLOAT if element == "float32" else FLOAT16
+
+    def opened(node, weight, library=None):
+        made = model([node], [value("X", kind, [None, k])], {**weight, **tensors}, [value("Y", kind)])
+        return session(made, library)
+
+    ours = opened(nz_node("Decode" + op, ["X", "W.nz", *rest], w.shape), {"W.nz": blob}, LIBRARY)
+    theirs = opened(helper.make_node(op, ["X", "W", *rest], ["Y"]), {"W": w.astype(element)})
+    for m in (1, 2, 7, 33, 128):
+        x = {"X": rng.standard_normal((m, k)).astype(element)}
+        found, expected = ours.run(None, x)[0], theirs.run(None, x)[0]
+        if element == "float32" or VERSION >= (1, 23) or (m > 1 and not rest):
+            assert found.dtype == expected.dtype and np.array_equal(found, expected), m
+        else:
+            assert_close(found, expected, 2e-3)
 
 
 @supported
@@ -406,14 +434,14 @@ def test_broken_blobs_are_refused_when_the_session_opens(encode, rng):
     blob, w = encode(random_weight(rng, 200, 150), "float32", 128)
     place = r"nz.DecodeMatMul node 'the_node': blob 'W.nz' \(input 1\): "
     refused(matmul_model(corrupt(blob, len(blob) - 200), w.shape), match=place + "corrupt blob: payload checksum.*damaged")
-    refused(matmul_model(corrupt(blob, 100), w.shape), match=place + "corrupt blob: header checksum")
+    refused(matmul_model(corrupt(blob, 27), w.shape), match=place + "corrupt blob: header checksum")
     refused(matmul_model(corrupt(blob, 0), w.shape), match=place + "corrupt blob")
     refused(matmul_model(blob[:-100].copy(), w.shape), match=place + "truncated blob.*incomplete")
     refused(matmul_model(blob[:50].copy(), w.shape), match=place + "truncated blob")
     refused(matmul_model(blob[:0].copy(), w.shape), match=place + "truncated blob")
     newer = blob.copy()
-    newer[8] = 2
-    refused(matmul_model(newer, w.shape), match=place + "unsupported blob.*version 2.*update libnz_onnx.so")
+    newer[4] = 2
+    refused(matmul_model(newer, w.shape), match=place + "unsupported blob.*version 2.*update nz-onnx.*libnz_onnx.so")
 
 
 @supported

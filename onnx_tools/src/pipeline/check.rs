@@ -1,8 +1,8 @@
 //! Is a blob what its source says? Compared a few blocks at a time: memory does not grow with the tensor.
 
-use nz_onnx::codec::{Decoder, word};
+use nz_onnx::codec::{Decoder, load_slots, word};
 use nz_onnx::error::{Error, Result};
-use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
+use nz_onnx::format::{Dtype, Header, TensorSpec};
 use rayon::prelude::*;
 
 /// Weights a task compares at once; a multiple of every block length.
@@ -53,7 +53,7 @@ fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, coun
     let mut decoded = vec![0f32; count as usize];
     decoder.decode_f32(blob, first, &mut decoded)?;
     let mut words = vec![0u32; count as usize];
-    gather(spec, source, first, &mut words);
+    load_slots(spec, source, first, &mut words);
     let mut worst = 0f64;
     for (i, (&word, value)) in words.iter().zip(&decoded).enumerate() {
         let expected = if exact { word } else { word::round(word, *mantissa_bits, dtype) };
@@ -71,28 +71,6 @@ fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, coun
         }
     }
     Ok(worst)
-}
-
-/// The source's words in slot order, from slot `first` on.
-fn gather(spec: &TensorSpec, source: &[u8], first: u64, out: &mut [u32]) {
-    let size = spec.dtype.size();
-    let load =
-        |element: u64, out: &mut [u32]| word::load(spec.dtype, &source[element as usize * size..], out);
-    let (Layout::ColumnTiles { tile }, &[rows, columns]) = (spec.layout, spec.shape.as_slice()) else {
-        return load(first, out);
-    };
-    let tile = u64::from(tile);
-    let mut done = 0;
-    while done < out.len() {
-        let slot = first + done as u64;
-        let left = slot / (rows * tile) * tile;
-        let width = tile.min(columns - left);
-        let inside = slot - left * rows;
-        let (row, column) = (inside / width, inside % width);
-        let run = ((width - column) as usize).min(out.len() - done);
-        load(row * columns + left + column, &mut out[done..done + run]);
-        done += run;
-    }
 }
 
 /// The smallest bound of the relative error of a weight rounded to `k` mantissa bits.
