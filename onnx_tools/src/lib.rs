@@ -5,3 +5,4 @@ pub mod onnx;
 pub mod pipeline;
 pub mod report;
 pub mod rewrite;
+pub mod staged;

@@ -8,7 +8,7 @@ pub fn install() {
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]) else { return };
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
-            let _held = crate::pipeline::output::abandon();
+            let _held = crate::staged::abandon();
             // Ends the process the way the signal would have, so that shells see the right status.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }

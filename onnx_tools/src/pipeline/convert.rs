@@ -7,13 +7,13 @@ use nz_onnx::codec::{self, Decoder, EncodeOptions};
 
 use super::allocation::Target;
 use super::check;
-use super::output::{Staged, commit};
 use super::paths::OutputFiles;
 use super::planning::{Choice, Options, Prepared, prepare};
 use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId};
 use crate::report::{Progress, json};
 use crate::rewrite::splice::Plan;
 use crate::rewrite::{Compression, Decision, Placement, build};
+use crate::staged::{Staged, commit};
 
 /// Alignment of a blob in the data file: ONNX Runtime maps it at that granularity.
 const ALIGNMENT: u64 = 64 << 10;

@@ -5,7 +5,6 @@ pub mod check;
 pub mod convert;
 pub mod env;
 pub mod inspect;
-pub mod output;
 pub mod paths;
 pub mod planning;
 pub mod restore;

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::output;
 use crate::onnx::{Error, Model, Result, Storage};
+use crate::staged;
 
 /// Ending of a converted model.
 const CONVERTED: &str = ".nz.onnx";
@@ -87,7 +87,7 @@ fn check_target(target: &Path, input: &Model, force: bool) -> Result<()> {
             target.display()
         )));
     }
-    output::check_free(target, force)
+    staged::check_free(target, force)
 }
 
 /// `path` with one ending in place of another; an ending that it does not have is not taken away.

@@ -1,17 +1,17 @@
 //! Back from a converted model to the original.
 
 use std::collections::BTreeSet;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use nz_onnx::codec::Decoder;
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 
 use super::recipe::{Content, Form, Recipe, StoredCopy, StoredFile, StoredSegment, StoredTensor};
 use crate::onnx::source::hex;
 use crate::onnx::wire::put_varint;
 use crate::onnx::{Error, Model, Result, Source, external};
+use crate::staged::{Staged, commit};
 
 /// What was restored.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub fn restore(converted: &Path, out: &Path, overwrite: bool) -> Result<Restored
 
     let mut written = Vec::new();
     for (file, path) in stored.files.iter().zip(&targets) {
-        written.push((kitchen.data_file(file, path)?, path.clone()));
+        written.push(kitchen.data_file(file, path)?);
     }
     let mut target = Target::create(out)?;
     let (mut whole, mut skeleton) = (Sha256::new(), Sha256::new());
@@ -74,17 +74,9 @@ pub fn restore(converted: &Path, out: &Path, overwrite: bool) -> Result<Restored
     } else {
         Outcome::SameGraphRoundedWeights
     };
-    written.push((target.finish()?, out.to_path_buf()));
-    let mut files = Vec::new();
-    for (temporary, path) in written {
-        let place = |e: tempfile::PersistError| Error::io(&path, "put the restored file in place", e.error);
-        if overwrite {
-            temporary.persist(&path).map_err(place)?;
-        } else {
-            temporary.persist_noclobber(&path).map_err(place)?;
-        }
-        files.push(path);
-    }
+    written.push(target.finish()?);
+    commit(written, overwrite)?;
+    let files = targets.into_iter().chain([out.to_path_buf()]).collect();
     Ok(Restored {
         outcome,
         weights: stored.blobs.len(),
@@ -248,11 +240,11 @@ impl<'a> Kitchen<'a> {
         Ok(out)
     }
 
-    fn data_file(&mut self, file: &StoredFile, path: &Path) -> Result<NamedTempFile> {
+    fn data_file(&mut self, file: &StoredFile, path: &Path) -> Result<Staged> {
         let folder = external::folder(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "make the folder", e))?;
         let mut target = Target::create(path)?;
-        target.file.get_ref().as_file().set_len(file.len).map_err(|e| Error::io(path, "write", e))?;
+        target.file.get_ref().set_len(file.len)?;
         for part in &file.parts {
             let Some(segment) = &part.segment else {
                 continue;
@@ -292,32 +284,23 @@ fn varints(elements: &[u8], tagged: bool, len: u64) -> Vec<u8> {
     out
 }
 
-/// A file being written under another name.
+/// A file being written under another name, many small pieces at a time.
 struct Target {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<Staged>,
     /// Position, which is the length of what is written front to back.
     len: u64,
 }
 
 impl Target {
     fn create(path: &Path) -> Result<Target> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".nz-onnx-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // The umask is taken off this, as for any file.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let file = builder
-            .tempfile_in(external::folder(path))
-            .map_err(|e| Error::io(path, "create a file beside it", e))?;
-        Ok(Target { path: path.to_path_buf(), file: BufWriter::with_capacity(1 << 20, file), len: 0 })
+        let file = BufWriter::with_capacity(1 << 20, Staged::create(path)?);
+        Ok(Target { path: path.to_path_buf(), file, len: 0 })
     }
 
     fn seek(&mut self, offset: u64) -> Result<()> {
-        self.file.seek(SeekFrom::Start(offset)).map_err(|e| Error::io(&self.path, "write", e))?;
+        self.file.flush().map_err(|e| Error::io(&self.path, "write", e))?;
+        self.file.get_mut().seek(offset)?;
         self.len = offset;
         Ok(())
     }
@@ -327,10 +310,9 @@ impl Target {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.path, "write", e))
     }
 
-    fn finish(self) -> Result<NamedTempFile> {
-        let path = self.path;
-        let file = self.file.into_inner().map_err(|e| Error::io(&path, "write", e.into_error()))?;
-        file.as_file().sync_all().map_err(|e| Error::io(&path, "sync", e))?;
+    fn finish(self) -> Result<Staged> {
+        let file = self.file.into_inner().map_err(|e| Error::io(&self.path, "write", e.into_error()))?;
+        file.sync()?;
         Ok(file)
     }
 }

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -81,6 +81,18 @@ impl Staged {
         let gap = self.written.next_multiple_of(alignment) - self.written;
         let zeros = vec![0; usize::try_from(gap).unwrap_or(0)];
         self.write(&zeros)
+    }
+
+    /// Goes on writing at `offset`.
+    pub fn seek(&mut self, offset: u64) -> Result<()> {
+        self.file.seek(SeekFrom::Start(offset)).map_err(|e| self.write_error(e))?;
+        self.written = offset;
+        Ok(())
+    }
+
+    /// Makes the file `len` bytes long; what is never written is zeros.
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(|e| self.write_error(e))
     }
 
     /// Waits until the bytes are on the disk.
