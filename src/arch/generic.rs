@@ -109,9 +109,10 @@ fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
     let ones: usize = plane
         .chunks(8)
         .map(|chunk| {
-            let mut bytes = [0; 8];
-            bytes[..chunk.len()].copy_from_slice(chunk);
-            let x = u64::from_le_bytes(bytes);
+            let x = match chunk.first_chunk() {
+                Some(word) => u64::from_le_bytes(*word),
+                None => chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+            };
             let all = match width {
                 1 => x,
                 2 => x & x >> 1 & 0x5555_5555_5555_5555,

@@ -100,9 +100,10 @@ fn store(out: &mut [u8], v: __m512i) {
 /// Up to 64 bits of a bitmap, zeros above them.
 #[inline]
 fn bits_of(bytes: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    word[..bytes.len()].copy_from_slice(bytes);
-    u64::from_le_bytes(word)
+    match bytes.first_chunk() {
+        Some(word) => u64::from_le_bytes(*word),
+        None => bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+    }
 }
 
 /// Calls `sink` with each stretch of at most 64 codes of a plane of `width` (1 to 4) bits: the place of its
