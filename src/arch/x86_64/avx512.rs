@@ -72,8 +72,13 @@ fn lanes(n: usize) -> u64 {
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn load(bytes: &[u8]) -> __m512i {
-    // SAFETY: the mask admits only bytes of the slice.
-    unsafe { _mm512_maskz_loadu_epi8(lanes(bytes.len()), bytes.as_ptr().cast()) }
+    // SAFETY: the slice has 64 bytes, or the mask admits only its own.
+    unsafe {
+        match bytes.len() {
+            64.. => _mm512_loadu_si512(bytes.as_ptr().cast()),
+            n => _mm512_maskz_loadu_epi8(lanes(n), bytes.as_ptr().cast()),
+        }
+    }
 }
 
 /// The 64 bytes of `bytes` from `at` on.
@@ -93,8 +98,13 @@ fn load_at(bytes: &[u8; PADDED], at: usize) -> __m512i {
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn store(out: &mut [u8], v: __m512i) {
-    // SAFETY: the mask admits only bytes of the slice.
-    unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), lanes(out.len()), v) }
+    // SAFETY: the slice has 64 bytes, or the mask admits only its own. (Masked stores are slow.)
+    unsafe {
+        match out.len() {
+            64.. => _mm512_storeu_si512(out.as_mut_ptr().cast(), v),
+            n => _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), lanes(n), v),
+        }
+    }
 }
 
 /// Up to 64 bits of a bitmap, zeros above them.
@@ -316,9 +326,13 @@ fn join(symbols: &[u8], head: &[u8], high: &[u8], low: &[u8], words: &mut [u32])
             _mm512_permutex2var_epi16(lower_b, words_b, upper_b),
         ];
         for (out, quarter) in out.chunks_mut(16).zip(quarters) {
-            // SAFETY: the mask admits only words of the slice.
+            let to = out.as_mut_ptr().cast();
+            // SAFETY: the slice has 16 words, or the mask admits only its own.
             unsafe {
-                _mm512_mask_storeu_epi32(out.as_mut_ptr().cast(), (lanes(out.len()) & 0xffff) as u16, quarter)
+                match out.len() {
+                    16.. => _mm512_storeu_si512(to, quarter),
+                    n => _mm512_mask_storeu_epi32(to.cast(), lanes(n) as u16, quarter),
+                }
             };
         }
     }
