@@ -2,6 +2,7 @@
 default session options, nothing but the library registered."""
 
 import numpy as np
+import onnxruntime
 import pytest
 from nzlib import LIBRARY, Worker, convert, nz_nodes
 from real_models import every, needed
@@ -33,6 +34,9 @@ def difference(ours, theirs):
     return abs(a - b).max() / max(abs(b).max(), np.finfo(np.float32).tiny)
 
 
+VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
+
 @every
 @pytest.mark.parametrize("options", [(), ("--lossless",)], ids=["default", "lossless"])
 def test_converted_model_runs_like_the_original(model, options, tmp_path, say):
@@ -41,7 +45,11 @@ def test_converted_model_runs_like_the_original(model, options, tmp_path, say):
     inputs = tmp_path / "inputs.npz"
     np.savez(inputs, **model.inputs())
 
-    expected, _ = run(model.path, inputs, None)
+    # Before 1.23 ONNX Runtime rounds a float16 model differently as soon as any library of custom ops is
+    # registered, converted or not: its pass over float16 nodes then looks for kernels in that library only. There
+    # the original is run with the library too.
+    with_library = model.half and VERSION < (1, 23)
+    expected, _ = run(model.path, inputs, LIBRARY if with_library else None)
     outputs, executed = run(converted, inputs, LIBRARY)
     assert set(executed) == {"CPUExecutionProvider"}
     assert bool(nz_nodes(executed)) == bool(compressed(report)), (
