@@ -1,7 +1,7 @@
 //! The glue to ONNX Runtime: the custom ops of `docs/ops.md`, behind the C API's plugin entry point.
 //!
 //! The library does not link to libonnxruntime. It works with the function table that the host hands over, at
-//! API level 17, which every ONNX Runtime from 1.17 on has. No panic crosses into the host ([`fence`]), no
+//! API level 17, which every ONNX Runtime from 1.17 on has. No panic crosses into the host (module `fence`), no
 //! kernel has mutable state, so one session may be run from many threads.
 
 mod api;
