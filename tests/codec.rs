@@ -147,7 +147,7 @@ fn survey_bounds_the_size_closely() {
             let spec = TensorSpec::column_tiles(dtype, 300, 700, 128);
             let src = tensor(kind, dtype, 210_000, 7);
             let survey = codec::survey(&src, &spec, &EncodeOptions::default()).unwrap();
-            for k in [None, Some(1), Some(3), Some(6)] {
+            for k in [None, Some(0), Some(1), Some(3), Some(6)] {
                 let (bound, actual) = (survey.size(k), blob(&src, &spec, k, 4096).len() as u64);
                 assert!(actual <= bound, "{dtype:?} {kind:?} {k:?}: {actual} > {bound}");
                 if kind == Kind::Gauss {

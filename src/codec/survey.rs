@@ -74,7 +74,9 @@ impl Survey {
                 normalised |= word;
                 subnormal |= word::denormalise(word);
             } else {
-                self.joint[exponent as usize][leading_ones(word)] += 1;
+                // Half-way to the next power of two: rounded to no bits at all, an even exponent stays.
+                let stays = word << 9 == 1 << 31 && exponent % 2 == 0;
+                self.joint[exponent as usize][if stays { 0 } else { leading_ones(word) }] += 1;
                 *(if exponent == 255 { &mut special } else { &mut normal }) |= word;
             }
         }
