@@ -1,18 +1,18 @@
 //! The block decoder in plain Rust, in loops that a compiler can vectorise. The instruction set rooms compile
 //! it again with their features.
 
-use super::{BLOCK, BadRecord, PADDED, Scratch, Tables};
+use super::{BLOCK, BadRecord, PADDED, Record, Scratch, Store, Tables};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// As [`super::Backend::decode`].
 pub(super) fn decode(
     tables: &Tables,
-    record: &[u8],
-    m: u8,
+    record: &Record<'_>,
     scratch: &mut Scratch,
     words: &mut [u32],
+    _: Store,
 ) -> Result<(), BadRecord> {
-    decode_inline(tables, record, m, scratch, words)
+    decode_inline(tables, record.bytes, record.m, scratch, words)
 }
 
 #[inline(always)]

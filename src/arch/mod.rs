@@ -26,6 +26,10 @@ struct TierTable {
     width: u8,
     /// The symbol of each code; the escape's entry is not used.
     symbols: [u8; 16],
+    /// The symbol of each code whatever the bits above it; the escape's entry is `mark`.
+    lookup: [u8; 64],
+    /// A byte that is no symbol of the tier.
+    mark: u8,
 }
 
 impl Tables {
@@ -34,7 +38,11 @@ impl Tables {
         let table = |tier: &Tier| {
             let mut symbols = [0; 16];
             symbols[..tier.symbols.len()].copy_from_slice(&tier.symbols);
-            TierTable { width: tier.width, symbols }
+            let mark = (0..=255u8).find(|b| !tier.symbols.contains(b)).unwrap_or(0);
+            let lookup = std::array::from_fn(|i| {
+                tier.symbols.get(i & ((1 << tier.width) - 1)).copied().unwrap_or(mark)
+            });
+            TierTable { width: tier.width, symbols, lookup, mark }
         };
         Tables { tiers: tiers.iter().map(table).collect() }
     }
@@ -81,8 +89,64 @@ pub fn prefetch(bytes: &[u8]) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadRecord;
 
+/// A block's record, and what a backend must know to read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// The record's bytes.
+    pub bytes: &'a [u8],
+    /// Stored mantissa bits a weight, at most 23.
+    pub m: u8,
+    /// Weights in the block.
+    pub len: usize,
+    /// Bytes that will be read after these: the backend may fetch them meanwhile.
+    pub next: &'a [u8],
+}
+
+/// Where decoded weights should go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// To the caches: they are read soon.
+    Cached,
+    /// Past the caches, where the memory is aligned for that: there are more of them than caches hold. Whoever asks
+    /// for it calls [`fence`] before another thread reads them.
+    Streamed,
+}
+
+impl Store {
+    fn streams<T>(self, out: &[T]) -> bool {
+        self == Store::Streamed && out.as_ptr().addr().is_multiple_of(64)
+    }
+}
+
+/// Makes streamed weights visible to other threads.
+pub fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    x86_64::fence();
+}
+
+/// A format of 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// IEEE binary16.
+    F16,
+    /// The upper half of binary32.
+    Bf16,
+}
+
 type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut Vec<u8>) -> u8;
-type DecodeRecord = fn(&Tables, &[u8], u8, &mut Scratch, &mut [u32]) -> Result<(), BadRecord>;
+type DecodeRecord = fn(&Tables, &Record<'_>, &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
+type DecodeHalves = fn(&Tables, &Record<'_>, &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
+type Multiply = fn(&Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> Result<(), BadRecord>;
+
+/// What a backend can do at one go where others decode to words first.
+#[derive(Clone, Copy, Debug)]
+struct Fused {
+    /// Blocks of a multiple of so many weights.
+    unit: usize,
+    halves: DecodeHalves,
+    rows: Multiply,
+    columns: Multiply,
+}
 
 /// An implementation of the block decoder and encoder.
 #[derive(Clone, Copy, Debug)]
@@ -91,12 +155,14 @@ pub struct Backend {
     pub name: &'static str,
     decode: DecodeRecord,
     encode: EncodeRecord,
+    fused: Option<Fused>,
 }
 
 impl Backend {
     /// All backends of this build that this machine can run, the slowest and clearest first.
     pub fn available() -> Vec<Backend> {
-        let mut all = vec![Backend { name: "scalar", decode: generic::decode, encode: pack::encode }];
+        let mut all =
+            vec![Backend { name: "scalar", decode: generic::decode, encode: pack::encode, fused: None }];
         #[cfg(target_arch = "x86_64")]
         all.extend(x86_64::available());
         all
@@ -113,25 +179,99 @@ impl Backend {
         })
     }
 
-    /// Decodes a record of `words.len()` weights with `m` stored mantissa bits each.
+    /// Decodes a record to words, `words.len()` of them.
     ///
-    /// Reads nothing outside `record` and writes nothing outside `words`, whatever the record holds.
+    /// Reads nothing outside the record and writes nothing outside `words`, whatever the record holds.
     ///
     /// # Errors
     /// The planes do not fill the record; `words` then holds anything.
     ///
     /// # Panics
-    /// `words` is longer than [`BLOCK`], or `m` is over 23.
+    /// `words` is longer than [`BLOCK`] or not of the record's length, or `m` is over 23.
     pub fn decode(
         self,
         tables: &Tables,
-        record: &[u8],
-        m: u8,
+        record: &Record<'_>,
         scratch: &mut Scratch,
         words: &mut [u32],
+        store: Store,
     ) -> Result<(), BadRecord> {
-        assert!(words.len() <= BLOCK && m <= 23);
-        (self.decode)(tables, record, m, scratch, words)
+        assert!(words.len() <= BLOCK && words.len() == record.len && record.m <= 23);
+        (self.decode)(tables, record, scratch, words, store)
+    }
+
+    /// Decodes a record of a 16-bit dtype to elements of it, or returns `None`: this backend must decode such a
+    /// block to words first.
+    ///
+    /// # Errors
+    /// As [`Backend::decode`], and if `m` is more than `format` has.
+    ///
+    /// # Panics
+    /// As [`Backend::decode`].
+    pub fn decode_halves(
+        self,
+        tables: &Tables,
+        record: &Record<'_>,
+        scratch: &mut Scratch,
+        format: Half,
+        out: &mut [u16],
+        store: Store,
+    ) -> Option<Result<(), BadRecord>> {
+        assert!(out.len() <= BLOCK && out.len() == record.len);
+        let fused = self.fused.filter(|fused| out.len().is_multiple_of(fused.unit))?;
+        Some((fused.halves)(tables, record, scratch, format, out, store))
+    }
+
+    /// `y += x W`, where `records` hold `W`, `[x.len(), y.len()]`, row by row, each of them whole rows. Every
+    /// element of `y` is summed up in the order of rows, one rounding a step. `None`: this backend must decode
+    /// such records first.
+    ///
+    /// # Errors
+    /// As [`Backend::decode`]; `y` then holds anything.
+    ///
+    /// # Panics
+    /// The lengths do not go together.
+    pub fn multiply_rows(
+        self,
+        tables: &Tables,
+        records: &[Record<'_>],
+        scratch: &mut Scratch,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> Option<Result<(), BadRecord>> {
+        let fused = self.fused(records, x, y)?;
+        let (width, full) = (y.len(), records.first()?.len);
+        let whole = records.iter().rev().skip(1).all(|r| r.len == full) && full.is_multiple_of(width);
+        if ![64, 128, 256].contains(&width) || !whole || records.last()?.len > full {
+            return None;
+        }
+        Some((fused.rows)(tables, records, scratch, x, y))
+    }
+
+    /// `y += W x`, where `records` hold `W`, `[y.len(), x.len()]`, row by row. `None`: this backend must decode such
+    /// records first.
+    ///
+    /// # Errors
+    /// As [`Backend::decode`]; `y` then holds anything.
+    ///
+    /// # Panics
+    /// The lengths do not go together.
+    pub fn multiply_columns(
+        self,
+        tables: &Tables,
+        records: &[Record<'_>],
+        scratch: &mut Scratch,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> Option<Result<(), BadRecord>> {
+        let fused = self.fused(records, x, y).filter(|_| x.len().is_multiple_of(64))?;
+        Some((fused.columns)(tables, records, scratch, x, y))
+    }
+
+    fn fused(self, records: &[Record<'_>], x: &[f32], y: &[f32]) -> Option<Fused> {
+        assert_eq!(records.iter().map(|r| r.len).sum::<usize>(), x.len() * y.len());
+        let fits = |r: &Record<'_>, unit: usize| r.len.is_multiple_of(unit) && r.len > 0 && r.len <= BLOCK;
+        self.fused.filter(|fused| records.iter().all(|r| fits(r, fused.unit)))
     }
 
     /// Appends the record of `words`, without the zeros that align the next one, to `out`, and returns its `m`.

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 
 use super::encode::runs;
 use super::word;
-use crate::arch::{self, BLOCK, Backend, Scratch, Tables};
+use crate::arch::{self, BLOCK, Backend, BadRecord, Half, Record, Scratch, Store, Tables};
 use crate::error::{Error, Result};
-use crate::format::{Header, Transform, payload_hash};
+use crate::format::{Dtype, Header, Layout, Transform, payload_hash};
 
 /// A validated header and the tables to decode its blob with.
 ///
@@ -22,6 +22,9 @@ thread_local! {
     static SCRATCH: RefCell<(Box<Scratch>, Box<[u32; BLOCK]>)> =
         RefCell::new((Scratch::new(), Box::new([0; BLOCK])));
 }
+
+/// What a fused product of a backend returns.
+type Fused = Option<std::result::Result<(), BadRecord>>;
 
 /// Decodes a blob to row-major little-endian elements of its dtype. All checksums are verified.
 ///
@@ -77,6 +80,42 @@ impl Decoder {
         self.decode_words(blob, first_slot, bytemuck::cast_slice_mut(out))
     }
 
+    /// Decodes `out.len() / dtype.size()` weights from slot `first_slot` on, in stored order, to little-endian elements
+    /// of the blob's dtype.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_f32`], or `out` is no whole number of elements.
+    pub fn decode_elements(&self, blob: &[u8], first_slot: u64, out: &mut [u8]) -> Result<()> {
+        let dtype = self.header.spec.dtype;
+        if !out.len().is_multiple_of(dtype.size()) {
+            return Err(Error::invalid(format!(
+                "{} bytes are no whole number of {}",
+                out.len(),
+                dtype.name()
+            )));
+        }
+        let store = store_for(out.len());
+        SCRATCH.with_borrow_mut(|(scratch, words)| {
+            let blocks = self.blocks(blob, first_slot, out.len() / dtype.size())?;
+            let mut out = out;
+            for part in blocks {
+                let here;
+                (here, out) = out.split_at_mut(part.range.len() * dtype.size());
+                if part.is_whole() && self.decode_block(&part.record, scratch, here, store)? {
+                    continue;
+                }
+                let words = &mut words[..part.record.len];
+                self.decode_record(&part.record, scratch, words, Store::Cached)?;
+                word::store(dtype, &words[part.range], here);
+            }
+            Ok(())
+        })?;
+        if store == Store::Streamed {
+            arch::fence();
+        }
+        Ok(())
+    }
+
     /// Decodes the whole tensor to row-major little-endian elements of its dtype.
     ///
     /// # Errors
@@ -85,62 +124,188 @@ impl Decoder {
         let (spec, blocks) = (&self.header.spec, self.header.blocks());
         let size = spec.dtype.size();
         let mut out = vec![0u8; blocks.elements() as usize * size];
-        let mut words = [0u32; BLOCK];
+        if spec.layout == Layout::RowMajor {
+            self.decode_elements(blob, 0, &mut out)?;
+            return Ok(out);
+        }
+        let mut elements = vec![0u8; BLOCK * size];
         for block in 0..blocks.count() {
             let slots = blocks.slots(block);
-            let words = &mut words[..(slots.end - slots.start) as usize];
-            self.decode_words(blob, slots.start, words)?;
+            let elements = &mut elements[..(slots.end - slots.start) as usize * size];
+            self.decode_elements(blob, slots.start, elements)?;
             for run in runs(spec, slots) {
-                let words = &words[run.at..run.at + run.len];
-                word::store(spec.dtype, words, &mut out[run.element * size..][..run.len * size]);
+                out[run.element * size..][..run.len * size]
+                    .copy_from_slice(&elements[run.at * size..][..run.len * size]);
             }
         }
         Ok(out)
     }
 
+    /// `y += x W`, where the slots from `first_slot` on are `W`, `[x.len(), y.len()]`, row by row. Every element of
+    /// `y` is summed up in the order of rows, one rounding a step. Says whether it did so: if not, the weights must be
+    /// decoded first.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_f32`].
+    pub fn multiply_rows(&self, blob: &[u8], first_slot: u64, x: &[f32], y: &mut [f32]) -> Result<bool> {
+        self.multiply(blob, first_slot, x, y, Backend::multiply_rows)
+    }
+
+    /// `y += W x`, where the slots from `first_slot` on are `W`, `[y.len(), x.len()]`, row by row. Says whether it did
+    /// so: if not, the weights must be decoded first.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_f32`].
+    pub fn multiply_columns(&self, blob: &[u8], first_slot: u64, x: &[f32], y: &mut [f32]) -> Result<bool> {
+        self.multiply(blob, first_slot, x, y, Backend::multiply_columns)
+    }
+
+    fn multiply(
+        &self,
+        blob: &[u8],
+        first_slot: u64,
+        x: &[f32],
+        y: &mut [f32],
+        with: impl Fn(Backend, &Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> Fused,
+    ) -> Result<bool> {
+        if self.header.transform != Transform::Split {
+            return Ok(false);
+        }
+        let mut records = Vec::new();
+        for part in self.blocks(blob, first_slot, x.len() * y.len())? {
+            if !part.is_whole() {
+                return Ok(false);
+            }
+            records.push(part.record);
+        }
+        let done =
+            SCRATCH.with_borrow_mut(|(scratch, _)| with(self.backend, &self.tables, &records, scratch, x, y));
+        match done {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(BadRecord)) => Err(damaged()),
+        }
+    }
+
     /// Decodes the words of the slots from `first` on.
     fn decode_words(&self, blob: &[u8], first: u64, out: &mut [u32]) -> Result<()> {
+        let store = store_for(size_of_val(out));
+        SCRATCH.with_borrow_mut(|(scratch, words)| {
+            let blocks = self.blocks(blob, first, out.len())?;
+            let mut out = out;
+            for part in blocks {
+                let here;
+                (here, out) = out.split_at_mut(part.range.len());
+                if part.is_whole() {
+                    self.decode_record(&part.record, scratch, here, store)?;
+                    continue;
+                }
+                let words = &mut words[..part.record.len];
+                self.decode_record(&part.record, scratch, words, Store::Cached)?;
+                here.copy_from_slice(&words[part.range]);
+            }
+            Ok(())
+        })?;
+        if store == Store::Streamed {
+            arch::fence();
+        }
+        Ok(())
+    }
+
+    /// The blocks that have the `len` slots from `first` on.
+    fn blocks<'a>(
+        &'a self,
+        blob: &'a [u8],
+        first: u64,
+        len: usize,
+    ) -> Result<impl Iterator<Item = Part<'a>>> {
         let blocks = self.header.blocks();
         if blob.len() as u64 != self.header.blob_len {
             return Err(Error::Truncated { needed: self.header.blob_len, found: blob.len() as u64 });
         }
-        let end = first.checked_add(out.len() as u64).filter(|&end| end <= blocks.elements());
-        let end = end.ok_or_else(|| {
-            Error::invalid(format!(
-                "slots {first}+{} of a tensor of {} weights",
-                out.len(),
-                blocks.elements()
-            ))
+        let end = first.checked_add(len as u64).filter(|&end| end <= blocks.elements()).ok_or_else(|| {
+            Error::invalid(format!("slots {first}+{len} of a tensor of {} weights", blocks.elements()))
         })?;
-        SCRATCH.with_borrow_mut(|(scratch, partial)| {
-            let (mut next, mut out) = (first, out);
-            while next < end {
-                let block = blocks.block_of(next);
-                let slots = blocks.slots(block);
-                let n = (slots.end - slots.start) as usize;
-                let (here, after) = out.split_at_mut((slots.end.min(end) - next) as usize);
-                // A block that is wanted whole is decoded in place.
-                let whole = here.len() == n;
-                let words = if whole { &mut here[..] } else { &mut partial[..n] };
-                let (record, m) =
-                    (&blob[self.header.record(block as usize)], self.header.widths[block as usize]);
-                if slots.end < end {
-                    arch::prefetch(&blob[self.header.record(block as usize + 1)]);
-                }
-                self.backend
-                    .decode(&self.tables, record, m, scratch, words)
-                    .map_err(|_| Error::corrupt(format!("record of block {block} is damaged")))?;
-                if self.header.transform == Transform::NormalisedSplit {
-                    words.iter_mut().for_each(|w| *w = word::denormalise(*w));
-                }
-                if !whole {
-                    let skip = (next - slots.start) as usize;
-                    here.copy_from_slice(&partial[skip..skip + here.len()]);
-                }
-                next = slots.end;
-                out = after;
+        let mut next = first;
+        Ok(std::iter::from_fn(move || {
+            if next == end {
+                return None;
             }
-            Ok(())
-        })
+            let block = blocks.block_of(next);
+            let slots = blocks.slots(block);
+            let range = (next - slots.start) as usize..(slots.end.min(end) - slots.start) as usize;
+            let after: &[u8] =
+                if slots.end < end { &blob[self.header.record(block as usize + 1)] } else { &[] };
+            let record = Record {
+                bytes: &blob[self.header.record(block as usize)],
+                m: self.header.widths[block as usize],
+                len: (slots.end - slots.start) as usize,
+                next: after,
+            };
+            next = slots.end.min(end);
+            Some(Part { record, range })
+        }))
     }
+
+    /// Decodes a whole block to elements of a 16-bit dtype, if the backend can do that at one go.
+    fn decode_block(
+        &self,
+        record: &Record<'_>,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+        store: Store,
+    ) -> Result<bool> {
+        let format = match self.header.spec.dtype {
+            Dtype::F16 => Half::F16,
+            Dtype::Bf16 if self.header.transform == Transform::Split => Half::Bf16,
+            _ => return Ok(false),
+        };
+        let Ok(out) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
+        match self.backend.decode_halves(&self.tables, record, scratch, format, out, store) {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(BadRecord)) => Err(damaged()),
+        }
+    }
+
+    fn decode_record(
+        &self,
+        record: &Record<'_>,
+        scratch: &mut Scratch,
+        words: &mut [u32],
+        store: Store,
+    ) -> Result<()> {
+        let normalised = self.header.transform == Transform::NormalisedSplit;
+        // Words that are gone over once more had better be in the cache.
+        let store = if normalised { Store::Cached } else { store };
+        self.backend.decode(&self.tables, record, scratch, words, store).map_err(|BadRecord| damaged())?;
+        if normalised {
+            words.iter_mut().for_each(|w| *w = word::denormalise(*w));
+        }
+        Ok(())
+    }
+}
+
+/// A block of which some slots are wanted.
+struct Part<'a> {
+    record: Record<'a>,
+    /// The slots wanted, counted from the block's first.
+    range: std::ops::Range<usize>,
+}
+
+impl Part<'_> {
+    fn is_whole(&self) -> bool {
+        self.range.len() == self.record.len
+    }
+}
+
+/// How many bytes of output are too many for the caches to be of use.
+const STREAM_FROM: usize = 16 << 20;
+
+fn store_for(bytes: usize) -> Store {
+    if bytes >= STREAM_FROM { Store::Streamed } else { Store::Cached }
+}
+
+fn damaged() -> Error {
+    Error::corrupt("the record of a block is damaged")
 }

@@ -2,7 +2,7 @@
 
 mod avx512;
 
-use super::{Backend, BadRecord, Scratch, Tables, generic, pack};
+use super::{Backend, BadRecord, Fused, Record, Scratch, Store, Tables, generic, pack};
 
 /// The backends that this processor can run, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -11,14 +11,16 @@ pub(super) fn available() -> Vec<Backend> {
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("popcnt")
     {
-        out.push(Backend { name: "avx2", decode: avx2, encode: encode_avx2 });
-        let has_avx512 = is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vbmi")
-            && is_x86_feature_detected!("avx512vbmi2")
-            && is_x86_feature_detected!("avx512vpopcntdq");
-        if has_avx512 {
-            out.push(Backend { name: "avx512", decode: avx512, encode: encode_avx2 });
+        out.push(Backend { name: "avx2", decode: avx2, encode: encode_avx2, fused: None });
+        if avx512::is_available() {
+            let fused = Fused {
+                unit: avx512::UNIT,
+                halves: avx512::decode_halves,
+                rows: avx512::multiply_rows,
+                columns: avx512::multiply_columns,
+            };
+            let (decode, encode) = (avx512::decode, encode_avx2);
+            out.push(Backend { name: "avx512", decode, encode, fused: Some(fused) });
         }
     }
     out
@@ -33,7 +35,19 @@ pub(super) fn prefetch(bytes: &[u8]) {
     }
 }
 
-fn avx2(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
+/// As [`super::fence`].
+pub(super) fn fence() {
+    // SAFETY: SSE is part of x86-64.
+    unsafe { std::arch::x86_64::_mm_sfence() };
+}
+
+fn avx2(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+    _: Store,
+) -> Result<(), BadRecord> {
     #[target_feature(enable = "avx2,bmi2,popcnt")]
     fn compiled(
         t: &Tables,
@@ -45,12 +59,7 @@ fn avx2(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) ->
         generic::decode_inline(t, record, m, s, words)
     }
     // SAFETY: only `available` hands this function out, after it has seen these features.
-    unsafe { compiled(t, record, m, s, words) }
-}
-
-fn avx512(t: &Tables, record: &[u8], m: u8, s: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
-    // SAFETY: only `available` hands this function out, after it has seen these features.
-    unsafe { avx512::decode(t, record, m, s, words) }
+    unsafe { compiled(tables, record.bytes, record.m, scratch, words) }
 }
 
 fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut Vec<u8>) -> u8 {

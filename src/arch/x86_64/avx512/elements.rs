@@ -1,0 +1,193 @@
+//! Whole blocks to words or to elements of 16 bits, in memory and in natural order.
+
+use std::arch::x86_64::*;
+
+use super::lane::load;
+use super::whole::{Block, for_bits};
+use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
+
+/// As [`crate::arch::Backend::decode`], for a multiple of 256 words.
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn words(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    out: &mut [u32],
+    store: Store,
+) -> Result<(), BadRecord> {
+    match store.streams(out) {
+        true => for_bits!(23, record.m, write_words, [true], (tables, record, scratch, out)),
+        false => for_bits!(23, record.m, write_words, [false], (tables, record, scratch, out)),
+    }
+}
+
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    out: &mut [u32],
+) -> Result<(), BadRecord> {
+    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, out.len(), scratch)?;
+    // Unpacking stays inside lanes of 16 bytes. So each lane first gets, of each vector of words, its own 4.
+    let order: [u32; 16] = std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32);
+    let order = load(bytemuck::bytes_of(&order));
+    let arrange = |v| _mm512_permutexvar_epi32(order, v);
+    let (groups, _) = out.as_chunks_mut::<256>();
+    for (g, out) in groups.iter_mut().enumerate() {
+        block.prefetch(g);
+        let (vectors, _) = out.as_chunks_mut::<16>();
+        let words = [
+            block.words::<0>(g, arrange),
+            block.words::<1>(g, arrange),
+            block.words::<2>(g, arrange),
+            block.words::<3>(g, arrange),
+        ];
+        for (to, &from) in vectors.iter_mut().zip(words.as_flattened()) {
+            put::<STREAM>(to.as_mut_ptr().cast(), from);
+        }
+    }
+    Ok(())
+}
+
+/// As [`crate::arch::Backend::decode_halves`], for a multiple of 256 elements. A block whose weights the format
+/// does not have is refused.
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn halves(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    format: Half,
+    out: &mut [u16],
+    store: Store,
+) -> Result<(), BadRecord> {
+    match (format, store.streams(out)) {
+        (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, scratch, out)),
+        (Half::Bf16, false) => for_bits!(7, record.m, write_bf16, [false], (tables, record, scratch, out)),
+        (Half::F16, true) => for_bits!(10, record.m, write_f16, [true], (tables, record, scratch, out)),
+        (Half::F16, false) => for_bits!(10, record.m, write_f16, [false], (tables, record, scratch, out)),
+    }
+}
+
+/// Gives each lane of 16 bytes, of each vector of 16-bit elements, its own 8.
+fn order_of_halves() -> [u64; 8] {
+    std::array::from_fn(|i| (i % 2 * 4 + i / 2) as u64)
+}
+
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    out: &mut [u16],
+) -> Result<(), BadRecord> {
+    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, out.len(), scratch)?;
+    let order = load(bytemuck::bytes_of(&order_of_halves()));
+    let arrange = |v| _mm512_permutexvar_epi64(order, v);
+    let (groups, _) = out.as_chunks_mut::<256>();
+    for (g, out) in groups.iter_mut().enumerate() {
+        block.prefetch(g);
+        let (vectors, _) = out.as_chunks_mut::<32>();
+        let halves = [
+            block.upper::<0>(g, arrange),
+            block.upper::<1>(g, arrange),
+            block.upper::<2>(g, arrange),
+            block.upper::<3>(g, arrange),
+        ];
+        for (to, &from) in vectors.iter_mut().zip(halves.as_flattened()) {
+            put::<STREAM>(to.as_mut_ptr().cast(), from);
+        }
+    }
+    Ok(())
+}
+
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    out: &mut [u16],
+) -> Result<(), BadRecord> {
+    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, out.len(), scratch)?;
+    let order = load(bytemuck::bytes_of(&order_of_halves()));
+    let arrange = |v| _mm512_permutexvar_epi64(order, v);
+    let (groups, _) = out.as_chunks_mut::<256>();
+    for (g, out) in groups.iter_mut().enumerate() {
+        block.prefetch(g);
+        let (vectors, _) = out.as_chunks_mut::<32>();
+        let pairs = [
+            (block.upper::<0>(g, arrange), block.lower::<0>(g, arrange)),
+            (block.upper::<1>(g, arrange), block.lower::<1>(g, arrange)),
+            (block.upper::<2>(g, arrange), block.lower::<2>(g, arrange)),
+            (block.upper::<3>(g, arrange), block.lower::<3>(g, arrange)),
+        ];
+        for (to, (upper, lower)) in vectors.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+            put::<STREAM>(to[0].as_mut_ptr().cast(), f16_of(upper[0], lower[0]));
+            put::<STREAM>(to[1].as_mut_ptr().cast(), f16_of(upper[1], lower[1]));
+        }
+    }
+    Ok(())
+}
+
+/// float16 of 32 words, given as their upper and lower halves.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn f16_of(upper: __m512i, lower: __m512i) -> __m512i {
+    let sign = _mm512_set1_epi16(i16::MIN);
+    let magnitude = _mm512_andnot_si512(sign, upper);
+    // From the exponent of the smallest normal float16 on, magnitudes are the word's, moved down; so is zero.
+    let moved = _mm512_subs_epu16(magnitude, _mm512_set1_epi16(112 << 7));
+    let halves = _mm512_shldi_epi16::<3>(moved, lower);
+    let halves = _mm512_ternarylogic_epi64::<0xd8>(halves, upper, sign); // sign ? upper : halves
+    // Between zero and that, and from 65536 on (infinities and NaNs): rare, one by one.
+    let least = _mm512_set1_epi16(113 << 7);
+    let small = _mm512_cmplt_epu16_mask(magnitude, least) & _mm512_test_epi16_mask(magnitude, magnitude);
+    let rare = small | _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(143 << 7));
+    if rare == 0 { halves } else { f16_one_by_one(upper, lower, halves, rare) }
+}
+
+#[cold]
+#[inline(never)]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn f16_one_by_one(upper: __m512i, lower: __m512i, halves: __m512i, rare: u32) -> __m512i {
+    let lanes = |v: __m512i| -> [u16; 32] {
+        let mut out = [0; 32];
+        // SAFETY: the array is 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) };
+        out
+    };
+    let (upper, lower, mut out) = (lanes(upper), lanes(lower), lanes(halves));
+    for i in (0..32).filter(|i| rare >> i & 1 == 1) {
+        let word = u32::from(upper[i]) << 16 | u32::from(lower[i]);
+        out[i] = match word >> 23 & 255 {
+            // Exact: the word is that of a float16.
+            0..143 => half::f16::from_f32(f32::from_bits(word)).to_bits(),
+            _ => out[i] & 0x8000 | 31 << 10 | (word >> 13) as u16 & 0x3ff,
+        };
+    }
+    load(bytemuck::bytes_of(&out))
+}
+
+/// Stores a vector, past the caches if `STREAM`.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn put<const STREAM: bool>(to: *mut __m512i, v: __m512i) {
+    // SAFETY: the callers pass 64 bytes of a slice that they borrow mutably, aligned if they stream.
+    unsafe { if STREAM { _mm512_stream_si512(to, v) } else { _mm512_storeu_si512(to, v) } }
+}

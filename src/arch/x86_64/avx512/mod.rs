@@ -1,0 +1,79 @@
+//! AVX-512 with VBMI and VBMI2: 64 codes a table look-up, escapes filled in by a byte expand.
+//!
+//! Every function names all features: a closure inlines only into a function that has its features too.
+
+mod any;
+mod elements;
+mod lane;
+mod products;
+mod symbols;
+mod whole;
+
+/// Blocks of a multiple of so many weights are decoded in registers.
+pub(super) const UNIT: usize = whole::GROUP;
+
+use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
+
+/// Whether this processor has all the features that this room names.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vbmi2")
+        && is_x86_feature_detected!("avx512vpopcntdq")
+}
+
+pub(super) fn decode(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+    store: Store,
+) -> Result<(), BadRecord> {
+    // SAFETY: `available` hands this function out only if `is_available`.
+    unsafe {
+        match words.len().is_multiple_of(whole::GROUP) && !words.is_empty() {
+            true => elements::words(tables, record, scratch, words, store),
+            false => any::decode(tables, record.bytes, record.m, scratch, words),
+        }
+    }
+}
+
+pub(super) fn decode_halves(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    format: Half,
+    out: &mut [u16],
+    store: Store,
+) -> Result<(), BadRecord> {
+    // SAFETY: as in `decode`.
+    unsafe { elements::halves(tables, record, scratch, format, out, store) }
+}
+
+pub(super) fn multiply_rows(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<(), BadRecord> {
+    // SAFETY: as in `decode`.
+    unsafe { products::rows(tables, records, scratch, x, y) }
+}
+
+pub(super) fn multiply_columns(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<(), BadRecord> {
+    // SAFETY: as in `decode`.
+    unsafe { products::columns(tables, records, scratch, x, y) }
+}

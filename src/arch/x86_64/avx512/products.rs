@@ -1,0 +1,186 @@
+//! Whole blocks times a vector, in registers: the decoded weights are never written to memory.
+
+use std::arch::x86_64::*;
+
+use super::whole::{Block, for_bits};
+use crate::arch::{BadRecord, Record, Scratch, Tables};
+
+/// Columns of up to four vectors of 64 weights, each as four vectors of sums in the order of [`Block::words`].
+type Sums = [[__m512; 4]; 4];
+
+/// As [`crate::arch::Backend::multiply_rows`].
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn rows(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<(), BadRecord> {
+    let (width, block) = (y.len(), records[0].len / y.len());
+    let mut sums = gather(y);
+    for (record, x) in records.iter().zip(x.chunks(block)) {
+        match width {
+            64 => for_bits!(23, record.m, block_rows, [1], (tables, record, scratch, x, &mut sums)),
+            128 => for_bits!(23, record.m, block_rows, [2], (tables, record, scratch, x, &mut sums)),
+            _ => for_bits!(23, record.m, block_rows, [4], (tables, record, scratch, x, &mut sums)),
+        }?;
+    }
+    scatter(&sums, y);
+    Ok(())
+}
+
+/// The sums of 64 to 256 columns, in the order of [`Block::words`].
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn gather(y: &[f32]) -> Sums {
+    let mut sums = [[_mm512_setzero_ps(); 4]; 4];
+    for (sums, y) in sums.iter_mut().zip(y.as_chunks::<64>().0) {
+        let ordered: [f32; 64] = std::array::from_fn(|i| y[i % 16 / 4 * 16 + i / 16 * 4 + i % 4]);
+        for (sum, from) in sums.iter_mut().zip(ordered.as_chunks::<16>().0) {
+            // SAFETY: 16 floats are 64 bytes.
+            *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
+        }
+    }
+    sums
+}
+
+/// The inverse of [`gather`].
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn scatter(sums: &Sums, y: &mut [f32]) {
+    for (sums, y) in sums.iter().zip(y.as_chunks_mut::<64>().0) {
+        for (q, &sum) in sums.iter().enumerate() {
+            let mut from = [0f32; 16];
+            // SAFETY: 16 floats are 64 bytes.
+            unsafe { _mm512_storeu_ps(from.as_mut_ptr(), sum) };
+            for (lane, from) in from.as_chunks::<4>().0.iter().enumerate() {
+                y[lane * 16 + q * 4..][..4].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// Adds to the sums of `64 V` columns the rows of a block, each times its `x`.
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize>(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    x: &[f32],
+    totals: &mut Sums,
+) -> Result<(), BadRecord> {
+    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, record.len, scratch)?;
+    // A copy of their own, so that they stay in registers.
+    let mut sums = *totals;
+    for (g, x) in x.chunks_exact(4 / V).enumerate() {
+        block.prefetch(g);
+        add::<V, 0>(&mut sums, x, block.words::<0>(g, |v| v));
+        add::<V, 1>(&mut sums, x, block.words::<1>(g, |v| v));
+        add::<V, 2>(&mut sums, x, block.words::<2>(g, |v| v));
+        add::<V, 3>(&mut sums, x, block.words::<3>(g, |v| v));
+    }
+    *totals = sums;
+    Ok(())
+}
+
+/// Adds quarter `J` of a group, of which `V` make a row of the weight.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn add<const V: usize, const J: usize>(sums: &mut Sums, x: &[f32], words: [__m512i; 4]) {
+    let x = _mm512_set1_ps(x[J / V]);
+    for (sum, words) in sums[J % V].iter_mut().zip(words) {
+        *sum = _mm512_fmadd_ps(x, _mm512_castsi512_ps(words), *sum);
+    }
+}
+
+/// As [`crate::arch::Backend::multiply_columns`].
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn columns(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<(), BadRecord> {
+    let zero = _mm512_setzero_ps();
+    let mut dot = Dot { x, y, at: 0, row: 0, sums: [zero; 4] };
+    for record in records {
+        for_bits!(23, record.m, block_columns, [], (tables, record, scratch, &mut dot))?;
+    }
+    Ok(())
+}
+
+/// Dot products of the rows of a weight with `x`, of which one is under way.
+struct Dot<'a> {
+    /// In each 64, in the order of [`Block::words`].
+    x: &'a [f32],
+    y: &'a mut [f32],
+    at: usize,
+    row: usize,
+    sums: [__m512; 4],
+}
+
+impl Dot<'_> {
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn add(&mut self, words: [__m512i; 4]) {
+        let (x, _) = self.x[self.at..self.at + 64].as_chunks::<16>();
+        for ((sum, words), x) in self.sums.iter_mut().zip(words).zip(x) {
+            // SAFETY: 16 floats are 64 bytes.
+            let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+            *sum = _mm512_fmadd_ps(x, _mm512_castsi512_ps(words), *sum);
+        }
+        self.at += 64;
+        if self.at == self.x.len() {
+            self.finish();
+        }
+    }
+
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn finish(&mut self) {
+        let [a, b, c, d] = self.sums;
+        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+        self.y[self.row] += _mm512_reduce_add_ps(sum);
+        (self.at, self.row) = (0, self.row + 1);
+        self.sums = [_mm512_setzero_ps(); 4];
+    }
+}
+
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8>(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    state: &mut Dot<'_>,
+) -> Result<(), BadRecord> {
+    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, record.len, scratch)?;
+    let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
+    for g in 0..block.groups() {
+        block.prefetch(g);
+        dot.add(block.words::<0>(g, |v| v));
+        dot.add(block.words::<1>(g, |v| v));
+        dot.add(block.words::<2>(g, |v| v));
+        dot.add(block.words::<3>(g, |v| v));
+    }
+    let Dot { at, row, sums, .. } = dot;
+    (state.at, state.row, state.sums) = (at, row, sums);
+    Ok(())
+}

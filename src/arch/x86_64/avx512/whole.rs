@@ -1,0 +1,230 @@
+//! Blocks of whole groups of 256 weights: raw planes go from memory to the result in registers.
+//!
+//! How many bits of mantissa a block keeps is a constant of the code here, one copy for each number.
+
+use std::arch::x86_64::*;
+
+use super::lane::{load, take};
+use super::symbols::symbols;
+use crate::arch::{BadRecord, Record, Scratch, Tables};
+use crate::format::HEAD_BITS;
+
+/// Weights a group: the least of which every plane is whole vectors.
+pub(super) const GROUP: usize = 256;
+
+/// The planes of a field of up to 8 bits a weight; those that it does not have are empty.
+struct Field<'a> {
+    eight: &'a [u8],
+    four: &'a [u8],
+    two: &'a [u8],
+    one: &'a [u8],
+}
+
+impl<'a> Field<'a> {
+    fn take(planes: &mut &'a [u8], bits: u8, n: usize) -> Result<Self, BadRecord> {
+        let mut plane = |width| if bits & width == 0 { Ok(&[] as &[u8]) } else { take(planes, width, n) };
+        // From the widest on: a field is cut as its number of bits is written.
+        Ok(Field { eight: plane(8)?, four: plane(4)?, two: plane(2)?, one: plane(1)? })
+    }
+
+    /// 64 values of `BITS` bits, each at the top of its byte: those of quarter `J` of group `g`.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn top<const BITS: u8, const J: usize>(&self, g: usize) -> __m512i {
+        let v = self.without_bitmap::<BITS, J>(g);
+        if BITS & 1 == 0 {
+            return v;
+        }
+        let bit = 0x80u8 >> (BITS & 6);
+        _mm512_mask_add_epi8(v, self.bitmap::<J>(g), v, _mm512_set1_epi8(bit as i8))
+    }
+
+    /// The same without the lowest bit, if that lies in a bitmap.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn without_bitmap<const BITS: u8, const J: usize>(&self, g: usize) -> __m512i {
+        if BITS == 8 {
+            return vector(self.eight, g * 4 + J);
+        }
+        let mut v = _mm512_setzero_si512();
+        if BITS & 4 != 0 {
+            let four = vector(self.four, g * 2 + J / 2);
+            let four = if J % 2 == 0 { _mm512_slli_epi16::<4>(four) } else { four };
+            v = _mm512_and_si512(four, _mm512_set1_epi8(0xf0u8 as i8));
+        }
+        if BITS & 2 != 0 {
+            let two = vector(self.two, g);
+            // From bits 2J and 2J + 1 to where the nibble ends.
+            let (to, from) = (6 - (BITS & 4) as i32, 2 * J as i32);
+            let two = match to - from {
+                up @ 1.. => _mm512_sll_epi16(two, _mm_cvtsi32_si128(up)),
+                0 => two,
+                down => _mm512_srl_epi16(two, _mm_cvtsi32_si128(-down)),
+            };
+            let mask = _mm512_set1_epi8((3u8 << to) as i8);
+            v = _mm512_ternarylogic_epi64::<0xea>(two, mask, v); // two & mask | v
+        }
+        v
+    }
+
+    #[inline]
+    fn bitmap<const J: usize>(&self, g: usize) -> u64 {
+        let at = (g * 4 + J) * 8;
+        self.one[at..at + 8].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+    }
+
+    /// 64 heads, of `BITS` bits with the sign lowest: mantissa at the top of each byte, sign at the bottom.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn head<const BITS: u8, const J: usize>(&self, g: usize) -> __m512i {
+        let v = self.without_bitmap::<BITS, J>(g);
+        if BITS == 8 {
+            return v;
+        }
+        let one = _mm512_set1_epi8(1);
+        if BITS & 1 != 0 {
+            return _mm512_mask_add_epi8(v, self.bitmap::<J>(g), v, one);
+        }
+        let keep = _mm512_set1_epi8((0xffu8 << 1 << (8 - BITS)) as i8);
+        let sign = _mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(8 - BITS as i32)), one);
+        _mm512_ternarylogic_epi64::<0xea>(v, keep, sign) // v & keep | sign
+    }
+}
+
+/// Vector `i` of a plane.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn vector(plane: &[u8], i: usize) -> __m512i {
+    load(&plane[i * 64..i * 64 + 64])
+}
+
+/// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight.
+pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> {
+    symbols: &'a [u8],
+    head: Field<'a>,
+    high: Field<'a>,
+    low: Field<'a>,
+    next: &'a [u8],
+}
+
+impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LOW> {
+    /// Opens the record of `n` weights, a multiple of [`GROUP`].
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn open(
+        tables: &Tables,
+        record: &Record<'a>,
+        n: usize,
+        scratch: &'a mut Scratch,
+    ) -> Result<Self, BadRecord> {
+        let mut planes = record.bytes;
+        let first = take(&mut planes, tables.tiers[0].width, n)?;
+        let head = Field::take(&mut planes, HEAD, n)?;
+        let high = Field::take(&mut planes, HIGH, n)?;
+        let low = Field::take(&mut planes, LOW, n)?;
+        let symbols = symbols(tables, first, planes, n, &mut scratch.symbols, &mut scratch.below)?;
+        Ok(Block { symbols, head, high, low, next: record.next })
+    }
+
+    /// Groups of the block.
+    pub fn groups(&self) -> usize {
+        self.symbols.len() / GROUP
+    }
+
+    /// Asks for this group's share of the next record.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn prefetch(&self, g: usize) {
+        let share = self.next.len().div_ceil(self.groups()).next_multiple_of(64);
+        let start = (g * share).min(self.next.len());
+        crate::arch::prefetch(&self.next[start..(start + share).min(self.next.len())]);
+    }
+
+    /// 64 symbols and heads of quarter `J` of group `g`, after `arrange`, as bfloat16 patterns: two vectors. In
+    /// each lane of 16 bytes the first has those of the first 8 bytes and the second those of the others.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+        let symbols = arrange(vector(self.symbols, g * 4 + J));
+        let heads = arrange(self.head.head::<HEAD, J>(g));
+        let pairs = [_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols)];
+        // The sign comes last in a pair and is wanted first.
+        pairs.map(|pair| _mm512_shrdi_epi16::<1>(pair, pair))
+    }
+
+    /// The 16 mantissa bits below, in the same order.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn lower<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+        let zero = _mm512_setzero_si512();
+        if HIGH == 0 {
+            return [zero; 2];
+        }
+        let high = arrange(self.high.top::<HIGH, J>(g));
+        let low = if LOW == 0 { zero } else { arrange(self.low.top::<LOW, J>(g)) };
+        [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+    }
+
+    /// The words of quarter `J` of group `g`, after `arrange`: vector `q` has in lane `l` those of the bytes
+    /// `4q .. 4q + 4` of that lane.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
+        let [upper_a, upper_b] = self.upper::<J>(g, &arrange);
+        let [lower_a, lower_b] = self.lower::<J>(g, &arrange);
+        [
+            _mm512_unpacklo_epi16(lower_a, upper_a),
+            _mm512_unpackhi_epi16(lower_a, upper_a),
+            _mm512_unpacklo_epi16(lower_b, upper_b),
+            _mm512_unpackhi_epi16(lower_b, upper_b),
+        ]
+    }
+}
+
+/// Calls `f::<HEAD, HIGH, LOW, ..>(..)` with the bits of head, high and low of a block of `$m` mantissa bits, at
+/// most the number in front.
+macro_rules! for_bits {
+    (7, $($call:tt)*) => {
+        for_bits!(@match [0 1 0 0, 1 2 0 0, 2 3 0 0, 3 4 0 0, 4 5 0 0, 5 6 0 0, 6 7 0 0, 7 8 0 0] $($call)*)
+    };
+    (10, $($call:tt)*) => {
+        for_bits!(@match [0 1 0 0, 1 2 0 0, 2 3 0 0, 3 4 0 0, 4 5 0 0, 5 6 0 0, 6 7 0 0, 7 8 0 0,
+            8 8 1 0, 9 8 2 0, 10 8 3 0] $($call)*)
+    };
+    (23, $($call:tt)*) => {
+        for_bits!(@match [0 1 0 0, 1 2 0 0, 2 3 0 0, 3 4 0 0, 4 5 0 0, 5 6 0 0, 6 7 0 0, 7 8 0 0,
+            8 8 1 0, 9 8 2 0, 10 8 3 0, 11 8 4 0, 12 8 5 0, 13 8 6 0, 14 8 7 0, 15 8 8 0,
+            16 8 8 1, 17 8 8 2, 18 8 8 3, 19 8 8 4, 20 8 8 5, 21 8 8 6, 22 8 8 7, 23 8 8 8] $($call)*)
+    };
+    (@match [$($bits:literal $a:literal $b:literal $c:literal),*]
+        $m:expr, $f:ident, $generics:tt, $arguments:tt) => {
+        match $m {
+            $($bits => for_bits!(@call $f, $a, $b, $c, $generics, $arguments),)*
+            _ => Err(BadRecord),
+        }
+    };
+    (@call $f:ident, $a:literal, $b:literal, $c:literal, [$($generic:tt)*], ($($argument:expr),*)) => {
+        $f::<$a, $b, $c, $($generic)*>($($argument),*)
+    };
+}
+pub(super) use for_bits;
+
+const _: () = assert!(HEAD_BITS == 7, "the table above is for heads of 7 bits");
