@@ -7,12 +7,26 @@ use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 /// As [`super::Backend::decode`].
 pub(super) fn decode(
     tables: &Tables,
-    record: &Record<'_>,
+    records: &[Record<'_>],
     scratch: &mut Scratch,
     words: &mut [u32],
     _: Store,
 ) -> Result<(), BadRecord> {
-    decode_inline(tables, record.bytes, record.m, scratch, words)
+    one_by_one(records, words, |record, words| decode_inline(tables, record.bytes, record.m, scratch, words))
+}
+
+/// Calls `decode` with each record and its words.
+pub(super) fn one_by_one<T>(
+    records: &[Record<'_>],
+    mut out: &mut [T],
+    mut decode: impl FnMut(&Record<'_>, &mut [T]) -> Result<(), BadRecord>,
+) -> Result<(), BadRecord> {
+    for record in records {
+        let here;
+        (here, out) = out.split_at_mut(record.len);
+        decode(record, here)?;
+    }
+    Ok(())
 }
 
 #[inline(always)]

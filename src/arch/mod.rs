@@ -56,6 +56,9 @@ pub struct Scratch {
     codes: [u8; BLOCK],
     symbols: [u8; PADDED],
     below: [u8; PADDED],
+    /// The same for a second block, where two are decoded side by side.
+    symbols_too: [u8; PADDED],
+    below_too: [u8; PADDED],
     head: [u8; PADDED],
     high: [u8; PADDED],
     low: [u8; PADDED],
@@ -69,6 +72,8 @@ impl Scratch {
             codes: [0; BLOCK],
             symbols: [0; PADDED],
             below: [0; PADDED],
+            symbols_too: [0; PADDED],
+            below_too: [0; PADDED],
             head: [0; PADDED],
             high: [0; PADDED],
             low: [0; PADDED],
@@ -98,8 +103,9 @@ pub struct Record<'a> {
     pub m: u8,
     /// Weights in the block.
     pub len: usize,
-    /// Bytes that will be read after these: the backend may fetch them meanwhile.
-    pub next: &'a [u8],
+    /// Bytes that are likely to be read soon after these, but for the next record's: the backend may fetch them
+    /// meanwhile.
+    pub ahead: &'a [u8],
 }
 
 /// Where decoded weights should go.
@@ -134,8 +140,9 @@ pub enum Half {
 }
 
 type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut Vec<u8>) -> u8;
-type DecodeRecord = fn(&Tables, &Record<'_>, &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
-type DecodeHalves = fn(&Tables, &Record<'_>, &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
+type DecodeRecords = fn(&Tables, &[Record<'_>], &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
+type DecodeHalves =
+    fn(&Tables, &[Record<'_>], &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
 type Multiply = fn(&Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> Result<(), BadRecord>;
 
 /// What a backend can do at one go where others decode to words first.
@@ -153,7 +160,7 @@ struct Fused {
 pub struct Backend {
     /// The name that `NZ_SIMD` takes and `nz-onnx env` prints.
     pub name: &'static str,
-    decode: DecodeRecord,
+    decode: DecodeRecords,
     encode: EncodeRecord,
     fused: Option<Fused>,
 }
@@ -179,47 +186,47 @@ impl Backend {
         })
     }
 
-    /// Decodes a record to words, `words.len()` of them.
+    /// Decodes records to words, one after the other: `words` has room for those of all, and no more.
     ///
-    /// Reads nothing outside the record and writes nothing outside `words`, whatever the record holds.
+    /// Reads nothing outside the records and writes nothing outside `words`, whatever the records hold.
     ///
     /// # Errors
-    /// The planes do not fill the record; `words` then holds anything.
+    /// The planes of a record do not fill it; `words` then holds anything.
     ///
     /// # Panics
-    /// `words` is longer than [`BLOCK`] or not of the record's length, or `m` is over 23.
+    /// `words` has another length, a block is longer than [`BLOCK`], or an `m` is over 23.
     pub fn decode(
         self,
         tables: &Tables,
-        record: &Record<'_>,
+        records: &[Record<'_>],
         scratch: &mut Scratch,
         words: &mut [u32],
         store: Store,
     ) -> Result<(), BadRecord> {
-        assert!(words.len() <= BLOCK && words.len() == record.len && record.m <= 23);
-        (self.decode)(tables, record, scratch, words, store)
+        check(records, words.len());
+        (self.decode)(tables, records, scratch, words, store)
     }
 
-    /// Decodes a record of a 16-bit dtype to elements of it, or returns `None`: this backend must decode such a
-    /// block to words first.
+    /// Decodes records of a 16-bit dtype to elements of it, or returns `None`: this backend must decode such blocks
+    /// to words first.
     ///
     /// # Errors
-    /// As [`Backend::decode`], and if `m` is more than `format` has.
+    /// As [`Backend::decode`], and if an `m` is more than `format` has.
     ///
     /// # Panics
     /// As [`Backend::decode`].
     pub fn decode_halves(
         self,
         tables: &Tables,
-        record: &Record<'_>,
+        records: &[Record<'_>],
         scratch: &mut Scratch,
         format: Half,
         out: &mut [u16],
         store: Store,
     ) -> Option<Result<(), BadRecord>> {
-        assert!(out.len() <= BLOCK && out.len() == record.len);
-        let fused = self.fused.filter(|fused| out.len().is_multiple_of(fused.unit))?;
-        Some((fused.halves)(tables, record, scratch, format, out, store))
+        check(records, out.len());
+        let fused = self.fused_for(records)?;
+        Some((fused.halves)(tables, records, scratch, format, out, store))
     }
 
     /// `y += x W`, where `records` hold `W`, `[x.len(), y.len()]`, row by row, each of them whole rows. Every
@@ -239,7 +246,8 @@ impl Backend {
         x: &[f32],
         y: &mut [f32],
     ) -> Option<Result<(), BadRecord>> {
-        let fused = self.fused(records, x, y)?;
+        check(records, x.len() * y.len());
+        let fused = self.fused_for(records)?;
         let (width, full) = (y.len(), records.first()?.len);
         let whole = records.iter().rev().skip(1).all(|r| r.len == full) && full.is_multiple_of(width);
         if ![64, 128, 256].contains(&width) || !whole || records.last()?.len > full {
@@ -264,14 +272,13 @@ impl Backend {
         x: &[f32],
         y: &mut [f32],
     ) -> Option<Result<(), BadRecord>> {
-        let fused = self.fused(records, x, y).filter(|_| x.len().is_multiple_of(64))?;
+        check(records, x.len() * y.len());
+        let fused = self.fused_for(records).filter(|_| x.len().is_multiple_of(64))?;
         Some((fused.columns)(tables, records, scratch, x, y))
     }
 
-    fn fused(self, records: &[Record<'_>], x: &[f32], y: &[f32]) -> Option<Fused> {
-        assert_eq!(records.iter().map(|r| r.len).sum::<usize>(), x.len() * y.len());
-        let fits = |r: &Record<'_>, unit: usize| r.len.is_multiple_of(unit) && r.len > 0 && r.len <= BLOCK;
-        self.fused.filter(|fused| records.iter().all(|r| fits(r, fused.unit)))
+    fn fused_for(self, records: &[Record<'_>]) -> Option<Fused> {
+        self.fused.filter(|fused| records.iter().all(|r| r.len.is_multiple_of(fused.unit)))
     }
 
     /// Appends the record of `words`, without the zeros that align the next one, to `out`, and returns its `m`.
@@ -282,4 +289,10 @@ impl Backend {
         assert!(words.len() <= BLOCK);
         (self.encode)(tables, words, scratch, out)
     }
+}
+
+/// Panics unless the records hold `len` weights and are such as can be decoded.
+fn check(records: &[Record<'_>], len: usize) {
+    assert!(records.iter().all(|r| r.len > 0 && r.len <= BLOCK && r.m <= 23));
+    assert_eq!(records.iter().map(|r| r.len).sum::<usize>(), len);
 }

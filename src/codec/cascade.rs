@@ -7,9 +7,9 @@
 use crate::format::{MAX_TIERS, Tier};
 
 const WIDTHS: [u8; 4] = [1, 2, 3, 4];
-/// Each tier must save 1/256 bit a weight, because a shorter cascade decodes faster; not in small tensors, whose
+/// Each tier must save 2/256 bit a weight, because a shorter cascade decodes faster; not in small tensors, whose
 /// first so many weights are not counted.
-const TIER_COST: u64 = 1;
+const TIER_COST: u64 = 2;
 const TIER_FREE: u64 = 1 << 16;
 const UNIT: u64 = 256;
 

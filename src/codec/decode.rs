@@ -77,7 +77,7 @@ impl Decoder {
     /// The slots are not all in the tensor, `blob` does not have the length of the one that was opened, or a
     /// record is corrupt.
     pub fn decode_f32(&self, blob: &[u8], first_slot: u64, out: &mut [f32]) -> Result<()> {
-        self.decode_words(blob, first_slot, bytemuck::cast_slice_mut(out))
+        self.decode_as(Dtype::F32, blob, first_slot, bytemuck::cast_slice_mut(out))
     }
 
     /// Decodes `out.len() / dtype.size()` weights from slot `first_slot` on, in stored order, to little-endian elements
@@ -88,30 +88,100 @@ impl Decoder {
     pub fn decode_elements(&self, blob: &[u8], first_slot: u64, out: &mut [u8]) -> Result<()> {
         let dtype = self.header.spec.dtype;
         if !out.len().is_multiple_of(dtype.size()) {
-            return Err(Error::invalid(format!(
-                "{} bytes are no whole number of {}",
-                out.len(),
-                dtype.name()
-            )));
+            let (len, name) = (out.len(), dtype.name());
+            return Err(Error::invalid(format!("{len} bytes are no whole number of {name} elements")));
         }
-        let store = store_for(out.len());
+        self.decode_as(dtype, blob, first_slot, out)
+    }
+
+    /// Decodes slots to elements of `dtype`, the blob's own or float32.
+    fn decode_as(&self, dtype: Dtype, blob: &[u8], first_slot: u64, out: &mut [u8]) -> Result<()> {
+        let size = dtype.size();
+        let store = if out.len() >= STREAM_FROM { Store::Streamed } else { Store::Cached };
         SCRATCH.with_borrow_mut(|(scratch, words)| {
-            let blocks = self.blocks(blob, first_slot, out.len() / dtype.size())?;
             let mut out = out;
-            for part in blocks {
+            let mut parts = self.blocks(blob, first_slot, out.len() / size)?.peekable();
+            while let Some(part) = parts.next() {
                 let here;
-                (here, out) = out.split_at_mut(part.range.len() * dtype.size());
-                if part.is_whole() && self.decode_block(&part.record, scratch, here, store)? {
-                    continue;
+                if part.is_whole() {
+                    // Whole blocks are decoded in place, some at a time.
+                    let (mut records, mut count, mut len) = ([part.record; BATCH], 1, part.record.len);
+                    while count < BATCH
+                        && let Some(next) = parts.next_if(Part::is_whole)
+                    {
+                        records[count] = next.record;
+                        count += 1;
+                        len += next.record.len;
+                    }
+                    (here, out) = out.split_at_mut(len * size);
+                    if self.decode_in_place(dtype, &records[..count], scratch, here, store)? {
+                        continue;
+                    }
+                    let mut here = here;
+                    for record in &records[..count] {
+                        let block;
+                        (block, here) = here.split_at_mut(record.len * size);
+                        let words = &mut words[..record.len];
+                        self.decode_records(&[*record], scratch, words, Store::Cached)?;
+                        word::store(dtype, words, block);
+                    }
+                } else {
+                    (here, out) = out.split_at_mut(part.range.len() * size);
+                    let words = &mut words[..part.record.len];
+                    self.decode_records(&[part.record], scratch, words, Store::Cached)?;
+                    word::store(dtype, &words[part.range], here);
                 }
-                let words = &mut words[..part.record.len];
-                self.decode_record(&part.record, scratch, words, Store::Cached)?;
-                word::store(dtype, &words[part.range], here);
             }
             Ok(())
         })?;
         if store == Store::Streamed {
             arch::fence();
+        }
+        Ok(())
+    }
+
+    /// Decodes whole blocks straight to elements of `dtype`, if the backend can do that, and says whether it did.
+    fn decode_in_place(
+        &self,
+        dtype: Dtype,
+        records: &[Record<'_>],
+        scratch: &mut Scratch,
+        out: &mut [u8],
+        store: Store,
+    ) -> Result<bool> {
+        let format = match dtype {
+            Dtype::F32 => {
+                let Ok(words) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
+                self.decode_records(records, scratch, words, store)?;
+                return Ok(true);
+            }
+            Dtype::F16 => Half::F16,
+            Dtype::Bf16 => Half::Bf16,
+        };
+        let Ok(out) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
+        if self.header.transform != Transform::Split {
+            return Ok(false);
+        }
+        match self.backend.decode_halves(&self.tables, records, scratch, format, out, store) {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(BadRecord)) => Err(damaged()),
+        }
+    }
+
+    fn decode_records(
+        &self,
+        records: &[Record<'_>],
+        scratch: &mut Scratch,
+        words: &mut [u32],
+        store: Store,
+    ) -> Result<()> {
+        let normalised = self.header.transform == Transform::NormalisedSplit;
+        // Words that are gone over once more had better be in the cache.
+        let store = if normalised { Store::Cached } else { store };
+        self.backend.decode(&self.tables, records, scratch, words, store).map_err(|BadRecord| damaged())?;
+        if normalised {
+            words.iter_mut().for_each(|w| *w = word::denormalise(*w));
         }
         Ok(())
     }
@@ -187,31 +257,6 @@ impl Decoder {
         }
     }
 
-    /// Decodes the words of the slots from `first` on.
-    fn decode_words(&self, blob: &[u8], first: u64, out: &mut [u32]) -> Result<()> {
-        let store = store_for(size_of_val(out));
-        SCRATCH.with_borrow_mut(|(scratch, words)| {
-            let blocks = self.blocks(blob, first, out.len())?;
-            let mut out = out;
-            for part in blocks {
-                let here;
-                (here, out) = out.split_at_mut(part.range.len());
-                if part.is_whole() {
-                    self.decode_record(&part.record, scratch, here, store)?;
-                    continue;
-                }
-                let words = &mut words[..part.record.len];
-                self.decode_record(&part.record, scratch, words, Store::Cached)?;
-                here.copy_from_slice(&words[part.range]);
-            }
-            Ok(())
-        })?;
-        if store == Store::Streamed {
-            arch::fence();
-        }
-        Ok(())
-    }
-
     /// The blocks that have the `len` slots from `first` on.
     fn blocks<'a>(
         &'a self,
@@ -234,55 +279,18 @@ impl Decoder {
             let block = blocks.block_of(next);
             let slots = blocks.slots(block);
             let range = (next - slots.start) as usize..(slots.end.min(end) - slots.start) as usize;
-            let after: &[u8] =
-                if slots.end < end { &blob[self.header.record(block as usize + 1)] } else { &[] };
+            let bytes = self.header.record(block as usize);
+            // What the record after the next is likely to take.
+            let at = |records: usize| (bytes.end + records * bytes.len()).min(blob.len());
             let record = Record {
-                bytes: &blob[self.header.record(block as usize)],
+                bytes: &blob[bytes.clone()],
                 m: self.header.widths[block as usize],
                 len: (slots.end - slots.start) as usize,
-                next: after,
+                ahead: &blob[at(1)..at(2)],
             };
             next = slots.end.min(end);
             Some(Part { record, range })
         }))
-    }
-
-    /// Decodes a whole block to elements of a 16-bit dtype, if the backend can do that at one go.
-    fn decode_block(
-        &self,
-        record: &Record<'_>,
-        scratch: &mut Scratch,
-        out: &mut [u8],
-        store: Store,
-    ) -> Result<bool> {
-        let format = match self.header.spec.dtype {
-            Dtype::F16 => Half::F16,
-            Dtype::Bf16 if self.header.transform == Transform::Split => Half::Bf16,
-            _ => return Ok(false),
-        };
-        let Ok(out) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
-        match self.backend.decode_halves(&self.tables, record, scratch, format, out, store) {
-            None => Ok(false),
-            Some(Ok(())) => Ok(true),
-            Some(Err(BadRecord)) => Err(damaged()),
-        }
-    }
-
-    fn decode_record(
-        &self,
-        record: &Record<'_>,
-        scratch: &mut Scratch,
-        words: &mut [u32],
-        store: Store,
-    ) -> Result<()> {
-        let normalised = self.header.transform == Transform::NormalisedSplit;
-        // Words that are gone over once more had better be in the cache.
-        let store = if normalised { Store::Cached } else { store };
-        self.backend.decode(&self.tables, record, scratch, words, store).map_err(|BadRecord| damaged())?;
-        if normalised {
-            words.iter_mut().for_each(|w| *w = word::denormalise(*w));
-        }
-        Ok(())
     }
 }
 
@@ -301,10 +309,8 @@ impl Part<'_> {
 
 /// How many bytes of output are too many for the caches to be of use.
 const STREAM_FROM: usize = 16 << 20;
-
-fn store_for(bytes: usize) -> Store {
-    if bytes >= STREAM_FROM { Store::Streamed } else { Store::Cached }
-}
+/// Records that the backend gets at a time.
+const BATCH: usize = 8;
 
 fn damaged() -> Error {
     Error::corrupt("the record of a block is damaged")

@@ -43,7 +43,7 @@ pub(super) fn fence() {
 
 fn avx2(
     tables: &Tables,
-    record: &Record<'_>,
+    records: &[Record<'_>],
     scratch: &mut Scratch,
     words: &mut [u32],
     _: Store,
@@ -58,8 +58,10 @@ fn avx2(
     ) -> Result<(), BadRecord> {
         generic::decode_inline(t, record, m, s, words)
     }
-    // SAFETY: only `available` hands this function out, after it has seen these features.
-    unsafe { compiled(tables, record.bytes, record.m, scratch, words) }
+    generic::one_by_one(records, words, |record, words| {
+        // SAFETY: only `available` hands this function out, after it has seen these features.
+        unsafe { compiled(tables, record.bytes, record.m, scratch, words) }
+    })
 }
 
 fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut Vec<u8>) -> u8 {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::lane::{lanes, load, store, take};
-use super::symbols::{for_codes, symbols};
+use super::symbols::{Job, for_codes, symbols};
 use crate::arch::{BadRecord, PADDED, Scratch, Tables};
 use crate::format::{HEAD_BITS, field_planes};
 
@@ -48,7 +48,8 @@ pub(super) fn decode(
             &low[..n]
         }
     };
-    let symbols = symbols(tables, first, planes, n, &mut scratch.symbols, &mut scratch.below)?;
+    let (symbols_buffer, below) = (&mut scratch.symbols, &mut scratch.below);
+    let [symbols] = symbols(tables, [Job { first, tail: planes, n, symbols: symbols_buffer, below }])?;
     join(symbols, head, high, low, words);
     Ok(())
 }

@@ -3,24 +3,29 @@
 use std::arch::x86_64::*;
 
 use super::lane::load;
-use super::whole::{Block, for_bits};
+use super::whole::{Block, for_bits, for_blocks};
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
 
-/// As [`crate::arch::Backend::decode`], for a multiple of 256 words.
+/// As [`crate::arch::Backend::decode`], for blocks of a multiple of 256 weights.
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 pub(super) fn words(
     tables: &Tables,
-    record: &Record<'_>,
+    records: &[Record<'_>],
     scratch: &mut Scratch,
     out: &mut [u32],
     store: Store,
 ) -> Result<(), BadRecord> {
-    match store.streams(out) {
-        true => for_bits!(23, record.m, write_words, [true], (tables, record, scratch, out)),
-        false => for_bits!(23, record.m, write_words, [false], (tables, record, scratch, out)),
-    }
+    let (stream, mut out) = (store.streams(out), out);
+    for_blocks(tables, records, scratch, |_, record, symbols| {
+        let here;
+        (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
+        match stream {
+            true => for_bits!(23, record.m, write_words, [true], (tables, record, symbols, here)),
+            false => for_bits!(23, record.m, write_words, [false], (tables, record, symbols, here)),
+        }
+    })
 }
 
 #[target_feature(
@@ -29,10 +34,10 @@ pub(super) fn words(
 fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    scratch: &mut Scratch,
+    symbols: &[u8],
     out: &mut [u32],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, out.len(), scratch)?;
+    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
     // Unpacking stays inside lanes of 16 bytes. So each lane first gets, of each vector of words, its own 4.
     let order: [u32; 16] = std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32);
     let order = load(bytemuck::bytes_of(&order));
@@ -54,25 +59,34 @@ fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool
     Ok(())
 }
 
-/// As [`crate::arch::Backend::decode_halves`], for a multiple of 256 elements. A block whose weights the format
+/// As [`crate::arch::Backend::decode_halves`], for blocks of a multiple of 256 weights. A block whose weights the format
 /// does not have is refused.
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 pub(super) fn halves(
     tables: &Tables,
-    record: &Record<'_>,
+    records: &[Record<'_>],
     scratch: &mut Scratch,
     format: Half,
     out: &mut [u16],
     store: Store,
 ) -> Result<(), BadRecord> {
-    match (format, store.streams(out)) {
-        (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, scratch, out)),
-        (Half::Bf16, false) => for_bits!(7, record.m, write_bf16, [false], (tables, record, scratch, out)),
-        (Half::F16, true) => for_bits!(10, record.m, write_f16, [true], (tables, record, scratch, out)),
-        (Half::F16, false) => for_bits!(10, record.m, write_f16, [false], (tables, record, scratch, out)),
-    }
+    let (stream, mut out) = (store.streams(out), out);
+    for_blocks(tables, records, scratch, |_, record, symbols| {
+        let here;
+        (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
+        match (format, stream) {
+            (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, symbols, here)),
+            (Half::Bf16, false) => {
+                for_bits!(7, record.m, write_bf16, [false], (tables, record, symbols, here))
+            }
+            (Half::F16, true) => for_bits!(10, record.m, write_f16, [true], (tables, record, symbols, here)),
+            (Half::F16, false) => {
+                for_bits!(10, record.m, write_f16, [false], (tables, record, symbols, here))
+            }
+        }
+    })
 }
 
 /// Gives each lane of 16 bytes, of each vector of 16-bit elements, its own 8.
@@ -86,10 +100,10 @@ fn order_of_halves() -> [u64; 8] {
 fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    scratch: &mut Scratch,
+    symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, out.len(), scratch)?;
+    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_halves()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
@@ -115,10 +129,10 @@ fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>
 fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    scratch: &mut Scratch,
+    symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, out.len(), scratch)?;
+    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_halves()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();

@@ -72,9 +72,15 @@ pub(super) fn store(out: &mut [u8], v: __m512i) {
 
 /// Up to 64 bits of a bitmap, zeros above them.
 #[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
 pub(super) fn bits_of(bytes: &[u8]) -> u64 {
     match bytes.first_chunk() {
         Some(word) => u64::from_le_bytes(*word),
-        None => bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+        // SAFETY: the mask admits only the slice's bytes, at most 7.
+        None => unsafe {
+            _mm_cvtsi128_si64(_mm_maskz_loadu_epi8(lanes(bytes.len()) as u16, bytes.as_ptr().cast())) as u64
+        },
     }
 }

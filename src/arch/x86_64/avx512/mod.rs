@@ -12,6 +12,7 @@ mod whole;
 /// Blocks of a multiple of so many weights are decoded in registers.
 pub(super) const UNIT: usize = whole::GROUP;
 
+use crate::arch::generic::one_by_one;
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
 
 /// Whether this processor has all the features that this room names.
@@ -30,30 +31,31 @@ pub(super) fn is_available() -> bool {
 
 pub(super) fn decode(
     tables: &Tables,
-    record: &Record<'_>,
+    records: &[Record<'_>],
     scratch: &mut Scratch,
     words: &mut [u32],
     store: Store,
 ) -> Result<(), BadRecord> {
-    // SAFETY: `available` hands this function out only if `is_available`.
-    unsafe {
-        match words.len().is_multiple_of(whole::GROUP) && !words.is_empty() {
-            true => elements::words(tables, record, scratch, words, store),
-            false => any::decode(tables, record.bytes, record.m, scratch, words),
-        }
+    if records.iter().all(|r| r.len.is_multiple_of(UNIT)) {
+        // SAFETY: `available` hands this function out only if `is_available`.
+        return unsafe { elements::words(tables, records, scratch, words, store) };
     }
+    one_by_one(records, words, |record, words| {
+        // SAFETY: as above.
+        unsafe { any::decode(tables, record.bytes, record.m, scratch, words) }
+    })
 }
 
 pub(super) fn decode_halves(
     tables: &Tables,
-    record: &Record<'_>,
+    records: &[Record<'_>],
     scratch: &mut Scratch,
     format: Half,
     out: &mut [u16],
     store: Store,
 ) -> Result<(), BadRecord> {
     // SAFETY: as in `decode`.
-    unsafe { elements::halves(tables, record, scratch, format, out, store) }
+    unsafe { elements::halves(tables, records, scratch, format, out, store) }
 }
 
 pub(super) fn multiply_rows(

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::whole::{Block, for_bits};
+use super::whole::{Block, for_bits, for_blocks};
 use crate::arch::{BadRecord, Record, Scratch, Tables};
 
 /// Columns of up to four vectors of 64 weights, each as four vectors of sums in the order of [`Block::words`].
@@ -19,17 +19,24 @@ pub(super) fn rows(
     x: &[f32],
     y: &mut [f32],
 ) -> Result<(), BadRecord> {
-    let (width, block) = (y.len(), records[0].len / y.len());
+    let (width, step) = (y.len(), records[0].len / y.len());
     let mut sums = gather(y);
-    for (record, x) in records.iter().zip(x.chunks(block)) {
+    for_blocks(tables, records, scratch, |i, record, symbols| {
+        let x = &x[i * step..];
+        let x = &x[..record.len / width];
         match width {
-            64 => for_bits!(23, record.m, block_rows, [1], (tables, record, scratch, x, &mut sums)),
-            128 => for_bits!(23, record.m, block_rows, [2], (tables, record, scratch, x, &mut sums)),
-            _ => for_bits!(23, record.m, block_rows, [4], (tables, record, scratch, x, &mut sums)),
-        }?;
-    }
+            64 => for_bits!(23, record.m, block_rows, [1], (tables, record, symbols, x, &mut sums)),
+            128 => for_bits!(23, record.m, block_rows, [2], (tables, record, symbols, x, &mut sums)),
+            _ => for_bits!(23, record.m, block_rows, [4], (tables, record, symbols, x, &mut sums)),
+        }
+    })?;
     scatter(&sums, y);
     Ok(())
+}
+
+/// Which of 64 weights is the `i`-th in the order of [`Block::words`].
+fn place(i: usize) -> usize {
+    i % 16 / 4 * 16 + i / 16 * 4 + i % 4
 }
 
 /// The sums of 64 to 256 columns, in the order of [`Block::words`].
@@ -39,7 +46,7 @@ pub(super) fn rows(
 fn gather(y: &[f32]) -> Sums {
     let mut sums = [[_mm512_setzero_ps(); 4]; 4];
     for (sums, y) in sums.iter_mut().zip(y.as_chunks::<64>().0) {
-        let ordered: [f32; 64] = std::array::from_fn(|i| y[i % 16 / 4 * 16 + i / 16 * 4 + i % 4]);
+        let ordered: [f32; 64] = std::array::from_fn(|i| y[place(i)]);
         for (sum, from) in sums.iter_mut().zip(ordered.as_chunks::<16>().0) {
             // SAFETY: 16 floats are 64 bytes.
             *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
@@ -72,11 +79,11 @@ fn scatter(sums: &Sums, y: &mut [f32]) {
 fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize>(
     tables: &Tables,
     record: &Record<'_>,
-    scratch: &mut Scratch,
+    symbols: &[u8],
     x: &[f32],
     totals: &mut Sums,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, record.len, scratch)?;
+    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
     // A copy of their own, so that they stay in registers.
     let mut sums = *totals;
     for (g, x) in x.chunks_exact(4 / V).enumerate() {
@@ -114,11 +121,12 @@ pub(super) fn columns(
     y: &mut [f32],
 ) -> Result<(), BadRecord> {
     let zero = _mm512_setzero_ps();
-    let mut dot = Dot { x, y, at: 0, row: 0, sums: [zero; 4] };
-    for record in records {
-        for_bits!(23, record.m, block_columns, [], (tables, record, scratch, &mut dot))?;
-    }
-    Ok(())
+    let ordered = |x: &[f32; 64]| std::array::from_fn(|i| x[place(i)]);
+    let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
+    let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
+    for_blocks(tables, records, scratch, |_, record, symbols| {
+        for_bits!(23, record.m, block_columns, [], (tables, record, symbols, &mut dot))
+    })
 }
 
 /// Dot products of the rows of a weight with `x`, of which one is under way.
@@ -168,10 +176,10 @@ impl Dot<'_> {
 fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8>(
     tables: &Tables,
     record: &Record<'_>,
-    scratch: &mut Scratch,
+    symbols: &[u8],
     state: &mut Dot<'_>,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::open(tables, record, record.len, scratch)?;
+    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
     let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
     for g in 0..block.groups() {
         block.prefetch(g);

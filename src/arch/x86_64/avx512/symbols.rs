@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::lane::{bits_of, lanes, load, load_at, store_at, take};
 use crate::arch::generic::bitmaps;
 use crate::arch::{BadRecord, PADDED, Tables, TierTable};
+use crate::format::MAX_TIERS;
 
 /// Calls `sink` with each stretch of at most 64 codes of a plane of `width` (1 to 4) bits: the place of its
 /// first code, how many there are, and a vector with the codes in the low bits of its bytes, other bits above.
@@ -51,72 +52,187 @@ pub(super) fn for_codes(width: u8, plane: &[u8], n: usize, mut sink: impl FnMut(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
-    if width == 3 {
-        let [low, middle, high] = bitmaps(plane);
-        let words = low.chunks(8).zip(middle.chunks(8)).zip(high.chunks(8));
-        let ones = words.map(|((l, m), h)| (bits_of(l) & bits_of(m) & bits_of(h)).count_ones() as usize);
-        return ones.sum::<usize>().min(n);
-    }
-    let mut sum = _mm512_setzero_si512();
-    for bytes in plane.chunks(64) {
-        let x = load(bytes);
-        let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
-        let ones = match width {
-            1 => x,
-            2 => _mm512_and_si512(pairs, _mm512_set1_epi8(0x55)),
-            _ => {
-                let quads = _mm512_and_si512(pairs, _mm512_srli_epi16::<2>(pairs));
-                _mm512_and_si512(quads, _mm512_set1_epi8(0x11))
-            }
-        };
-        sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(ones));
-    }
+    let count = match (width, plane.len()) {
+        (3, _) => {
+            let [low, middle, high] = bitmaps(plane);
+            let words = low.chunks(8).zip(middle.chunks(8)).zip(high.chunks(8));
+            words.map(|((l, m), h)| (bits_of(l) & bits_of(m) & bits_of(h)).count_ones() as usize).sum()
+        }
+        (_, ..=8) => {
+            let x = bits_of(plane);
+            let ones = match width {
+                1 => x,
+                2 => x & x >> 1 & 0x5555_5555_5555_5555,
+                _ => x & x >> 1 & x >> 2 & x >> 3 & 0x1111_1111_1111_1111,
+            };
+            ones.count_ones() as usize
+        }
+        (1, _) => count_ones(plane, |x| x),
+        (2, _) => count_ones(plane, |x| {
+            let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
+            _mm512_and_si512(pairs, _mm512_set1_epi8(0x55))
+        }),
+        _ => count_ones(plane, |x| {
+            let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
+            let quads = _mm512_and_si512(pairs, _mm512_srli_epi16::<2>(pairs));
+            _mm512_and_si512(quads, _mm512_set1_epi8(0x11))
+        }),
+    };
     // Only a damaged plane can have more than `n`.
-    (_mm512_reduce_add_epi64(sum) as usize).min(n)
+    count.min(n)
 }
 
-/// Decodes all tiers and returns the buffer that has the `n` symbols.
+/// Ones in a plane, in each vector of it after `mark`.
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-pub(super) fn symbols<'s>(
-    tables: &Tables,
-    first: &[u8],
-    mut planes: &[u8],
-    n: usize,
-    mut symbols: &'s mut [u8; PADDED],
-    mut below: &'s mut [u8; PADDED],
-) -> Result<&'s [u8], BadRecord> {
-    let mut tiers = [(&[] as &[u8], 0usize); 9];
-    let count = tables.tiers.len();
-    tiers[0] = (first, n);
-    for (t, tier) in tables.tiers.iter().enumerate() {
-        let (plane, n) = tiers[t];
-        let escapes = count_escapes(tier.width, plane, n);
-        let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
-        tiers[t + 1] = (take(&mut planes, width, escapes)?, escapes);
+fn count_ones(plane: &[u8], mark: impl Fn(__m512i) -> __m512i) -> usize {
+    let (vectors, last) = plane.as_chunks::<64>();
+    let mut sum = _mm512_popcnt_epi64(mark(load(last)));
+    for bytes in vectors {
+        sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(mark(load(bytes))));
     }
-    if planes.len() >= 4 {
-        return Err(BadRecord);
-    }
-    let (literals, literal_count) = tiers[count];
-    below[..literal_count].copy_from_slice(literals);
-    for (tier, &(plane, n)) in tables.tiers.iter().zip(&tiers[..count]).rev() {
-        expand_tier(tier, plane, n, below, symbols);
-        std::mem::swap(&mut symbols, &mut below);
-    }
-    Ok(&below[..n])
+    _mm512_reduce_add_epi64(sum) as usize
 }
 
-/// Symbols from below, handed out in turn to the places of escapes.
-struct Merge<'a> {
-    below: &'a [u8; PADDED],
+/// A block whose symbols are wanted, and memory for them.
+pub(super) struct Job<'a> {
+    /// The plane of tier 0.
+    pub first: &'a [u8],
+    /// What follows the raw planes.
+    pub tail: &'a [u8],
+    /// Weights in the block.
+    pub n: usize,
+    pub symbols: &'a mut [u8; PADDED],
+    pub below: &'a mut [u8; PADDED],
+}
+
+/// Where a job has arrived on its way up.
+struct State<'a> {
+    planes: [(&'a [u8], usize); MAX_TIERS + 1],
+    /// The symbols of the tier below, if they are at most 64; else they are in the job's `below`.
+    few: Option<__m512i>,
+}
+
+/// Decodes all tiers of `N` blocks side by side, and returns the symbols of each.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn symbols<'a, const N: usize>(
+    tables: &Tables,
+    mut jobs: [Job<'a>; N],
+) -> Result<[&'a [u8]; N], BadRecord> {
+    let zero = _mm512_setzero_si512();
+    let mut states = [const { State { planes: [(&[], 0); MAX_TIERS + 1], few: None } }; N];
+    for (state, job) in states.iter_mut().zip(&jobs) {
+        state.planes[0] = (job.first, job.n);
+    }
+    // How many codes a tier has follows from the escapes of the one before, so go down first ...
+    for (t, tier) in tables.tiers.iter().enumerate() {
+        let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
+        for (state, job) in states.iter_mut().zip(&mut jobs) {
+            let (plane, n) = state.planes[t];
+            let escapes = count_escapes(tier.width, plane, n);
+            state.planes[t + 1] = (take(&mut job.tail, width, escapes)?, escapes);
+        }
+    }
+    // ... and merge on the way up. Up to 64 symbols stay in a register: what was just stored cannot be loaded at
+    // another place for a while.
+    for (state, job) in states.iter_mut().zip(&mut jobs) {
+        let (literals, n) = state.planes[tables.tiers.len()];
+        if job.tail.len() >= 4 {
+            return Err(BadRecord);
+        }
+        if n <= 64 {
+            state.few = Some(load(literals));
+        } else {
+            job.below[..n].copy_from_slice(literals);
+        }
+    }
+    for (t, tier) in tables.tiers.iter().enumerate().rev() {
+        for (state, job) in states.iter_mut().zip(&mut jobs) {
+            let (plane, n) = state.planes[t];
+            match state.few.take() {
+                Some(few) if n <= 64 => state.few = Some(expand_few(tier, plane, n, few)),
+                few => {
+                    let (many, out, next) = (&*job.below, &mut *job.symbols, 0);
+                    match few {
+                        Some(few) => expand_tier(tier, plane, n, Merge::<true> { few, many, next, out }),
+                        None => expand_tier(tier, plane, n, Merge::<false> { few: zero, many, next, out }),
+                    }
+                    std::mem::swap(&mut job.symbols, &mut job.below);
+                }
+            }
+        }
+    }
+    for (state, job) in states.iter().zip(&mut jobs) {
+        if let Some(few) = state.few {
+            store_at(job.below, 0, few);
+        }
+    }
+    Ok(jobs.map(|job| &job.below[..job.n]))
+}
+
+/// The symbols of a tier's `n` codes, at most 64, those of its escapes taken from `below` in turn.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn expand_few(tier: &TierTable, plane: &[u8], n: usize, below: __m512i) -> __m512i {
+    let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
+    let codes = match tier.width {
+        1 => _mm512_maskz_set1_epi8(bits_of(plane), 1),
+        3 => {
+            let [low, middle, high] = bitmaps(plane).map(|bits| bits_of(bits));
+            let codes = _mm512_maskz_set1_epi8(low, 1);
+            let codes = _mm512_mask_add_epi8(codes, middle, codes, _mm512_set1_epi8(2));
+            _mm512_mask_add_epi8(codes, high, codes, _mm512_set1_epi8(4))
+        }
+        width => {
+            let (packed, stride) = (load(plane), plane.len());
+            let mut codes = packed;
+            for j in 1..8 / usize::from(width) {
+                let shifted = _mm512_srl_epi16(packed, _mm_cvtsi32_si128((j * usize::from(width)) as i32));
+                let from = _mm512_sub_epi8(iota(), _mm512_set1_epi8((j * stride) as i8));
+                codes = _mm512_mask_permutexvar_epi8(codes, !lanes(j * stride), from, shifted);
+            }
+            codes
+        }
+    };
+    let named = _mm512_permutexvar_epi8(codes, table);
+    let escaped = _mm512_cmpeq_epi8_mask(named, mark) & lanes(n);
+    _mm512_mask_expand_epi8(named, escaped, below)
+}
+
+/// 0, 1, 2 ... 63.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn iota() -> __m512i {
+    const IOTA: [u8; 64] = {
+        let mut out = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            out[i] = i as u8;
+            i += 1;
+        }
+        out
+    };
+    load(&IOTA)
+}
+
+/// Symbols from below, handed out in turn to the places of escapes. `FEW`: there are at most 64.
+struct Merge<'a, const FEW: bool> {
+    few: __m512i,
+    many: &'a [u8; PADDED],
     next: usize,
     out: &'a mut [u8; PADDED],
 }
 
-impl Merge<'_> {
+impl<const FEW: bool> Merge<'_, FEW> {
     /// Writes 64 symbols from `at` on: `named`, or the next ones from below where `escaped` says so. What lies
     /// behind the last code of a stretch is overwritten by the next stretch.
     #[inline]
@@ -124,19 +240,23 @@ impl Merge<'_> {
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     fn put(&mut self, at: usize, named: __m512i, escaped: u64) {
-        let symbols = _mm512_mask_expand_epi8(named, escaped, load_at(self.below, self.next));
+        let below = if FEW {
+            _mm512_permutexvar_epi8(_mm512_add_epi8(iota(), _mm512_set1_epi8(self.next as i8)), self.few)
+        } else {
+            load_at(self.many, self.next)
+        };
+        let symbols = _mm512_mask_expand_epi8(named, escaped, below);
         self.next += escaped.count_ones() as usize;
         store_at(self.out, at, symbols);
     }
 }
 
-/// Writes the symbols of a tier's `n` codes to `out`, those of its escapes taken from `below` in turn.
+/// Writes out the symbols of a tier's `n` codes, those of its escapes taken from below in turn.
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn expand_tier(tier: &TierTable, plane: &[u8], n: usize, below: &[u8; PADDED], out: &mut [u8; PADDED]) {
-    let mut merge = Merge { below, next: 0, out };
+fn expand_tier<const FEW: bool>(tier: &TierTable, plane: &[u8], n: usize, mut merge: Merge<'_, FEW>) {
     match tier.width {
         1 => {
             let named = _mm512_set1_epi8(tier.symbols[0] as i8);
@@ -147,8 +267,8 @@ fn expand_tier(tier: &TierTable, plane: &[u8], n: usize, below: &[u8; PADDED], o
             let at = words.len() * 64;
             merge.put(at, named, bits_of(last) & lanes(n.saturating_sub(at)));
         }
-        2 => expand_packed::<2>(tier, plane, n, &mut merge),
-        4 => expand_packed::<4>(tier, plane, n, &mut merge),
+        2 => expand_packed::<2, FEW>(tier, plane, n, &mut merge),
+        4 => expand_packed::<4, FEW>(tier, plane, n, &mut merge),
         width => {
             let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
             for_codes(width, plane, n, |at, len, codes| {
@@ -164,7 +284,12 @@ fn expand_tier(tier: &TierTable, plane: &[u8], n: usize, below: &[u8; PADDED], o
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn expand_packed<const W: u32>(tier: &TierTable, plane: &[u8], n: usize, merge: &mut Merge<'_>) {
+fn expand_packed<const W: u32, const FEW: bool>(
+    tier: &TierTable,
+    plane: &[u8],
+    n: usize,
+    merge: &mut Merge<'_, FEW>,
+) {
     let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
     let (groups, last) = plane.as_chunks::<64>();
     for (g, bytes) in groups.iter().enumerate() {

@@ -5,8 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::lane::{load, take};
-use super::symbols::symbols;
-use crate::arch::{BadRecord, Record, Scratch, Tables};
+use super::symbols::{Job, symbols};
+use crate::arch::{BadRecord, PADDED, Record, Scratch, Tables};
 use crate::format::HEAD_BITS;
 
 /// Weights a group: the least of which every plane is whole vectors.
@@ -106,34 +106,74 @@ fn vector(plane: &[u8], i: usize) -> __m512i {
     load(&plane[i * 64..i * 64 + 64])
 }
 
+/// Calls `body` with each record, its place and its symbols, in turn. All lengths are multiples of [`GROUP`].
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn for_blocks(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    mut body: impl FnMut(usize, &Record<'_>, &[u8]) -> Result<(), BadRecord>,
+) -> Result<(), BadRecord> {
+    let Scratch { symbols: a, below: b, symbols_too: c, below_too: d, .. } = scratch;
+    for (i, pair) in records.chunks(2).enumerate() {
+        match pair {
+            [one, two] => {
+                // Side by side: each has to wait for itself again and again.
+                let jobs = [Job::new(tables, one, a, b)?, Job::new(tables, two, c, d)?];
+                let [symbols, symbols_too] = symbols(tables, jobs)?;
+                body(2 * i, one, symbols)?;
+                body(2 * i + 1, two, symbols_too)?;
+            }
+            [one, ..] => {
+                let [symbols] = symbols(tables, [Job::new(tables, one, a, b)?])?;
+                body(2 * i, one, symbols)?;
+            }
+            [] => {}
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        tables: &Tables,
+        record: &Record<'a>,
+        symbols: &'a mut [u8; PADDED],
+        below: &'a mut [u8; PADDED],
+    ) -> Result<Self, BadRecord> {
+        let mut planes = record.bytes;
+        let first = take(&mut planes, tables.tiers[0].width, record.len)?;
+        let raw = record.len / 8 * (usize::from(record.m) + 1);
+        let tail = planes.get(raw..).ok_or(BadRecord)?;
+        Ok(Job { first, tail, n: record.len, symbols, below })
+    }
+}
+
 /// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight.
 pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> {
     symbols: &'a [u8],
     head: Field<'a>,
     high: Field<'a>,
     low: Field<'a>,
-    next: &'a [u8],
+    ahead: &'a [u8],
 }
 
 impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LOW> {
-    /// Opens the record of `n` weights, a multiple of [`GROUP`].
+    /// The block of `record`, whose symbols are these.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn open(
-        tables: &Tables,
-        record: &Record<'a>,
-        n: usize,
-        scratch: &'a mut Scratch,
-    ) -> Result<Self, BadRecord> {
-        let mut planes = record.bytes;
-        let first = take(&mut planes, tables.tiers[0].width, n)?;
+    pub fn new(tables: &Tables, record: &Record<'a>, symbols: &'a [u8]) -> Result<Self, BadRecord> {
+        let (mut planes, n) = (record.bytes, symbols.len());
+        take(&mut planes, tables.tiers[0].width, n)?;
         let head = Field::take(&mut planes, HEAD, n)?;
         let high = Field::take(&mut planes, HIGH, n)?;
         let low = Field::take(&mut planes, LOW, n)?;
-        let symbols = symbols(tables, first, planes, n, &mut scratch.symbols, &mut scratch.below)?;
-        Ok(Block { symbols, head, high, low, next: record.next })
+        Ok(Block { symbols, head, high, low, ahead: record.ahead })
     }
 
     /// Groups of the block.
@@ -141,15 +181,15 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
         self.symbols.len() / GROUP
     }
 
-    /// Asks for this group's share of the next record.
+    /// Asks for this group's share of what comes later.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn prefetch(&self, g: usize) {
-        let share = self.next.len().div_ceil(self.groups()).next_multiple_of(64);
-        let start = (g * share).min(self.next.len());
-        crate::arch::prefetch(&self.next[start..(start + share).min(self.next.len())]);
+        let share = self.ahead.len().div_ceil(self.groups()).next_multiple_of(64);
+        let start = (g * share).min(self.ahead.len());
+        crate::arch::prefetch(&self.ahead[start..(start + share).min(self.ahead.len())]);
     }
 
     /// 64 symbols and heads of quarter `J` of group `g`, after `arrange`, as bfloat16 patterns: two vectors. In
