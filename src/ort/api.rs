@@ -6,12 +6,14 @@ use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ort_sys::{
-    OrtApi, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValue,
+    OrtApi, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtSessionOptions, OrtStatusPtr,
+    OrtTensorTypeAndShapeInfo, OrtValue,
 };
 
+use super::cache::Cache;
 use super::fence::{self, Failure, Result};
 
 /// Element types as numbers: the host may know more of them than the enum in `ort-sys` does.
@@ -76,6 +78,27 @@ impl Api {
         Err(Failure::fail(message))
     }
 
+    /// An entry of the session options' configuration, if it is there.
+    ///
+    /// # Safety
+    /// `options` are live session options of this host.
+    pub unsafe fn session_option(
+        self,
+        options: *const OrtSessionOptions,
+        key: &CStr,
+    ) -> Result<Option<String>> {
+        let mut found = 0;
+        // SAFETY: `options` are live, the key is a C string, and `string` passes null or a buffer of `size` bytes.
+        unsafe {
+            self.check((self.0.HasSessionConfigEntry)(options, key.as_ptr(), &mut found))?;
+            if found == 0 {
+                return Ok(None);
+            }
+            self.string(|out, size| (self.0.GetSessionConfigEntry)(options, key.as_ptr(), out, size))
+                .map(Some)
+        }
+    }
+
     /// Dimensions and element type of a type and shape object.
     ///
     /// # Safety
@@ -102,18 +125,30 @@ impl Api {
     }
 }
 
+/// Threads that the machine offers this process. The session may use fewer: ONNX Runtime does not tell.
+pub(crate) fn threads() -> usize {
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// What the host knows of a node when it creates the node's kernel.
 pub(crate) struct KernelInfo<'a> {
     api: Api,
     raw: *const OrtKernelInfo,
+    cache: Option<&'a Arc<Cache>>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
 
 impl<'a> KernelInfo<'a> {
     /// # Safety
     /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
-    pub unsafe fn new(api: Api, raw: *const OrtKernelInfo) -> Self {
-        KernelInfo { api, raw, lifetime: PhantomData }
+    pub unsafe fn new(api: Api, raw: *const OrtKernelInfo, cache: Option<&'a Arc<Cache>>) -> Self {
+        KernelInfo { api, raw, cache, lifetime: PhantomData }
+    }
+
+    /// Where the session may keep decoded weights.
+    pub fn cache(&self) -> Option<&'a Arc<Cache>> {
+        self.cache
     }
 
     /// The host's version.

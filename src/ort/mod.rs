@@ -5,6 +5,7 @@
 //! kernel has mutable state, so one session may be run from many threads.
 
 mod api;
+mod cache;
 mod fence;
 mod kernels;
 mod ops;
@@ -13,11 +14,13 @@ mod weight;
 
 use std::ffi::CStr;
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
 use api::{Api, HostVersion};
+use cache::Cache;
+pub use cache::{CACHE_OPTION, CACHE_VARIABLE};
 use fence::Result;
 use ops::{DEFINITIONS, Op};
 pub use weight::VERIFY_VARIABLE;
@@ -80,26 +83,34 @@ pub unsafe extern "system" fn RegisterCustomOps(
 }
 
 fn register(api: Api, options: *mut OrtSessionOptions) -> Result<()> {
-    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = hosts.iter().find(|host| ptr::eq(host.api.table(), api.table()));
-    let domain = match known {
-        Some(host) => host.domain,
-        None => {
-            let domain = new_domain(api)?;
-            hosts.push(Host { api, domain });
-            domain
-        }
+    // SAFETY: the options are live.
+    let budget = unsafe { api.session_option(options, CACHE_OPTION) }?;
+    let domain = match Cache::configured(budget)? {
+        // Ops of its own, because kernels know their session by the op that creates them.
+        Some(cache) => new_domain(api, Some(&cache))?,
+        None => shared_domain(api)?,
     };
     // SAFETY: the options are live, and the domain is never released.
     api.check(unsafe { (api.table().AddCustomOpDomain)(options, domain) })
 }
 
-fn new_domain(api: Api) -> Result<*mut OrtCustomOpDomain> {
+/// The domain of all sessions that keep nothing decoded.
+fn shared_domain(api: Api) -> Result<*mut OrtCustomOpDomain> {
+    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(host) = hosts.iter().find(|host| ptr::eq(host.api.table(), api.table())) {
+        return Ok(host.domain);
+    }
+    let domain = new_domain(api, None)?;
+    hosts.push(Host { api, domain });
+    Ok(domain)
+}
+
+fn new_domain(api: Api, cache: Option<&Arc<Cache>>) -> Result<*mut OrtCustomOpDomain> {
     let mut domain = ptr::null_mut();
     // SAFETY: the name is a C string that the host copies.
     api.check(unsafe { (api.table().CreateCustomOpDomain)(DOMAIN_C.as_ptr(), &mut domain) })?;
     for definition in &DEFINITIONS {
-        let op: &'static Op = Box::leak(Box::new(Op::new(api, definition)));
+        let op: &'static Op = Box::leak(Box::new(Op::new(api, definition, cache.cloned())));
         // SAFETY: domain and op are live; the op is leaked, because the host keeps its address.
         api.check(unsafe { (api.table().CustomOpDomain_Add)(domain, op.raw()) })?;
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::Arc;
 
 use ort_sys::{
     ONNXTensorElementDataType as ElementType, OrtApi, OrtCustomOp,
@@ -10,6 +11,7 @@ use ort_sys::{
 };
 
 use super::api::{Api, KernelContext, KernelInfo};
+use super::cache::Cache;
 use super::fence::{self, Failure, Result};
 use super::kernels::{Decode, Gather, Gemm, MatMul, Notice};
 use super::shape::{self, Dim, Query, ShapeContext};
@@ -113,6 +115,7 @@ pub(crate) struct Op {
     raw: OrtCustomOp,
     api: Api,
     definition: &'static Definition,
+    cache: Option<Arc<Cache>>,
 }
 
 /// A kernel and what its callbacks need beside it.
@@ -125,7 +128,7 @@ struct Instance {
 
 impl Op {
     /// The op in the shape that `api`'s host takes.
-    pub fn new(api: Api, definition: &'static Definition) -> Self {
+    pub fn new(api: Api, definition: &'static Definition, cache: Option<Arc<Cache>>) -> Self {
         let raw = OrtCustomOp {
             version: API_LEVEL,
             CreateKernel: None,
@@ -150,7 +153,7 @@ impl Op {
             GetStartVersion: Some(get_one),
             GetEndVersion: Some(get_end_version),
         };
-        Op { raw, api, definition }
+        Op { raw, api, definition, cache }
     }
 
     /// What `CustomOpDomain_Add` takes.
@@ -176,7 +179,7 @@ unsafe extern "system" fn create(
     let op = unsafe { op(this) };
     fence::guard(op.api, || {
         // SAFETY: `info` is live during this call.
-        let info = unsafe { KernelInfo::new(op.api, info) };
+        let info = unsafe { KernelInfo::new(op.api, info, op.cache.as_ref()) };
         let (name, node) = (op.definition.name.to_string_lossy(), info.node_name().unwrap_or_default());
         let label = format!("{DOMAIN}.{name} node '{node}'");
         let kernel = (op.definition.create)(&info).map_err(|failure| failure.at(&label))?;

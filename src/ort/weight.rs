@@ -1,8 +1,9 @@
 //! A node's weight: its blob, validated once, and the decoder over it.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::api::{HostVersion, KernelContext, KernelInfo};
+use super::api::{HostVersion, KernelContext, KernelInfo, Workers, threads};
+use super::cache::{self, Place};
 use super::fence::{Failure, Result};
 use crate::codec::Decoder;
 use crate::error::Error;
@@ -44,7 +45,7 @@ pub(crate) struct Weight {
 
 enum State {
     /// The blob is an initializer of the node's graph and was validated with the kernel.
-    Constant(Arc<Decoder>),
+    Constant(Arc<Decoder>, Option<Place>),
     /// The blob comes from elsewhere (an outer graph's initializer, in the body of an If): validated when it
     /// is first seen, and again if another one is seen.
     Late(RwLock<Option<(Vec<u8>, Arc<Decoder>)>>),
@@ -55,6 +56,8 @@ pub(crate) struct Bound<'a> {
     host: HostVersion,
     decoder: Arc<Decoder>,
     blob: &'a [u8],
+    /// All weights in stored order, if they are kept decoded.
+    kept: Option<Arc<Vec<f32>>>,
 }
 
 impl Bound<'_> {
@@ -68,9 +71,48 @@ impl Bound<'_> {
         self.decoder.header()
     }
 
+    /// `y += x W` or, if `transposed`, `y += W x`, where `W` starts at slot `first`, straight from the blob. Says
+    /// whether that could be done: if not, the weights must be decoded first.
+    pub fn multiply(&self, first: usize, transposed: bool, x: &[f32], y: &mut [f32]) -> Result<bool> {
+        if self.kept.is_some() {
+            return Ok(false);
+        }
+        let multiply = if transposed { Decoder::multiply_columns } else { Decoder::multiply_rows };
+        multiply(&self.decoder, self.blob, first as u64, x, y).map_err(|error| Failure::fail(explain(&error)))
+    }
+
+    /// `len` decoded weights from slot `first` on, if they are kept.
+    pub fn kept(&self, first: usize, len: usize) -> Option<&[f32]> {
+        self.kept.as_ref().map(|weights| &weights[first..first + len])
+    }
+
     /// Decodes `out.len()` weights from slot `first` on, in stored order.
     pub fn decode(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        if let Some(weights) = self.kept(first, out.len()) {
+            out.copy_from_slice(weights);
+            return Ok(());
+        }
         self.decoder.decode_f32(self.blob, first as u64, out).map_err(|error| Failure::fail(explain(&error)))
+    }
+}
+
+impl Bound<'_> {
+    /// Decodes all weights, in stored order, on all threads.
+    fn decode_all(&self, workers: &Workers<'_>, out: &mut [f32]) -> Result<()> {
+        let block = self.header().block_len as usize;
+        let mut rest = out;
+        let parts: Vec<_> = cache::cut(rest.len(), block, 4 * threads())
+            .map(|range| {
+                let part;
+                (part, rest) = std::mem::take(&mut rest).split_at_mut(range.len());
+                Mutex::new((range.start, part))
+            })
+            .collect();
+        workers.run(parts.len(), |index| {
+            let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let (first, out) = &mut *part;
+            self.decode(*first, out)
+        })
     }
 }
 
@@ -120,7 +162,10 @@ impl Weight {
         };
         if let Some(blob) = info.constant_input(input)? {
             let blob = blob.bytes().map_err(|e| e.at(weight.label()))?;
-            weight.state = State::Constant(Arc::new(weight.open(blob)?));
+            let decoder = weight.open(blob)?;
+            let len = usize::try_from(decoder.header().blocks().elements()).unwrap_or(usize::MAX);
+            let place = info.cache().and_then(|cache| cache.place(len));
+            weight.state = State::Constant(Arc::new(decoder), place);
         }
         Ok(weight)
     }
@@ -134,8 +179,13 @@ impl Weight {
     pub fn bind<'a>(&self, context: &KernelContext<'a>) -> Result<Bound<'a>> {
         let blob = context.required(self.input)?.bytes().map_err(|e| e.at(self.label()))?;
         let cache = match &self.state {
-            State::Constant(decoder) => {
-                return Ok(Bound { host: self.host, decoder: Arc::clone(decoder), blob });
+            State::Constant(decoder, place) => {
+                let decoder = Arc::clone(decoder);
+                let mut bound = Bound { host: self.host, decoder, blob, kept: None };
+                if let Some(place) = place {
+                    bound.kept = place.weights(|out| bound.decode_all(&context.workers(), out))?;
+                }
+                return Ok(bound);
             }
             State::Late(cache) => cache,
         };
@@ -143,12 +193,12 @@ impl Weight {
         if let Some((known, decoder)) = &*cache.read().unwrap_or_else(PoisonError::into_inner)
             && known == identity
         {
-            return Ok(Bound { host: self.host, decoder: Arc::clone(decoder), blob });
+            return Ok(Bound { host: self.host, decoder: Arc::clone(decoder), blob, kept: None });
         }
         let decoder = Arc::new(self.open(blob)?);
         *cache.write().unwrap_or_else(PoisonError::into_inner) =
             Some((identity.to_vec(), Arc::clone(&decoder)));
-        Ok(Bound { host: self.host, decoder, blob })
+        Ok(Bound { host: self.host, decoder, blob, kept: None })
     }
 
     fn label(&self) -> String {

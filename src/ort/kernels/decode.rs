@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::plan::{is_small, threads};
+use super::plan::is_small;
 use super::scratch;
 use crate::format::Layout;
-use crate::ort::api::{KernelContext, KernelInfo};
+use crate::ort::api::{KernelContext, KernelInfo, threads};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::{Bound, Stored, Weight};

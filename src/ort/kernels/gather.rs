@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::plan::{is_small, threads};
-use crate::ort::api::{KernelContext, KernelInfo, Tensor, element};
+use super::plan::is_small;
+use crate::ort::api::{KernelContext, KernelInfo, Tensor, element, threads};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::{Stored, Weight};

@@ -1,11 +1,14 @@
-//! A vector times a decoded piece of a weight that lies in the cache, in either order of storage.
+//! A few vectors times a decoded piece of a weight that lies in the cache, in either order of storage.
 //!
 //! The compiler vectorises the plain loops below; they are compiled once for each instruction set.
 
-/// `y += x * w`, where `w` is `[x.len(), y.len()]`, row by row.
-pub(crate) fn accumulate_rows(y: &mut [f32], x: &[f32], w: &[f32]) {
-    assert_eq!(w.len(), x.len() * y.len());
-    dispatch::accumulate_rows(y, x, w);
+/// `y += x * w`, row by row: `w` is `[depth, width]`, `y` has rows of `width` and `x` rows of `depth` elements, `stride`
+/// apart. Each element of `y` is summed up along `depth` in turn.
+pub(crate) fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+    let (rows, depth) = (y.len() / width, w.len() / width);
+    assert!(rows * width == y.len() && depth * width == w.len());
+    assert!(rows == 0 || (rows - 1) * stride + depth <= x.len());
+    dispatch::accumulate_rows(y, width, x, stride, w);
 }
 
 /// `y += w * x`, where `w` is `[y.len(), x.len()]`, row by row.
@@ -20,35 +23,82 @@ fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Sums over all rows for a strip of `W` columns, which stay in registers.
+/// Sums for `R` rows of `x` and a strip of `W` columns, which stay in registers.
 #[inline(always)]
-fn strip<const FMA: bool, const W: usize>(y: &mut [f32], x: &[f32], w: &[f32], stride: usize, at: usize) {
-    let Some(y) = y[at..].first_chunk_mut::<W>() else { return };
-    let mut sum = *y;
-    for (&x, row) in x.iter().zip(w.chunks_exact(stride)) {
+fn strip<const FMA: bool, const R: usize, const W: usize>(
+    y: &mut [f32],
+    width: usize,
+    x: &[f32],
+    stride: usize,
+    w: &[f32],
+    at: usize,
+) {
+    let mut sums = [[0f32; W]; R];
+    for (sums, y) in sums.iter_mut().zip(y.chunks_exact(width)) {
+        sums.copy_from_slice(&y[at..at + W]);
+    }
+    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * stride..r * stride + w.len() / width]);
+    for (d, row) in w.chunks_exact(width).enumerate() {
         let Some(row) = row[at..].first_chunk::<W>() else { return };
-        for (sum, &w) in sum.iter_mut().zip(row) {
-            *sum = mul_add::<FMA>(x, w, *sum);
+        for (sums, x) in sums.iter_mut().zip(x) {
+            for (sum, &w) in sums.iter_mut().zip(row) {
+                *sum = mul_add::<FMA>(x[d], w, *sum);
+            }
         }
     }
-    *y = sum;
+    for (sums, y) in sums.iter().zip(y.chunks_exact_mut(width)) {
+        y[at..at + W].copy_from_slice(sums);
+    }
 }
 
+/// As [`accumulate_rows`], for `R` rows.
 #[inline(always)]
-fn rows_inline<const FMA: bool, const W: usize>(y: &mut [f32], x: &[f32], w: &[f32]) {
-    let stride = y.len();
+fn some_rows<const FMA: bool, const R: usize, const W: usize>(
+    y: &mut [f32],
+    width: usize,
+    x: &[f32],
+    stride: usize,
+    w: &[f32],
+) {
     let mut at = 0;
-    while at + W <= stride {
-        strip::<FMA, W>(y, x, w, stride, at);
+    while at + W <= width {
+        strip::<FMA, R, W>(y, width, x, stride, w, at);
         at += W;
     }
-    while at + 16 <= stride {
-        strip::<FMA, 16>(y, x, w, stride, at);
+    while at + 16 <= width {
+        strip::<FMA, R, 16>(y, width, x, stride, w, at);
         at += 16;
     }
-    while at < stride {
-        strip::<FMA, 1>(y, x, w, stride, at);
+    while at < width {
+        strip::<FMA, R, 1>(y, width, x, stride, w, at);
         at += 1;
+    }
+}
+
+/// `W1`, `W2` and `W4`: the columns whose sums, for so many rows, are kept in registers.
+#[inline(always)]
+fn rows_inline<const FMA: bool, const W1: usize, const W2: usize, const W4: usize>(
+    y: &mut [f32],
+    width: usize,
+    x: &[f32],
+    stride: usize,
+    w: &[f32],
+) {
+    let (mut y, mut x) = (y, x);
+    while !y.is_empty() {
+        let rows = match y.len() / width {
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (here, rest) = y.split_at_mut(rows * width);
+        match rows {
+            4 => some_rows::<FMA, 4, W4>(here, width, x, stride, w),
+            2 => some_rows::<FMA, 2, W2>(here, width, x, stride, w),
+            _ => some_rows::<FMA, 1, W1>(here, width, x, stride, w),
+        }
+        y = rest;
+        x = x.get(rows * stride..).unwrap_or_default();
     }
 }
 
@@ -79,42 +129,66 @@ fn dots_inline<const FMA: bool, const W: usize>(y: &mut [f32], x: &[f32], w: &[f
 mod dispatch {
     use std::sync::OnceLock;
 
-    type Routine = fn(&mut [f32], &[f32], &[f32]);
+    #[derive(Clone, Copy)]
+    struct Routines {
+        rows: fn(&mut [f32], usize, &[f32], usize, &[f32]),
+        dots: fn(&mut [f32], &[f32], &[f32]),
+    }
 
     macro_rules! compiled_for {
-        ($name:ident, $inline:ident, $features:literal, $width:literal) => {
-            fn $name(y: &mut [f32], x: &[f32], w: &[f32]) {
-                #[target_feature(enable = $features)]
-                fn with_features(y: &mut [f32], x: &[f32], w: &[f32]) {
-                    super::$inline::<true, $width>(y, x, w);
+        ($name:ident, $features:literal, [$($widths:literal),*], $dots:literal) => {
+            mod $name {
+                pub fn rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+                    #[target_feature(enable = $features)]
+                    fn compiled(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+                        super::super::rows_inline::<true, $($widths),*>(y, width, x, stride, w);
+                    }
+                    // SAFETY: only `pick` hands this function out, after it has seen these features.
+                    unsafe { compiled(y, width, x, stride, w) }
                 }
-                // SAFETY: only `pick` hands this function out, after it has seen these features.
-                unsafe { with_features(y, x, w) }
+
+                pub fn dots(y: &mut [f32], x: &[f32], w: &[f32]) {
+                    #[target_feature(enable = $features)]
+                    fn compiled(y: &mut [f32], x: &[f32], w: &[f32]) {
+                        super::super::dots_inline::<true, $dots>(y, x, w);
+                    }
+                    // SAFETY: as above.
+                    unsafe { compiled(y, x, w) }
+                }
             }
         };
     }
-    compiled_for!(rows_avx2, rows_inline, "avx2,fma", 64);
-    compiled_for!(rows_avx512, rows_inline, "avx2,fma,avx512f,avx512vl", 128);
-    compiled_for!(dots_avx2, dots_inline, "avx2,fma", 64);
-    compiled_for!(dots_avx512, dots_inline, "avx2,fma,avx512f,avx512vl", 128);
+    compiled_for!(avx2, "avx2,fma", [64, 32, 16], 64);
+    compiled_for!(avx512, "avx2,fma,avx512f,avx512vl", [128, 128, 64], 128);
 
-    fn pick(best: Routine, good: Routine, any: Routine) -> Routine {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        match avx2 {
-            true if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") => best,
-            true => good,
-            false => any,
-        }
+    fn any_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+        super::rows_inline::<false, 16, 16, 8>(y, width, x, stride, w);
     }
 
-    pub(super) fn accumulate_rows(y: &mut [f32], x: &[f32], w: &[f32]) {
-        static ROUTINE: OnceLock<Routine> = OnceLock::new();
-        ROUTINE.get_or_init(|| pick(rows_avx512, rows_avx2, super::rows_inline::<false, 16>))(y, x, w);
+    fn any_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
+        super::dots_inline::<false, 16>(y, x, w);
+    }
+
+    fn pick() -> Routines {
+        static ROUTINES: OnceLock<Routines> = OnceLock::new();
+        *ROUTINES.get_or_init(|| {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            match avx2 {
+                true if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") => {
+                    Routines { rows: avx512::rows, dots: avx512::dots }
+                }
+                true => Routines { rows: avx2::rows, dots: avx2::dots },
+                false => Routines { rows: any_rows, dots: any_dots },
+            }
+        })
+    }
+
+    pub(super) fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+        (pick().rows)(y, width, x, stride, w);
     }
 
     pub(super) fn accumulate_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
-        static ROUTINE: OnceLock<Routine> = OnceLock::new();
-        ROUTINE.get_or_init(|| pick(dots_avx512, dots_avx2, super::dots_inline::<false, 16>))(y, x, w);
+        (pick().dots)(y, x, w);
     }
 }
 
@@ -122,8 +196,8 @@ mod dispatch {
 mod dispatch {
     const FMA: bool = cfg!(target_arch = "aarch64");
 
-    pub(super) fn accumulate_rows(y: &mut [f32], x: &[f32], w: &[f32]) {
-        super::rows_inline::<FMA, 32>(y, x, w);
+    pub(super) fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+        super::rows_inline::<FMA, 32, 32, 16>(y, width, x, stride, w);
     }
 
     pub(super) fn accumulate_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
@@ -146,9 +220,20 @@ mod tests {
             // Multiples of 1/8 with few bits: every order of summation is exact.
             let expected: Vec<f32> =
                 (0..n).map(|c| 1.0 + (0..k).map(|r| x[r] * w[r * n + c]).sum::<f32>()).collect();
-            let mut y = vec![1.0; n];
-            accumulate_rows(&mut y, &x, &w);
-            assert_eq!(y, expected, "rows {k}x{n}");
+            for m in 1..8 {
+                let stride = k + 3;
+                // Row `r` is `x` times `r + 1`.
+                let mut rows = vec![0.0; m * stride];
+                for (r, row) in rows.chunks_mut(stride).enumerate() {
+                    row.iter_mut().zip(&x).for_each(|(to, x)| *to = (r + 1) as f32 * x);
+                }
+                let mut y = vec![0.0; m * n];
+                accumulate_rows(&mut y, n, &rows, stride, &w);
+                for (r, y) in y.chunks(n).enumerate() {
+                    let expected: Vec<f32> = expected.iter().map(|e| (r + 1) as f32 * (e - 1.0)).collect();
+                    assert_eq!(y, expected, "rows {m}x{k}x{n}");
+                }
+            }
             let transposed: Vec<f32> = (0..n * k).map(|i| w[i % k * n + i / k]).collect();
             let mut y = vec![1.0; n];
             accumulate_dots(&mut y, &x, &transposed);

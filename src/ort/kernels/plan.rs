@@ -1,7 +1,5 @@
 //! How a product is cut into pieces: for the scratch of a thread, and for several threads.
 
-use std::sync::OnceLock;
-
 use super::scratch::CAPACITY;
 use crate::format::Dtype;
 use crate::ort::api::HostVersion;
@@ -12,8 +10,10 @@ const DECODE: f64 = 32.0;
 const INLINE: f64 = 32.0 * 65_536.0;
 /// Rows of `X` from which on decoding a weight twice, on two threads, can pay.
 const ROWS_A_CHUNK: usize = 64;
+/// Rows of `X` up to which each weight is multiplied as soon as it is decoded.
+pub(crate) const FEW_ROWS: usize = 8;
 /// Rows of `X` up to which sums are split along `K` when there are fewer pieces than threads.
-const FEW_ROWS: usize = 16;
+const SPLIT_ROWS: usize = 16;
 /// Steps along `K` that are summed up one by one before the sum is added to the output. ONNX Runtime's kernel for
 /// a constant matrix takes as many: so, with column tiles, outputs are its own bit for bit.
 const GROUP: usize = 256;
@@ -43,12 +43,6 @@ const TURN_FROM: usize = 64;
 const TURN_WIDTH: usize = 16;
 /// The least weights that a thread should be given.
 const LEAST: usize = 1 << 15;
-
-/// Threads that the machine offers this process. The session may use fewer: ONNX Runtime does not tell.
-pub(crate) fn threads() -> usize {
-    static THREADS: OnceLock<usize> = OnceLock::new();
-    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
 
 /// Whether work that decodes `weights` weights, each for `rows` rows, is better done on this thread alone.
 pub(crate) fn is_small(weights: usize, rows: usize) -> bool {
@@ -97,7 +91,7 @@ impl Plan {
             Form::Tiles(tile) => {
                 width = tile.min(n);
                 depth = group.min(CAPACITY / width);
-                while m == 1 && depth > 1 && depth * width > NEAR {
+                while m <= FEW_ROWS && depth > 1 && depth * width > NEAR {
                     depth /= 2;
                 }
             }
@@ -109,7 +103,7 @@ impl Plan {
                     width = align((TURNED / k).min(128).min(share), unit).clamp(1, n);
                     strip = align((NEAR / k).max(4).min((CAPACITY - TURNED) / k), unit).clamp(1, width);
                 } else {
-                    let target = if m <= FEW_ROWS { NEAR } else { FAR };
+                    let target = if m <= SPLIT_ROWS { NEAR } else { FAR };
                     let most = CAPACITY / k;
                     width = align((target / k).max(32).min(most).min(share), unit).clamp(1, n);
                 }
@@ -123,7 +117,7 @@ impl Plan {
         }
         if m >= 2 * ROWS_A_CHUNK {
             plan.row_parts = parts(pieces, threads, m / ROWS_A_CHUNK, DECODE, m as f64);
-        } else if m <= FEW_ROWS && matches!(form, Form::Tiles(_)) && k / group * m * n <= PARTIAL {
+        } else if m <= SPLIT_ROWS && matches!(form, Form::Tiles(_)) && k / group * m * n <= PARTIAL {
             let most = (k / group).min(k * width / LEAST).min(threads);
             plan.depth_parts = parts(pieces, threads, most, 1.0, DECODE + m as f64);
         }

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
-use super::plan::{self, Form, Plan, is_small, threads};
+use super::plan::{self, Form, Plan, is_small};
 use super::{gemv, scratch, turn};
 use crate::format::Layout;
-use crate::ort::api::Workers;
+use crate::ort::api::{Workers, threads};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::weight::Bound;
 
@@ -172,34 +172,50 @@ impl Product<'_> {
         depth: Range<usize>,
         add: bool,
     ) -> Result<()> {
-        let (width, vector) = (columns.len(), self.is_vector());
-        let mut sums = vec![0f32; if vector { width } else { 0 }];
-        for start in depth.clone().step_by(plan.depth) {
+        let width = columns.len();
+        let few = self.has_few_rows().then_some(rows.len());
+        let mut sums = vec![0f32; width * few.unwrap_or(0)];
+        let first_slot =
+            |row: usize| columns.start * self.k + if self.transposed { row } else { row * width };
+        let fused = few == Some(1)
+            && weight.multiply(
+                first_slot(depth.start),
+                self.transposed,
+                self.row(rows.start, &depth),
+                &mut sums,
+            )?;
+        for start in depth.clone().step_by(plan.depth).filter(|_| !fused) {
             let step = start..(start + plan.depth).min(depth.end);
-            let first =
-                columns.start * self.k + if self.transposed { step.start } else { step.start * width };
-            scratch::with((width + plan.strip) * step.len(), |values| {
-                let (values, strip) = values.split_at_mut(width * step.len());
-                if plan.strip == 0 {
-                    weight.decode(first, values)?;
-                } else {
-                    self.decode_turned(weight, first, values, strip)?;
-                }
-                let transposed = self.transposed && plan.strip == 0;
-                let add = add || step.start > depth.start;
-                let piece = Piece { values, transposed, depth: step, columns: columns.clone() };
-                if vector {
-                    self.multiply_vector(&piece, &mut sums, rows.start);
+            let add = add || step.start > depth.start;
+            let mut multiply = |values: &[f32], transposed: bool| {
+                let piece = Piece { values, transposed, depth: step.clone(), columns: columns.clone() };
+                if few.is_some() {
+                    self.multiply_few(&piece, &mut sums, rows.clone());
                 } else {
                     self.multiply(&piece, target, rows.clone(), add);
                 }
+            };
+            if plan.strip == 0
+                && let Some(values) = weight.kept(first_slot(step.start), width * step.len())
+            {
+                multiply(values, self.transposed);
+                continue;
+            }
+            scratch::with((width + plan.strip) * step.len(), |values| {
+                let (values, strip) = values.split_at_mut(width * step.len());
+                if plan.strip == 0 {
+                    weight.decode(first_slot(step.start), values)?;
+                } else {
+                    self.decode_turned(weight, first_slot(step.start), values, strip)?;
+                }
+                multiply(values, self.transposed && plan.strip == 0);
                 Ok(())
             })?;
         }
-        if vector {
-            // SAFETY: this row and these columns of the target are this task's.
-            let y = unsafe { target.row(rows.start, &columns) };
-            y.iter_mut().zip(&sums).for_each(|(y, sum)| *y = if add { *y + sum } else { *sum });
+        for (row, sums) in rows.clone().zip(sums.chunks(width)) {
+            // SAFETY: these rows and columns of the target are this task's.
+            let y = unsafe { target.row(row, &columns) };
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = if add { *y + sum } else { *sum });
         }
         Ok(())
     }
@@ -222,17 +238,26 @@ impl Product<'_> {
         Ok(())
     }
 
-    /// Whether `X` is one row that the vector routines can take.
-    fn is_vector(&self) -> bool {
-        self.m == 1 && self.alpha == 1.0 && self.x.column_stride == 1
+    /// Whether `X` has so few rows, one after the other, that [`gemv`] is best.
+    fn has_few_rows(&self) -> bool {
+        self.m <= plan::FEW_ROWS && self.alpha == 1.0 && self.x.column_stride == 1
     }
 
-    fn multiply_vector(&self, piece: &Piece<'_>, sums: &mut [f32], row: usize) {
-        let x = &self.x.data[row * self.x.row_stride..][piece.depth.clone()];
+    /// These elements of a row of `X`, which lie one after the other.
+    fn row(&self, row: usize, depth: &Range<usize>) -> &[f32] {
+        &self.x.data[row * self.x.row_stride..][depth.clone()]
+    }
+
+    /// Adds the product of some rows of `X` and a piece to `sums`, row by row.
+    fn multiply_few(&self, piece: &Piece<'_>, sums: &mut [f32], rows: Range<usize>) {
+        let width = piece.columns.len();
         if piece.transposed {
-            gemv::accumulate_dots(sums, x, piece.values);
+            for (row, sums) in rows.zip(sums.chunks_mut(width)) {
+                gemv::accumulate_dots(sums, self.row(row, &piece.depth), piece.values);
+            }
         } else {
-            gemv::accumulate_rows(sums, x, piece.values);
+            let x = &self.x.data[rows.start * self.x.row_stride + piece.depth.start..];
+            gemv::accumulate_rows(sums, width, x, self.x.row_stride, piece.values);
         }
     }
 

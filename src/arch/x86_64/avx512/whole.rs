@@ -53,7 +53,7 @@ impl<'a> Field<'a> {
         let mut v = _mm512_setzero_si512();
         if BITS & 4 != 0 {
             let four = vector(self.four, g * 2 + J / 2);
-            let four = if J % 2 == 0 { _mm512_slli_epi16::<4>(four) } else { four };
+            let four = if J.is_multiple_of(2) { _mm512_slli_epi16::<4>(four) } else { four };
             v = _mm512_and_si512(four, _mm512_set1_epi8(0xf0u8 as i8));
         }
         if BITS & 2 != 0 {
