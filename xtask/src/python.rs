@@ -11,14 +11,34 @@ use crate::workspace::{Workspace, progress, read};
 /// The ONNX Runtime that the product is tested with in full and that the demo runs in.
 pub const CURRENT: Environment = Environment {
     onnxruntime: "1.31.1",
+    purpose: None,
     packages: &["numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"],
+    alone: &[],
+};
+/// What the benchmarks compare with.
+pub const BENCH: Environment = Environment {
+    onnxruntime: "1.31.1",
+    purpose: Some("bench"),
+    packages: &[
+        "numpy==2.4.6",
+        "safetensors==0.8.0",
+        "onnx-ir==1.1.0",
+        "sympy==1.14.0",
+        "zstandard==0.25.0",
+        "lz4==4.4.5",
+        // setuptools and wheel build ZipNN, which comes as source.
+        "setuptools==84.2.1",
+        "wheel==0.47.0",
+    ],
+    // Its dependency torch takes gigabytes, and its byte interface does without.
+    alone: &["zipnn==0.5.4"],
 };
 /// An ONNX Runtime of two years ago: models must load and run in it too.
-pub const OLDER: Environment = Environment { onnxruntime: "1.20.1", packages: &["numpy==2.2.6"] };
+pub const OLDER: Environment = plain("1.20.1", &["numpy==2.2.6"]);
 /// The oldest ONNX Runtime that the library loads in.
-pub const OLDEST: Environment = Environment { onnxruntime: "1.17.3", packages: &["numpy==1.26.4"] };
+pub const OLDEST: Environment = plain("1.17.3", &["numpy==1.26.4"]);
 /// One that is too old: the library must say so.
-pub const TOO_OLD: Environment = Environment { onnxruntime: "1.16.3", packages: &["numpy==1.26.4"] };
+pub const TOO_OLD: Environment = plain("1.16.3", &["numpy==1.26.4"]);
 
 /// What every environment holds besides ONNX Runtime.
 const COMMON: &[&str] = &["onnx==1.23.2", "ml_dtypes>=0.5.4,<0.7", "pytest==9.2.0", "xxhash==4.1.0"];
@@ -27,7 +47,16 @@ const COMMON: &[&str] = &["onnx==1.23.2", "ml_dtypes>=0.5.4,<0.7", "pytest==9.2.
 pub struct Environment {
     /// Version of the PyPI package `onnxruntime`.
     pub onnxruntime: &'static str,
+    /// What it is for, when there is another one with this ONNX Runtime.
+    purpose: Option<&'static str>,
     packages: &'static [&'static str],
+    /// Packages that are installed without their dependencies, and built from source if need be. One that
+    /// cannot be built is left out: its user says so.
+    alone: &'static [&'static str],
+}
+
+const fn plain(onnxruntime: &'static str, packages: &'static [&'static str]) -> Environment {
+    Environment { onnxruntime, purpose: None, packages, alone: &[] }
 }
 
 /// A virtual environment that is ready for use.
@@ -40,12 +69,13 @@ impl Environment {
     /// Makes the environment, or takes the one that is there when its requirements have not changed.
     /// `None` when PyPI has no ONNX Runtime of this version for this Python.
     pub fn make(&self, workspace: &Workspace) -> Result<Option<Python>> {
-        let folder = workspace.scratch("venv")?.join(format!("onnxruntime-{}", self.onnxruntime));
+        let name = self.purpose.map_or_else(|| format!("onnxruntime-{}", self.onnxruntime), str::to_owned);
+        let folder = workspace.scratch("venv")?.join(name);
         let python = Python { interpreter: folder.join("bin/python"), onnxruntime: self.onnxruntime };
         let mut requirements = vec![format!("onnxruntime=={}", self.onnxruntime)];
         requirements.extend(COMMON.iter().chain(self.packages).map(|&package| package.to_owned()));
         let stamp_file = folder.join("nz-requirements.txt");
-        let stamp = format!("{}{}\n", base_version()?, requirements.join("\n"));
+        let stamp = format!("{}{}\n{}", base_version()?, requirements.join("\n"), self.alone.join("\n"));
         if std::fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) {
             return Ok(Some(python));
         }
@@ -81,6 +111,16 @@ impl Environment {
                 return Ok(None);
             }
             bail!("pip could not install {}:\n{text}", requirements.join(" "));
+        }
+        for package in self.alone {
+            let mut install = python.pip("install");
+            // The build sees the environment's own setuptools: nothing is fetched that is not named above.
+            install.args(["--quiet", "--no-deps", "--no-build-isolation", package]);
+            let built = install.stdin(Stdio::null()).output().context("could not start pip")?;
+            if !built.status.success() {
+                let text = String::from_utf8_lossy(&built.stderr);
+                progress(&format!("left out: pip could not install {package}:\n{text}"));
+            }
         }
         std::fs::write(&stamp_file, stamp)
             .with_context(|| format!("could not write {}", stamp_file.display()))?;

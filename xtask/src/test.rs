@@ -18,7 +18,7 @@ const TOO_OLD_TESTS: &[&str] = &["test_ops.py::test_too_old_an_onnxruntime_is_to
 /// True when every step passed.
 pub fn run(workspace: &Workspace) -> Result<bool> {
     let mut report = Report::default();
-    let models = models(workspace);
+    let models = workspace.models();
     let scratch = workspace.scratch("test")?;
 
     let current = CURRENT.require(workspace)?;
@@ -73,14 +73,6 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         pytest.run(&mut report, python, TOO_OLD_TESTS);
     }
     Ok(report.finish())
-}
-
-/// The folder with the real models; the tests say themselves when it is not there.
-fn models(workspace: &Workspace) -> PathBuf {
-    match std::env::var_os("NZ_MODELS") {
-        Some(path) => std::path::absolute(&path).unwrap_or_else(|_| path.into()),
-        None => workspace.root().join("../shared/models"),
-    }
 }
 
 /// What a run of pytest needs besides the interpreter.

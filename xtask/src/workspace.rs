@@ -61,6 +61,14 @@ impl Workspace {
         self.built("libnz_onnx.so")
     }
 
+    /// The folder with the real models, which need not exist.
+    pub fn models(&self) -> PathBuf {
+        match std::env::var_os("NZ_MODELS") {
+            Some(path) => std::path::absolute(&path).unwrap_or_else(|_| path.into()),
+            None => self.root.join("../shared/models"),
+        }
+    }
+
     /// A cargo command that runs in the checkout.
     pub fn cargo(&self) -> Command {
         cargo(&self.root)

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Products with compressed weights against ONNX Runtime's own, in sessions that take turns in one process.
+
+usage: bench_gemv.py --report OUT.json --tool NZ_ONNX --library LIB --scratch FOLDER [--quick]
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bench_common import (
+    MIB,
+    Tool,
+    file_bytes,
+    parser,
+    ratios,
+    reason,
+    remove,
+    run_in_turns,
+    samples,
+    table,
+    target,
+    value,
+    write_report,
+)
+from bench_generate import matmul_chain
+from bench_sessions import Session, executed
+from bench_variants import CannotMake, matmul_nbits, quiet
+
+PLAIN = "ONNX Runtime, float32"
+# Of nz-onnx with one row, as a share of the time of plain float32.
+TARGETS = {"nz, lossless float32": 1.25, "nz, bfloat16 precision (7 mantissa bits)": 0.55}
+
+
+@dataclass
+class Sizes:
+    layers: int
+    size: int
+    rows: list
+    # Seconds for the rounds of one number of rows, all variants together.
+    budget: float
+
+
+FULL = Sizes(layers=8, size=4096, rows=[1, 2, 4, 8, 16, 128], budget=12)
+QUICK = Sizes(layers=2, size=512, rows=[1, 8], budget=0.1)
+
+
+@dataclass
+class Variant:
+    """A model, or why there is none."""
+
+    name: str
+    path: Path | None = None
+    library: Path | None = None
+    why: str = ""
+    ran: str = ""
+    # Largest difference from the plain model's output, as a share of its largest magnitude.
+    error: float = 0.0
+    # By (threads, rows): the seconds of each round.
+    times: dict = field(default_factory=dict)
+
+
+def make(sizes, arguments, folder):
+    """All variants; those that cannot be made say why."""
+    tool = Tool(arguments.tool)
+    made = []
+
+    def chain(name, file, **dtypes):
+        path = matmul_chain(folder / f"{file}.onnx", sizes.layers, sizes.size, **dtypes)
+        made.append(Variant(name, path))
+        return path
+
+    def nz(name, file, source, *options):
+        path = folder / f"{file}.nz.onnx"
+        tool.convert(source, path, *options)
+        made.append(Variant(name, path, arguments.library))
+
+    def nbits(name, file, bits, accuracy_level):
+        variant = Variant(name, folder / f"{file}.onnx")
+        try:
+            matmul_nbits(bits, accuracy_level)(plain, variant.path)
+        except CannotMake as error:
+            variant.path, variant.why = None, str(error)
+        made.append(variant)
+
+    plain = chain(PLAIN, "float32")
+    nz("nz, lossless float32", "lossless", plain, "--lossless")
+    nz("nz, default options", "default", plain)
+    nz("nz, bfloat16 precision (7 mantissa bits)", "k7", plain, "--mantissa-bits", "7")
+    nz("nz, 3 mantissa bits", "k3", plain, "--mantissa-bits", "3")
+    upcast = matmul_chain(folder / "upcast.onnx", sizes.layers, sizes.size, through="bfloat16")
+    nz("nz, lossless float32 upcast from bfloat16", "upcast", upcast, "--lossless")
+    remove(upcast)
+    float16 = chain("ONNX Runtime, float16", "float16", dtype="float16")
+    nz("nz, lossless float16", "float16-lossless", float16, "--lossless")
+    chain("ONNX Runtime, bfloat16 MatMul", "bfloat16", dtype="bfloat16")
+    chain("ONNX Runtime, bfloat16 cast to float32", "bfloat16-cast", dtype="bfloat16", compute="float32")
+    for bits in (8, 4):
+        nbits(f"MatMulNBits, {bits} bits, block 32", f"nbits{bits}", bits, 0)
+        nbits(f"MatMulNBits, {bits} bits, block 32, computing in int8", f"nbits{bits}-int8", bits, 4)
+    return made
+
+
+def feeds(sizes, rows):
+    x = np.random.default_rng(rows).standard_normal((rows, sizes.size), dtype=np.float32)
+    return {"x": x}
+
+
+def prove(variants, sizes, folder):
+    """Notes what each variant runs and how far its output is off; those that do not load say so."""
+    x = feeds(sizes, 1)
+    expected = None
+    for variant in (v for v in variants if v.path):
+        try:
+            counts = executed(variant.path, x, folder, variant.library)
+            output = Session(variant.path, x, variant.library).outputs()[0]
+        except RuntimeError:
+            raise
+        except Exception as error:
+            variant.why, variant.path = f"does not load: {reason(error)}", None
+            continue
+        if variant.library and counts.get("DecodeMatMul") != sizes.layers:
+            raise RuntimeError(f"{variant.name}: expected {sizes.layers} DecodeMatMul, ran {counts}")
+        variant.ran = ", ".join(f"{count} {op}" for op, count in counts.items())
+        expected = output if expected is None else expected
+        variant.error = np.max(np.abs(output - expected)) / np.max(np.abs(expected))
+
+
+def measure(variants, sizes, threads):
+    """Fills in the times of all variants with so many threads. All sessions are there at the same time."""
+    sessions = {
+        v.name: Session(v.path, feeds(sizes, 1), v.library, threads) for v in variants if v.path
+    }
+    for rows in sizes.rows:
+        for session in sessions.values():
+            session.feeds = feeds(sizes, rows)
+        runs = {name: session.seconds for name, session in sessions.items()}
+        found = run_in_turns(runs, sizes.budget, least=5, most=15, pause=0.01 if threads > 1 else 0)
+        for variant in variants:
+            if variant.path:
+                variant.times[threads, rows] = found[variant.name]
+
+
+def rows_of(variants, sizes, threads):
+    """The lines of the table for so many threads: times as shares of the plain model's in the same round."""
+    first_column = columns(sizes)[3]
+    for variant in variants:
+        if not variant.path:
+            yield [variant.name, None, variant.why] + [None] * (len(sizes.rows) + 1)
+            continue
+        plain = variants[0]
+        cells = [
+            samples([1e3 * t for t in variant.times[threads, rows]], 1)
+            if variant is plain
+            else samples(ratios(variant.times[threads, rows], plain.times[threads, rows]))
+            for rows in sizes.rows
+        ]
+        bound = TARGETS.get(variant.name)
+        verdict = target(first_column, at_most=bound) if bound else None
+        size = value(file_bytes(variant.path) / MIB)
+        yield [variant.name + (", ms" if variant is plain else ""), size, f"{variant.error:.1e}", *cells, verdict]
+
+
+def columns(sizes):
+    rows = [f"{rows} row{'s' if rows > 1 else ''}" for rows in sizes.rows]
+    return ["weights", "MiB", "error", *rows, "target"]
+
+
+def main():
+    arguments = parser().parse_args()
+    quiet()
+    sizes = QUICK if arguments.quick else FULL
+    folder = arguments.scratch / "gemv"
+    folder.mkdir(exist_ok=True)
+    variants = make(sizes, arguments, folder)
+    prove(variants, sizes, folder)
+    tables = []
+    for threads in (1, 2) if len(os.sched_getaffinity(0)) > 1 else (1,):
+        measure(variants, sizes, threads)
+        title = f"{threads} thread{'s' if threads > 1 else ''}"
+        tables.append(table(title, columns(sizes), list(rows_of(variants, sizes, threads))))
+    ran = [[v.name, v.ran or v.why] for v in variants]
+    tables.append(table("What ONNX Runtime ran", ["weights", "nodes of one run"], ran))
+    total = sizes.layers * sizes.size**2 * 4 / MIB
+    about = (
+        f"A chain of {sizes.layers} MatMul with constant weights of {sizes.size} x {sizes.size} ({total:.0f} MiB in "
+        "float32), input and output float32, in sessions with default options that take turns in one process: by "
+        "the time that one has its turn again the weights of all others have gone through the caches. The first "
+        "line has milliseconds; all others are times over those of the first line in the same round, so that less "
+        "is faster. Error: the largest difference from the first line's output with one row, as a share of its "
+        "largest magnitude; it grows from layer to layer, and rows with weights of their own rounding have that in it."
+    )
+    write_report(arguments.report, [about], tables)
+    for variant in variants:
+        if variant.path:
+            remove(variant.path)
+
+
+if __name__ == "__main__":
+    main()

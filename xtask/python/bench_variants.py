@@ -1,0 +1,100 @@
+"""Other ways to make a model smaller, with ONNX Runtime's own tools: float16, dynamic int8, MatMulNBits."""
+
+import contextlib
+import logging
+
+import onnx
+
+
+class CannotMake(Exception):
+    """Why there is no such variant of a model, in a few words."""
+
+
+def quiet():
+    """The quantizers report every node that they look at."""
+    logging.getLogger().setLevel(logging.ERROR)
+    for name in ("onnxruntime.quantization.matmul_nbits_quantizer", "onnxruntime.transformers.float16"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def op_types(model):
+    """The op types of all nodes, those in the bodies of control flow included."""
+
+    def of(graph):
+        for node in graph.node:
+            yield node.op_type
+            for attribute in node.attribute:
+                for inner in [attribute.g, *attribute.graphs]:
+                    yield from of(inner)
+
+    return set(of(model.graph))
+
+
+def save(model, path):
+    """Saves with external data: a model over 2 GiB is no valid protobuf, and small ones lose nothing by it."""
+    onnx.save(
+        model, str(path), save_as_external_data=True, location=path.name + ".data", size_threshold=1024
+    )
+
+
+@contextlib.contextmanager
+def reasons(tool):
+    """Says which tool failed, and how."""
+    try:
+        yield
+    except CannotMake:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CannotMake(f"{tool} failed: {lines[0][:120]}") from error
+
+
+def float16(source, path):
+    """Weights and computing in float16, inputs and outputs as they were."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with reasons("onnxruntime.transformers.float16"):
+        model = onnx.load(str(source))
+        float_weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+        if not any(len(t.raw_data) >= 4096 for t in float_weights):
+            has = "no large float32 initializers"
+            raise CannotMake(f"{has}: weights are float16, bfloat16 or int8 already, or Constant nodes")
+        save(convert_float_to_float16(model, keep_io_types=True), path)
+
+
+def dynamic_int8(source, path):
+    """int8 weights, activations quantized while the model runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with reasons("onnxruntime.quantization.quantize_dynamic"):
+        # ConvInteger has no kernel for signed weights.
+        convolutions = "Conv" in op_types(onnx.load(str(source), load_external_data=False))
+        kind = QuantType.QUInt8 if convolutions else QuantType.QInt8
+        quantize_dynamic(str(source), str(path), weight_type=kind, use_external_data_format=True)
+        made = op_types(onnx.load(str(path), load_external_data=False))
+        if not made & {"MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}:
+            raise CannotMake("quantize_dynamic found nothing that it quantizes")
+
+
+def matmul_nbits(bits, accuracy_level=0):
+    """A maker of models with com.microsoft MatMulNBits, blocks of 32. Accuracy level 0 computes in the dtype of
+    the activations, 4 in int8."""
+
+    def make(source, path):
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            MatMulNBitsQuantizer,
+        )
+
+        with reasons("onnxruntime.quantization.matmul_nbits_quantizer"):
+            config = DefaultWeightOnlyQuantConfig(
+                block_size=32, is_symmetric=True, accuracy_level=accuracy_level, bits=bits
+            )
+            quantizer = MatMulNBitsQuantizer(onnx.load(str(source)), algo_config=config)
+            quantizer.process()
+            model = quantizer.model.model
+            if "MatMulNBits" not in op_types(model):
+                raise CannotMake("no MatMul with a constant weight that the quantizer takes")
+            save(model, path)
+
+    return make
