@@ -14,14 +14,19 @@ MIB = 1 << 20
 
 def parser():
     """The arguments that all of the scripts take."""
+
+    # Processes that are started run in folders of their own.
+    def path(text):
+        return Path(text).absolute()
+
     made = argparse.ArgumentParser()
-    made.add_argument("--report", type=Path, required=True, help="where the JSON report goes")
-    made.add_argument("--tool", type=Path, required=True, help="nz-onnx")
-    made.add_argument("--library", type=Path, required=True, help="libnz_onnx.so")
-    made.add_argument("--scratch", type=Path, required=True, help="a folder for what is made on the way")
+    made.add_argument("--report", type=path, required=True, help="where the JSON report goes")
+    made.add_argument("--tool", type=path, required=True, help="nz-onnx")
+    made.add_argument("--library", type=path, required=True, help="libnz_onnx.so")
+    made.add_argument("--scratch", type=path, required=True, help="a folder for what is made on the way")
     made.add_argument("--quick", action="store_true", help="small sizes: a smoke test")
-    made.add_argument("--models", type=Path, help="a folder of real models")
-    made.add_argument("--minilm", type=Path, help="the float32 model of the demo")
+    made.add_argument("--models", type=path, help="a folder of real models")
+    made.add_argument("--minilm", type=path, help="the float32 model of the demo")
     return made
 
 

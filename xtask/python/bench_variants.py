@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 
 import onnx
 
@@ -17,17 +18,27 @@ def quiet():
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def graphs(graph):
+    """A graph and all graphs inside it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from graphs(inner)
+
+
 def op_types(model):
     """The op types of all nodes, those in the bodies of control flow included."""
+    return {node.op_type for graph in graphs(model.graph) for node in graph.node}
 
-    def of(graph):
-        for node in graph.node:
-            yield node.op_type
-            for attribute in node.attribute:
-                for inner in [attribute.g, *attribute.graphs]:
-                    yield from of(inner)
 
-    return set(of(model.graph))
+def has_float32_weight(graph):
+    """Whether an initializer or Constant of this graph is float32 and large enough to matter."""
+    constants = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute)
+    return any(
+        tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= 1024
+        for tensor in [*graph.initializer, *constants]
+    )
 
 
 def save(model, path):
@@ -55,10 +66,8 @@ def float16(source, path):
 
     with reasons("onnxruntime.transformers.float16"):
         model = onnx.load(str(source))
-        float_weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-        if not any(len(t.raw_data) >= 4096 for t in float_weights):
-            has = "no large float32 initializers"
-            raise CannotMake(f"{has}: weights are float16, bfloat16 or int8 already, or Constant nodes")
+        if not any(has_float32_weight(graph) for graph in graphs(model.graph)):
+            raise CannotMake("no float32 weights: they are float16, bfloat16 or int8 already")
         save(convert_float_to_float16(model, keep_io_types=True), path)
 
 
@@ -67,10 +76,11 @@ def dynamic_int8(source, path):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with reasons("onnxruntime.quantization.quantize_dynamic"):
+        # Given a path, it would write beside the source.
+        model = onnx.load(str(source))
         # ConvInteger has no kernel for signed weights.
-        convolutions = "Conv" in op_types(onnx.load(str(source), load_external_data=False))
-        kind = QuantType.QUInt8 if convolutions else QuantType.QInt8
-        quantize_dynamic(str(source), str(path), weight_type=kind, use_external_data_format=True)
+        kind = QuantType.QUInt8 if "Conv" in op_types(model) else QuantType.QInt8
+        quantize_dynamic(model, str(path), weight_type=kind, use_external_data_format=True)
         made = op_types(onnx.load(str(path), load_external_data=False))
         if not made & {"MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}:
             raise CannotMake("quantize_dynamic found nothing that it quantizes")

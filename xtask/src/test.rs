@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::bench;
 use crate::python::{CURRENT, OLDER, OLDEST, Python, TOO_OLD};
 use crate::workspace::{self, Workspace, progress};
 
@@ -53,6 +54,12 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         command.args(["test", "--quiet", "--workspace", "--release", "--no-fail-fast"]);
         command.env("ORT_DYLIB_PATH", &libonnxruntime).env("NZ_MODELS", &models);
         workspace::run(&mut command)
+    });
+
+    report.step("cargo xtask bench --quick", || {
+        let arguments = bench::Arguments::parse(&["--quick".to_owned()])?;
+        anyhow::ensure!(bench::run(workspace, &arguments)?, "a part of the benchmarks failed");
+        Ok(())
     });
 
     let pytest = PythonTests {

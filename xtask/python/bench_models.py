@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""Whole models, converted, beside the originals and what ONNX Runtime's own tools make of them.
+
+Resident memory is measured in a process for each model, latency in turns within one process.
+
+usage: bench_models.py --report OUT.json --tool NZ_ONNX --library LIB --scratch FOLDER
+                       [--models FOLDER] [--minilm MODEL.onnx] [--quick]
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bench_common import (
+    MIB,
+    Tool,
+    file_bytes,
+    parser,
+    ratios,
+    reason,
+    remove,
+    run_in_turns,
+    samples,
+    table,
+    target,
+    value,
+    write_report,
+)
+from bench_generate import transformer
+from bench_sessions import Session, executed
+from bench_variants import CannotMake, dynamic_int8, float16, matmul_nbits, quiet
+from inputs import random_inputs
+from worker import Worker
+
+RUNS = 10  # before memory is read
+# What a converted model may hold beside its weights.
+ALLOWANCE = 8
+PLAIN = "plain"
+
+
+@dataclass
+class Variant:
+    """A model file, or why there is none."""
+
+    name: str
+    path: Path | None
+    library: Path | None = None
+    why: str = ""
+    resident: float = 0.0
+    error: float = 0.0
+    # The seconds of each round, by the name of the inputs.
+    times: dict = field(default_factory=dict)
+
+
+def nz_options(tool):
+    """The ways to convert, by name."""
+    found = {"nz, default options": [], "nz --lossless": ["--lossless"]}
+    if tool.has("--optimize"):
+        for kind in ("native", "portable"):
+            found[f"nz --optimize {kind}"] = ["--optimize", kind]
+    return found
+
+
+def variants_of(model, tool, library, folder):
+    """The model itself, its conversions, and what others make of it."""
+    made = [Variant(PLAIN, model)]
+    for number, (name, options) in enumerate(nz_options(tool).items()):
+        path = folder / f"variant{number}.nz.onnx"
+        try:
+            report = tool.convert(model, path, *options)
+        except RuntimeError as error:
+            made.append(Variant(name, None, why=reason(error)))
+            continue
+        if report["totals"]["compressed"]:
+            made.append(Variant(name, path, library))
+        else:
+            kept = sorted({tensor["reason"] for tensor in report["tensors"] if tensor["reason"]})
+            made.append(Variant(name, None, why="nothing to compress: " + "; ".join(kept)))
+    for name, file, make in (
+        ("float16", "half", float16),
+        ("int8, dynamic", "int8", dynamic_int8),
+        ("MatMulNBits, 4 bits, block 32, computing in int8", "nbits4", matmul_nbits(4, 4)),
+    ):
+        path = folder / f"{file}.onnx"
+        remove(path)
+        try:
+            make(model, path)
+            made.append(Variant(name, path))
+        except CannotMake as error:
+            made.append(Variant(name, None, why=str(error)))
+    return made
+
+
+def resident(path, inputs, library):
+    """Resident memory in MiB after ten runs in a process of its own: all of it, and above what the process held
+    before there was a session."""
+    with Worker(path, inputs, library=library) as worker:
+        before = worker.memory()["rss"]
+        worker.load()
+        worker.run(RUNS)
+        after = worker.memory()["rss"]
+    return after / MIB, (after - before) / MIB
+
+
+def worst_difference(outputs, expected):
+    """The largest difference of any output, as a share of that output's largest magnitude."""
+    worst = 0.0
+    for ours, theirs in zip(outputs, expected, strict=True):
+        if isinstance(ours, np.ndarray) and ours.dtype.kind == "f" and ours.size:
+            theirs = theirs.astype(np.float64)
+            worst = max(worst, np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-30))
+    return worst
+
+
+def measure(variants, feeds, folder, budget, bare=None):
+    """Fills in memory, error and latency. `feeds`: {name: inputs}; memory is that with the first of them. `bare`,
+    MiB, is what resident memory is counted from: by default what the process held before it had a session."""
+    first = next(iter(feeds.values()))
+    inputs = folder / "inputs.npz"
+    np.savez(inputs, **first)
+    sessions, expected = {}, None
+    for variant in (v for v in variants if v.path):
+        try:
+            session = Session(variant.path, first, variant.library)
+            outputs = session.outputs()
+        except Exception as error:
+            if variant.library or variant.name == PLAIN:
+                raise
+            variant.why, variant.path = f"does not load: {reason(error)}", None
+            continue
+        if variant.library:
+            executed(variant.path, first, folder, variant.library)
+        whole, above = resident(variant.path, inputs, variant.library)
+        variant.resident = above if bare is None else whole - bare
+        expected = outputs if expected is None else expected
+        variant.error = worst_difference(outputs, expected)
+        sessions[variant.name] = session
+    for name, inputs_of in feeds.items():
+        for session in sessions.values():
+            session.feeds = inputs_of
+        runs = {name: session.seconds for name, session in sessions.items()}
+        # The sessions have threads of their own, which spin for a while after a run.
+        found = run_in_turns(runs, budget, least=5, most=25, pause=0.005)
+        for variant in variants:
+            if variant.path:
+                variant.times[name] = found[variant.name]
+
+
+COLUMNS = ["model", "variant", "files, MiB", "resident, MiB", "resident, of plain", "error"]
+
+
+def columns(names):
+    pairs = [f"{name}, {what}" for name in names for what in ("ms", "of plain")]
+    return [*COLUMNS, *pairs, "target"]
+
+
+def rows_of(model, variants, names, targets):
+    """The lines of a model. Those of what could not be made say why in place of the error."""
+    plain = variants[0]
+    for variant in variants:
+        if not variant.path:
+            empty = [None] * (2 * len(names) + 1)
+            yield [model, variant.name, None, None, None, variant.why, *empty]
+            continue
+        cells = []
+        for name in names:
+            times = variant.times[name]
+            cells += [samples([1e3 * t for t in times]), samples(ratios(times, plain.times[name]))]
+        size = file_bytes(variant.path) / MIB
+        verdict = target("resident, MiB", 1, at_most=size + ALLOWANCE) if targets and variant.library else None
+        yield [
+            model,
+            variant.name,
+            value(size),
+            value(variant.resident),
+            value(variant.resident / plain.resident, 2),
+            f"{variant.error:.1e}",
+            *cells,
+            verdict,
+        ]
+
+
+def real_models(arguments):
+    """The models of the folder and MiniLM, with inputs: those kept beside the models, or random ones."""
+    paths = sorted(arguments.models.glob("*.onnx")) if arguments.models else []
+    if arguments.quick:
+        paths = paths[:3]
+    if arguments.minilm:
+        paths.append(arguments.minilm)
+    for path in paths:
+        kept, given = path.parent / "inputs" / f"{path.stem}.npz", None
+        if kept.exists():
+            with np.load(kept) as file:
+                given = {name: file[name] for name in file.files}
+        yield path, random_inputs(path, given=given)
+
+
+def clean(variants):
+    for variant in variants:
+        if variant.name != PLAIN and variant.path:
+            remove(variant.path)
+
+
+def measure_real(arguments, tool, folder):
+    rows = []
+    for path, inputs in real_models(arguments):
+        variants = variants_of(path, tool, arguments.library, folder)
+        measure(variants, {"latency": inputs}, folder, 0.1 if arguments.quick else 3)
+        rows += rows_of(path.stem, variants, ["latency"], targets=False)
+        clean(variants)
+    return table("Real models", columns(["latency"]), rows)
+
+
+def measure_transformers(arguments, tool, folder):
+    """The table, and the sizes in words."""
+    layers, hidden, vocabulary, tokens = (2, 128, 512, 16) if arguments.quick else (8, 1536, 16384, 128)
+    names = ["1 token", f"{tokens} tokens"]
+    rng = np.random.default_rng(0)
+    rows, sizes = [], []
+    for dtype in ("float32", "float16", "bfloat16"):
+        plain = transformer(folder / f"transformer-{dtype}.onnx", layers, hidden, vocabulary, dtype)
+        tiny = transformer(folder / "tiny.onnx", layers, 64, 64, dtype)
+        feeds = {
+            name: {"tokens": rng.integers(0, 64, (1, count))} for name, count in zip(names, (1, tokens))
+        }
+        inputs = folder / "tiny.npz"
+        np.savez(inputs, **feeds[names[0]])
+        bare, _ = resident(tiny, inputs, None)
+        variants = variants_of(plain, tool, arguments.library, folder)
+        measure(variants, feeds, folder, 0.1 if arguments.quick else 12, bare)
+        rows += rows_of(f"transformer, {dtype}", variants, names, targets=True)
+        sizes.append(f"{file_bytes(plain) / MIB:.0f} MiB in {dtype}")
+        clean(variants)
+        remove(plain)
+        remove(tiny)
+    return table("Made transformers", columns(names), rows), ", ".join(sizes)
+
+
+def main():
+    arguments = parser().parse_args()
+    quiet()
+    tool = Tool(arguments.tool)
+    folder = arguments.scratch / "models"
+    folder.mkdir(exist_ok=True)
+    tables = []
+    if arguments.models or arguments.minilm:
+        tables.append(measure_real(arguments, tool, folder))
+    made, sizes = measure_transformers(arguments, tool, folder)
+    about = [
+        "Sessions with default options. Latency: the variants of a model take turns in one process; \"of plain\" is "
+        "the time over that of the plain model in the same round. Memory: each in a process of its own, after ten "
+        "runs, above what that process held before it had a session; for the made transformers above a process "
+        "that has run the same graph with weights of a few KiB. Error: the largest difference of an output from the "
+        "plain model's, as a share of its largest magnitude, with the inputs kept beside the models or random ones.",
+        f"The made transformers are decoders ({sizes}); memory is that with one token, and the target for converted "
+        f"ones is the size of their files and {ALLOWANCE} MiB. float16 and bfloat16 weights become float32 in ONNX "
+        "Runtime's memory. float16, int8 and MatMulNBits are made by `onnxruntime.transformers.float16`, "
+        "`onnxruntime.quantization.quantize_dynamic` and `onnxruntime.quantization.matmul_nbits_quantizer`.",
+    ]
+    write_report(arguments.report, about, [*tables, made])
+
+
+if __name__ == "__main__":
+    main()
