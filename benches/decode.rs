@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench decode [-- [MiB] [--quick] [--json FILE]]`: for each dtype and backend the ratio of decoded
 //! bytes a second to copied ones, with output that no cache holds, and weights a second within a cache. MiB is the
-//! size of the output; the default is four times the largest cache, and at least 256.
+//! size of the output; the default is twice the largest cache, and at least 256.
 //!
 //! No benchmark framework: criterion and divan measure one function to its end before the next, and on a machine
 //! that others use too the two sides of a ratio then see different machines. Here each round runs all sides once,
@@ -253,7 +253,7 @@ fn main() {
     } else {
         // The tensor, its blob, the output and the encoder's copy of the blob are held at a time.
         let most = available_memory().map_or(usize::MAX, |bytes| bytes / 6);
-        let bytes = mib.map_or((4 * largest_cache()).clamp(256 << 20, most.max(256 << 20)), |mib| mib << 20);
+        let bytes = mib.map_or((2 * largest_cache()).clamp(256 << 20, most.max(256 << 20)), |mib| mib << 20);
         Settings { bytes: bytes >> 20 << 20, rounds: 7, repeats: 100, threads }
     };
     let mib = settings.bytes >> 20;

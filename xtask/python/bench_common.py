@@ -5,9 +5,12 @@ A report holds samples; medians, quartiles and verdicts are computed by the task
 
 import argparse
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
+
+import numpy as np
 
 MIB = 1 << 20
 
@@ -59,17 +62,29 @@ def ratios(ours, theirs):
 
 
 def reason(error):
-    """The first line of an error, short enough for a table."""
+    """The first line of an error, short enough for a table, files by name only."""
     lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
+    text = re.sub(r"(?<!\S)/\S*/", "", lines[0] if lines else type(error).__name__)
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def run_in_turns(runs, budget, least=5, most=25, pause=0.0):
-    """The seconds of each of `runs` ({name: function that returns seconds}) in rounds that call each of them once.
+def bound(bits, mantissa):
+    """What a coder of exponents cannot beat, in bits: the entropy of the exponents, and sign and mantissa as
+    they are, without the mantissa bits that are zero in all weights."""
+    exponents = np.bincount(((bits << 1) >> (mantissa + 1)).ravel())
+    shares = exponents[exponents > 0] / bits.size
+    entropy = -(shares * np.log2(shares)).sum()
+    union = int(np.bitwise_or.reduce(bits, axis=None)) & ((1 << mantissa) - 1)
+    used = mantissa - ((union & -union).bit_length() - 1) if union else 0
+    return bits.size * (entropy + 1 + used)
 
-    The number of rounds, between `least` and `most`, is what fits `budget` seconds, going by a first round that
-    warms up and is dropped. `pause` seconds before each call let the threads of the one before stop spinning."""
+
+def run_in_turns(runs, budget, least=5, most=25, pause=0.0):
+    """The seconds of each of `runs` ({name: function that returns seconds}), in rounds that call each once.
+
+    The number of rounds, between `least` and `most`, is what fits `budget` seconds, going by a first round
+    that warms up and is dropped. `pause` seconds before each call let the threads of the one before stop
+    spinning."""
     start = time.perf_counter()
     for run in runs.values():
         run()
@@ -115,3 +130,18 @@ def remove(path):
     """Removes a model and its external data."""
     for file in (path, path.with_name(path.name + ".data")):
         file.unlink(missing_ok=True)
+
+
+def known_models(arguments):
+    """The real models there are: those of the folder named, and MiniLM. Three of them are enough for a smoke
+    test."""
+    paths = sorted(arguments.models.glob("*.onnx")) if arguments.models else []
+    paths = paths[:3] if arguments.quick else paths
+    return paths + [arguments.minilm] if arguments.minilm else paths
+
+
+def which_models(arguments):
+    """Where the real models come from, in words."""
+    count = len(known_models(arguments)) - bool(arguments.minilm)
+    places = [f"{count} in the folder that NZ_MODELS names"] if arguments.models else []
+    return " and ".join(places + ["MiniLM of `cargo xtask demo`"] * bool(arguments.minilm)) or "none"

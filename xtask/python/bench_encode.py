@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Encoding: speed and size against general compressors and ZipNN, and size against the Shannon bound.
 
-All take turns on the same tensors, one thread each; nz-onnx in the benchmark program `encode`, the others here.
+All take turns on the same tensors, one thread each; nz-onnx in the benchmark program `encode`, the others in
+this one.
 
 usage: bench_encode.py --report OUT.json --encoder PROGRAM --tool NZ_ONNX --library LIB --scratch FOLDER
                        [--models FOLDER] [--minilm MODEL.onnx] [--quick]
@@ -21,7 +22,20 @@ import onnx
 import zstandard
 from onnx import TensorProto, numpy_helper
 
-from bench_common import parser, ratios, reason, run_in_turns, samples, table, target, value, write_report
+from bench_common import (
+    bound,
+    known_models,
+    parser,
+    ratios,
+    reason,
+    run_in_turns,
+    samples,
+    table,
+    target,
+    value,
+    which_models,
+    write_report,
+)
 from bench_generate import transformer
 
 # By ONNX data type: name, unsigned type of the bits, mantissa bits.
@@ -53,17 +67,6 @@ class Corpus:
     @property
     def weights(self):
         return self.bytes // (4 if self.dtype == "float32" else 2)
-
-
-def bound(bits, mantissa):
-    """What a coder of exponents cannot beat, in bits: the entropy of the exponents, and sign and mantissa as they
-    are, without the mantissa bits that are zero in all weights."""
-    exponents = np.bincount(((bits << 1) >> (mantissa + 1)).ravel())
-    shares = exponents[exponents > 0] / bits.size
-    entropy = -(shares * np.log2(shares)).sum()
-    union = int(np.bitwise_or.reduce(bits, axis=None)) & ((1 << mantissa) - 1)
-    used = mantissa - ((union & -union).bit_length() - 1) if union else 0
-    return bits.size * (entropy + 1 + used)
 
 
 def tensors_of(path):
@@ -131,8 +134,8 @@ class Encoder:
 def zipnn(dtype):
     """Compressor and decompressor of the package zipnn.
 
-    It imports torch, for tensors of that library; what is used here, on bytes, is its C core. An empty module in
-    torch's place saves gigabytes of packages."""
+    It imports torch, for tensors of that library; what is used here, on bytes, is its C core. An empty module
+    in torch's place saves gigabytes of packages."""
     if "zipnn" not in sys.modules:
         for name in ("torch", "safetensors.torch"):
             empty = types.ModuleType(name)
@@ -271,10 +274,8 @@ def main():
     encoder = Encoder(arguments.encoder, folder)
 
     found = []
-    for path in sorted(arguments.models.glob("*.onnx")) if arguments.models else []:
+    for path in known_models(arguments):
         found += corpora(path, path.stem)
-    if arguments.minilm:
-        found += corpora(arguments.minilm, "minilm_l6")
     real = {}
     for corpus in found:
         whole = real.setdefault(corpus.dtype, Corpus("real models", corpus.dtype))
@@ -293,10 +294,10 @@ def main():
     encoder.close()
     size_columns = ["model", "dtype", "MB", "bits a weight", "bound", ABOVE, "target"]
     about = (
-        f"Each tensor of {LEAST} elements or more by itself, one thread, compressors in turn; input bytes a second. "
-        "nz-onnx's times include the survey that chooses the code, and the checksum. The bound is the entropy of the "
-        "exponents in bits, and sign and mantissa as they are, without mantissa bits that are zero in all weights of "
-        "a tensor."
+        f"Each tensor of {LEAST} elements or more by itself, one thread, compressors in turn; input bytes "
+        "a second. nz-onnx's times include the survey that chooses the code, and the checksum. The bound "
+        "is the entropy of the exponents in bits, and sign and mantissa as they are, without mantissa "
+        f"bits that are zero in all weights of a tensor. Real models: {which_models(arguments)}."
     )
     packages = ", ".join(versions("zstandard", "lz4", "zipnn"))
     tables = [table("Speed and size", SPEED_COLUMNS, speed_rows)]

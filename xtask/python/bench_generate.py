@@ -1,7 +1,7 @@
 """Models of any size for the benchmarks, in float32, float16 or bfloat16.
 
-Weights are normal numbers with a log-normal scale a row: their exponents have the entropy of trained ones, about
-2.6 bits. They are written piece by piece, into external data.
+Weights are normal numbers with a log-normal scale a row: their exponents have the entropy of trained ones,
+about 2.6 bits. They are written piece by piece, into external data.
 """
 
 import ml_dtypes
@@ -75,8 +75,8 @@ def info(name, element, *shape):
 
 
 def matmul_chain(path, layers, size, dtype="float32", through=None, compute=None):
-    """`layers` times MatMul with a weight [size, size]; input "x" and output "y" are float32. `compute` is the
-    dtype of the products: that of the weights unless given, else each weight is cast to it first."""
+    """`layers` times MatMul with a weight [size, size]; input "x" and output "y" are float32. `compute` is
+    the dtype of the products: that of the weights unless given, else each weight is cast to it first."""
     writer = ModelWriter(path, dtype, through)
     compute = compute or dtype
     x = "x" if compute == "float32" else writer.node("Cast", ["x"], to=DTYPES[compute][0])
@@ -91,9 +91,9 @@ def matmul_chain(path, layers, size, dtype="float32", through=None, compute=None
 
 
 def transformer(path, layers, hidden, vocabulary, dtype, heads=None):
-    """A decoder-only transformer: causal attention, SwiGLU, RMSNorm, the output layer apart from the embedding.
-    float16 computes in float16; bfloat16 weights are cast and computed with in float32, since ONNX Runtime's
-    CPU provider has no bfloat16 products. Input "tokens", output "logits", float32."""
+    """A decoder-only transformer: causal attention, SwiGLU, RMSNorm, the output layer apart from the
+    embedding. float16 computes in float16; bfloat16 weights are cast and computed with in float32, since ONNX
+    Runtime's CPU provider has no bfloat16 products. Input "tokens", output "logits", float32."""
     writer = ModelWriter(path, dtype)
     node, constant = writer.node, writer.constant
     compute = "float16" if dtype == "float16" else "float32"
@@ -145,7 +145,8 @@ def transformer(path, layers, hidden, vocabulary, dtype, heads=None):
         x = node("Add", [x, linear(context, f"{layer}.out", hidden, hidden, small * hidden**-0.5)])
         g = norm(x, f"{layer}.norm_2")
         gate = linear(g, f"{layer}.gate", hidden, wide)
-        gate = node("Mul", [node("Mul", [gate, node("Sigmoid", [gate])]), linear(g, f"{layer}.up", hidden, wide)])
+        gate = node("Mul", [gate, node("Sigmoid", [gate])])
+        gate = node("Mul", [gate, linear(g, f"{layer}.up", hidden, wide)])
         x = node("Add", [x, linear(gate, f"{layer}.down", wide, hidden, small * wide**-0.5)])
     logits = linear(norm(x, "norm"), "head", hidden, vocabulary)
     node("Cast", [logits], output="logits", to=TensorProto.FLOAT)

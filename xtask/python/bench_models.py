@@ -16,6 +16,7 @@ from bench_common import (
     MIB,
     Tool,
     file_bytes,
+    known_models,
     parser,
     ratios,
     reason,
@@ -25,6 +26,7 @@ from bench_common import (
     table,
     target,
     value,
+    which_models,
     write_report,
 )
 from bench_generate import transformer
@@ -93,8 +95,8 @@ def variants_of(model, tool, library, folder):
 
 
 def resident(path, inputs, library):
-    """Resident memory in MiB after ten runs in a process of its own: all of it, and above what the process held
-    before there was a session."""
+    """Resident memory in MiB after ten runs in a process of its own: all of it, and above what the process
+    held before there was a session."""
     with Worker(path, inputs, library=library) as worker:
         before = worker.memory()["rss"]
         worker.load()
@@ -114,8 +116,9 @@ def worst_difference(outputs, expected):
 
 
 def measure(variants, feeds, folder, budget, bare=None):
-    """Fills in memory, error and latency. `feeds`: {name: inputs}; memory is that with the first of them. `bare`,
-    MiB, is what resident memory is counted from: by default what the process held before it had a session."""
+    """Fills in memory, error and latency. `feeds`: {name: inputs}; memory is that with the first of them.
+    `bare`, MiB, is what resident memory is counted from: by default what the process held before it had a
+    session."""
     first = next(iter(feeds.values()))
     inputs = folder / "inputs.npz"
     np.savez(inputs, **first)
@@ -168,7 +171,9 @@ def rows_of(model, variants, names, targets):
             times = variant.times[name]
             cells += [samples([1e3 * t for t in times]), samples(ratios(times, plain.times[name]))]
         size = file_bytes(variant.path) / MIB
-        verdict = target("resident, MiB", 1, at_most=size + ALLOWANCE) if targets and variant.library else None
+        verdict = None
+        if targets and variant.library:
+            verdict = target("resident, MiB", 1, at_most=size + ALLOWANCE)
         yield [
             model,
             variant.name,
@@ -183,12 +188,7 @@ def rows_of(model, variants, names, targets):
 
 def real_models(arguments):
     """The models of the folder and MiniLM, with inputs: those kept beside the models, or random ones."""
-    paths = sorted(arguments.models.glob("*.onnx")) if arguments.models else []
-    if arguments.quick:
-        paths = paths[:3]
-    if arguments.minilm:
-        paths.append(arguments.minilm)
-    for path in paths:
+    for path in known_models(arguments):
         kept, given = path.parent / "inputs" / f"{path.stem}.npz", None
         if kept.exists():
             with np.load(kept) as file:
@@ -248,15 +248,17 @@ def main():
         tables.append(measure_real(arguments, tool, folder))
     made, sizes = measure_transformers(arguments, tool, folder)
     about = [
-        "Sessions with default options. Latency: the variants of a model take turns in one process; \"of plain\" is "
-        "the time over that of the plain model in the same round. Memory: each in a process of its own, after ten "
-        "runs, above what that process held before it had a session; for the made transformers above a process "
-        "that has run the same graph with weights of a few KiB. Error: the largest difference of an output from the "
-        "plain model's, as a share of its largest magnitude, with the inputs kept beside the models or random ones.",
-        f"The made transformers are decoders ({sizes}); memory is that with one token, and the target for converted "
-        f"ones is the size of their files and {ALLOWANCE} MiB. float16 and bfloat16 weights become float32 in ONNX "
-        "Runtime's memory. float16, int8 and MatMulNBits are made by `onnxruntime.transformers.float16`, "
-        "`onnxruntime.quantization.quantize_dynamic` and `onnxruntime.quantization.matmul_nbits_quantizer`.",
+        "Sessions with default options. Latency: the variants of a model take turns in one process; \"of "
+        "plain\" is the time over that of the plain model in the same round. Memory: each in a process of "
+        "its own, after ten runs, above what that process held before it had a session; for the made "
+        "transformers above a process that has run the same graph with weights of a few KiB. Error: the "
+        "largest difference of an output from the plain model's, as a share of its largest magnitude, "
+        f"with the inputs kept beside the models or random ones. Real models: {which_models(arguments)}.",
+        f"The made transformers are decoders ({sizes}); memory is that with one token, and the target for "
+        f"converted ones is the size of their files and {ALLOWANCE} MiB. float16 and bfloat16 weights "
+        "become float32 in ONNX Runtime's memory. float16, int8 and MatMulNBits are made by "
+        "`onnxruntime.transformers.float16`, `onnxruntime.quantization.quantize_dynamic` and "
+        "`onnxruntime.quantization.matmul_nbits_quantizer`.",
     ]
     write_report(arguments.report, about, [*tables, made])
 

@@ -6,6 +6,8 @@ import math
 
 import onnx
 
+from bench_common import reason
+
 
 class CannotMake(Exception):
     """Why there is no such variant of a model, in a few words."""
@@ -42,7 +44,8 @@ def has_float32_weight(graph):
 
 
 def save(model, path):
-    """Saves with external data: a model over 2 GiB is no valid protobuf, and small ones lose nothing by it."""
+    """Saves with external data: a model over 2 GiB is no valid protobuf, and small ones lose nothing by
+    it."""
     onnx.save(
         model, str(path), save_as_external_data=True, location=path.name + ".data", size_threshold=1024
     )
@@ -56,8 +59,7 @@ def reasons(tool):
     except CannotMake:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CannotMake(f"{tool} failed: {lines[0][:120]}") from error
+        raise CannotMake(f"{tool} failed: {reason(error)}") from error
 
 
 def float16(source, path):
@@ -87,8 +89,8 @@ def dynamic_int8(source, path):
 
 
 def matmul_nbits(bits, accuracy_level=0):
-    """A maker of models with com.microsoft MatMulNBits, blocks of 32. Accuracy level 0 computes in the dtype of
-    the activations, 4 in int8."""
+    """A maker of models with com.microsoft MatMulNBits, blocks of 32. Accuracy level 0 computes in the dtype
+    of the activations, 4 in int8."""
 
     def make(source, path):
         from onnxruntime.quantization.matmul_nbits_quantizer import (

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: makes what the tests need and runs every test there is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};

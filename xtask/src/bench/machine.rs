@@ -66,10 +66,19 @@ fn caches() -> Option<String> {
             break;
         };
         if kind != "Instruction" {
-            found.push(format!("L{level} {}", size.replace('K', " KiB")));
+            found.push(format!("L{level} {}", cache_size(&size)));
         }
     }
     (!found.is_empty()).then(|| found.join(", "))
+}
+
+/// "266240K" in words.
+fn cache_size(text: &str) -> String {
+    match text.strip_suffix('K').and_then(|kib| kib.parse::<u64>().ok()) {
+        Some(kib) if kib >= 1024 && kib % 1024 == 0 => format!("{} MiB", kib / 1024),
+        Some(kib) => format!("{kib} KiB"),
+        None => text.to_owned(),
+    }
 }
 
 fn memory(meminfo: &str) -> Option<String> {
@@ -90,5 +99,6 @@ mod tests {
         assert_eq!(memory("MemTotal:       24000000 kB\n").as_deref(), Some("23 GiB of memory"));
         assert_eq!(features("flags : none"), None);
         assert_eq!(memory(""), None);
+        assert_eq!([cache_size("48K"), cache_size("266240K")], ["48 KiB", "260 MiB"]);
     }
 }

@@ -50,25 +50,25 @@ fn decode(tools: &Tools, report: &Path) -> Result<()> {
 
 fn encode(tools: &Tools, report: &Path) -> Result<()> {
     let encoder = bench_program(tools.workspace, "encode")?;
-    let mut command = tools.script("bench_encode.py", report);
+    let mut command = tools.script("bench_encode.py", report)?;
     command.arg("--encoder").arg(encoder);
     tools.with_models(&mut command)?;
     workspace::run(&mut command)
 }
 
 fn gemv(tools: &Tools, report: &Path) -> Result<()> {
-    workspace::run(&mut tools.script("bench_gemv.py", report))
+    workspace::run(&mut tools.script("bench_gemv.py", report)?)
 }
 
 fn models(tools: &Tools, report: &Path) -> Result<()> {
-    let mut command = tools.script("bench_models.py", report);
+    let mut command = tools.script("bench_models.py", report)?;
     tools.with_models(&mut command)?;
     workspace::run(&mut command)
 }
 
 impl Tools<'_> {
     /// A measuring script with the arguments that all of them take.
-    fn script(&self, name: &str, report: &Path) -> Command {
+    fn script(&self, name: &str, report: &Path) -> Result<Command> {
         let mut command = self.python.script(self.workspace.root().join("xtask/python").join(name));
         command
             .arg("--report")
@@ -78,11 +78,13 @@ impl Tools<'_> {
             .arg("--library")
             .arg(self.workspace.library())
             .arg("--scratch")
-            .arg(self.scratch);
+            .arg(self.scratch)
+            // The tool is to use the ONNX Runtime that is measured, where it uses one.
+            .env("ORT_DYLIB_PATH", self.python.libonnxruntime()?);
         if self.quick {
             command.arg("--quick");
         }
-        command
+        Ok(command)
     }
 
     /// Names the real models there are: those of NZ_MODELS, and MiniLM, which comes from PyPI.

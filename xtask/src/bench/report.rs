@@ -101,32 +101,39 @@ impl Report {
         for paragraph in &self.about {
             writeln!(out, "{paragraph}\n")?;
         }
-        out += "Figures are medians of interleaved rounds, quartiles in parentheses.\n";
+        out += "Figures are medians of interleaved rounds, quartiles in parentheses.";
+        let mut verdicts = Vec::new();
+        let mut tables = String::new();
         for table in &self.tables {
-            out.push('\n');
+            tables.push('\n');
             if !table.title.is_empty() {
-                writeln!(out, "### {}\n", table.title)?;
+                writeln!(tables, "### {}\n", table.title)?;
             }
-            out += &table.markdown().with_context(|| format!("table '{}'", table.title))?;
+            tables += &table.markdown(&mut verdicts).with_context(|| format!("table '{}'", table.title))?;
         }
-        Ok(out)
+        if !verdicts.is_empty() {
+            let met = verdicts.iter().filter(|&&met| met).count();
+            write!(out, " Targets met: {met} of {}.", verdicts.len())?;
+        }
+        Ok(out + "\n" + &tables)
     }
 }
 
 impl Table {
-    fn markdown(&self) -> Result<String> {
+    /// As Markdown; appends to `verdicts` whether each target was met.
+    fn markdown(&self, verdicts: &mut Vec<bool>) -> Result<String> {
         let mut out = format!("| {} |\n|{}\n", self.columns.join(" | "), "---|".repeat(self.columns.len()));
         for row in &self.rows {
             if row.len() != self.columns.len() {
                 bail!("a row has {} cells, there are {} columns: {row:?}", row.len(), self.columns.len());
             }
-            let cells = row.iter().map(|cell| self.cell(cell, row)).collect::<Result<Vec<_>>>()?;
+            let cells = row.iter().map(|cell| self.cell(cell, row, verdicts)).collect::<Result<Vec<_>>>()?;
             writeln!(out, "| {} |", cells.join(" | "))?;
         }
         Ok(out)
     }
 
-    fn cell(&self, cell: &Cell, row: &[Cell]) -> Result<String> {
+    fn cell(&self, cell: &Cell, row: &[Cell], verdicts: &mut Vec<bool>) -> Result<String> {
         Ok(match cell {
             Cell::Text(text) => text.replace('|', "\\|").replace('\n', " "),
             Cell::Samples { samples, digits } => {
@@ -145,6 +152,7 @@ impl Table {
                     Bound::AtLeast(bound) => ("at least", bound, found >= bound),
                     Bound::AtMost(bound) => ("at most", bound, found <= bound),
                 };
+                verdicts.push(met);
                 let verdict = if met { "met" } else { "missed" };
                 format!("{words} {bound:.digits$}: {verdict}", digits = target.digits)
             }
@@ -176,7 +184,8 @@ mod tests {
         .expect("valid report");
         assert_eq!(
             text,
-            "One.\n\nFigures are medians of interleaved rounds, quartiles in parentheses.\n\n### T\n\n\
+            "One.\n\nFigures are medians of interleaved rounds, quartiles in parentheses. \
+             Targets met: 1 of 2.\n\n### T\n\n\
              | what | ratio | target |\n|---|---|---|\n\
              | a | 3.0 (2.0-4.0) | at least 3.00: met |\n\
              | b | 3.2 | at most 3.20: missed |\n\
