@@ -20,6 +20,11 @@ def test_the_bound_counts_exponents_sign_and_the_mantissa_bits_in_use(mantissa, 
     assert bound(full, mantissa) == 1024 * (2 + 1 + mantissa)
 
 
+def test_the_bound_counts_mantissa_bits_by_block():
+    short, long = np.full(4096, 1 << 22, np.uint32), np.full(100, 1, np.uint32)
+    assert bound(np.concatenate([short, long]), 23) == 4096 * (1 + 1) + 100 * (1 + 23)
+
+
 def test_rounds_call_each_in_turn_and_drop_the_first():
     calls = []
 

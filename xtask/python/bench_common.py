@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 MIB = 1 << 20
+BLOCK = 4096  # weights that share a number of mantissa bits
 
 
 def parser():
@@ -69,14 +70,18 @@ def reason(error):
 
 
 def bound(bits, mantissa):
-    """What a coder of exponents cannot beat, in bits: the entropy of the exponents, and sign and mantissa as
-    they are, without the mantissa bits that are zero in all weights."""
+    """What a coder of a tensor's exponents cannot beat, in bits: their entropy, and sign and mantissa as they
+    are, without the lowest mantissa bits where these are zero in a whole block of weights."""
     exponents = np.bincount(((bits << 1) >> (mantissa + 1)).ravel())
     shares = exponents[exponents > 0] / bits.size
     entropy = -(shares * np.log2(shares)).sum()
-    union = int(np.bitwise_or.reduce(bits, axis=None)) & ((1 << mantissa) - 1)
-    used = mantissa - ((union & -union).bit_length() - 1) if union else 0
-    return bits.size * (entropy + 1 + used)
+    raw = 0
+    for start in range(0, bits.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        union = int(np.bitwise_or.reduce(block)) & ((1 << mantissa) - 1)
+        zeros = (union & -union).bit_length() - 1 if union else mantissa
+        raw += block.size * (1 + mantissa - zeros)
+    return bits.size * entropy + raw
 
 
 def run_in_turns(runs, budget, least=5, most=25, pause=0.0):

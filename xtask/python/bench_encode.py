@@ -296,8 +296,8 @@ def main():
     about = (
         f"Each tensor of {LEAST} elements or more by itself, one thread, compressors in turn; input bytes "
         "a second. nz-onnx's times include the survey that chooses the code, and the checksum. The bound "
-        "is the entropy of the exponents in bits, and sign and mantissa as they are, without mantissa "
-        f"bits that are zero in all weights of a tensor. Real models: {which_models(arguments)}."
+        "is the entropy of the exponents in bits, and sign and mantissa as they are, without low mantissa "
+        f"bits that are zero in a whole block of 4096 weights. Real models: {which_models(arguments)}."
     )
     packages = ", ".join(versions("zstandard", "lz4", "zipnn"))
     tables = [table("Speed and size", SPEED_COLUMNS, speed_rows)]
