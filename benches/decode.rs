@@ -63,17 +63,7 @@ struct Settings {
 
 /// Decodes to little-endian elements of the blob's dtype.
 fn decode(decoder: &Decoder, blob: &[u8], first: u64, out: &mut [u8]) {
-    let dtype = decoder.header().spec.dtype;
-    if dtype == Dtype::F32 {
-        decoder.decode_f32(blob, first, bytemuck::cast_slice_mut(out)).expect("own blob");
-        return;
-    }
-    let mut values = [0f32; 4096];
-    for (part, out) in out.chunks_mut(values.len() * dtype.size()).enumerate() {
-        let values = &mut values[..out.len() / dtype.size()];
-        decoder.decode_f32(blob, first + (part * 4096) as u64, values).expect("own blob");
-        codec::word::store(dtype, bytemuck::cast_slice(values), out);
-    }
+    decoder.decode_elements(blob, first, out).expect("own blob");
 }
 
 /// Runs `work` on as many parts of `out` as there are threads; it gets a part and where the part starts.
