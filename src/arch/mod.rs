@@ -5,12 +5,15 @@
 
 mod generic;
 mod pack;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use std::sync::OnceLock;
 
-use crate::format::{MAX_BLOCK, Tier};
+use crate::format::{Dtype, MAX_BLOCK, Tier};
+use words::WordLoops;
+pub use words::{JointCounts, Unions};
 
 /// Weights in the largest block.
 pub const BLOCK: usize = MAX_BLOCK as usize;
@@ -139,7 +142,10 @@ pub enum Half {
     Bf16,
 }
 
-type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut Vec<u8>) -> u8;
+/// Bytes that any record fits in: eight tiers of 4 bits and their literals, 24 raw bits, three bytes to align it.
+pub const RECORD_ROOM: usize = 8 * BLOCK / 2 + BLOCK + 3 * BLOCK + 64;
+
+type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut [u8]) -> (u8, usize);
 type DecodeRecords = fn(&Tables, &[Record<'_>], &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
 type DecodeHalves =
     fn(&Tables, &[Record<'_>], &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
@@ -162,14 +168,20 @@ pub struct Backend {
     pub name: &'static str,
     decode: DecodeRecords,
     encode: EncodeRecord,
+    words: WordLoops,
     fused: Option<Fused>,
 }
 
 impl Backend {
     /// All backends of this build that this machine can run, the slowest and clearest first.
     pub fn available() -> Vec<Backend> {
-        let mut all =
-            vec![Backend { name: "scalar", decode: generic::decode, encode: pack::encode, fused: None }];
+        let mut all = vec![Backend {
+            name: "scalar",
+            decode: generic::decode,
+            encode: pack::encode,
+            words: words::GENERIC,
+            fused: None,
+        }];
         #[cfg(target_arch = "x86_64")]
         all.extend(x86_64::available());
         all
@@ -281,13 +293,48 @@ impl Backend {
         self.fused.filter(|fused| records.iter().all(|r| r.len.is_multiple_of(fused.unit)))
     }
 
-    /// Appends the record of `words`, without the zeros that align the next one, to `out`, and returns its `m`.
+    /// Writes the record of `words`, without the zeros that align the next one, to the front of `out`. Returns its
+    /// `m` and its length; bytes of `out` behind the record may change.
+    ///
+    /// # Panics
+    /// `words` is longer than [`BLOCK`], or `out` shorter than [`RECORD_ROOM`].
+    pub fn encode(
+        self,
+        tables: &Tables,
+        words: &[u32],
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> (u8, usize) {
+        assert!(words.len() <= BLOCK && out.len() >= RECORD_ROOM);
+        (self.encode)(tables, words, scratch, out)
+    }
+
+    /// As [`crate::codec::word::load`].
+    ///
+    /// # Panics
+    /// `src` holds fewer elements than `out`.
+    pub fn load(self, dtype: Dtype, src: &[u8], out: &mut [u32]) {
+        assert!(src.len() >= out.len() * dtype.size());
+        (self.words.load)(dtype, src, out);
+    }
+
+    /// [`crate::codec::word::round`] for each word; whether all stayed as they were.
+    pub fn round(self, words: &mut [u32], k: u8, dtype: Dtype) -> bool {
+        (self.words.round)(words, k, dtype)
+    }
+
+    /// [`crate::codec::word::normalise`] for each word.
+    pub fn normalise(self, words: &mut [u32]) {
+        (self.words.normalise)(words);
+    }
+
+    /// Adds the words to `counts`.
     ///
     /// # Panics
     /// `words` is longer than [`BLOCK`].
-    pub fn encode(self, tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut Vec<u8>) -> u8 {
+    pub fn count(self, words: &[u32], counts: &mut JointCounts) -> Unions {
         assert!(words.len() <= BLOCK);
-        (self.encode)(tables, words, scratch, out)
+        (self.words.count)(words, counts)
     }
 }
 

@@ -1,11 +1,15 @@
 //! Encoding: weights in, blob out.
 
-use rayon::prelude::*;
+use std::cell::RefCell;
 
+use rayon::prelude::*;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::survey::Coding;
 use super::{survey, word};
-use crate::arch::{Backend, Scratch, Tables};
+use crate::arch::{BLOCK, Backend, RECORD_ROOM, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{ALIGN, Blocks, Layout, MAX_BLOCK, Sections, TensorSpec, Transform, payload_hash};
+use crate::format::{ALIGN, Blocks, Layout, MAX_BLOCK, Sections, TensorSpec, Transform};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +49,10 @@ impl<'a> Source<'a> {
     }
 
     /// Loads the words of `block` into `out` and returns how many there are.
-    pub(super) fn words(&self, block: u64, out: &mut [u32]) -> usize {
+    pub(super) fn words(&self, backend: Backend, block: u64, out: &mut [u32]) -> usize {
         let slots = self.blocks.slots(block);
         let n = (slots.end - slots.start) as usize;
-        load_slots(self.spec, self.bytes, slots.start, &mut out[..n]);
+        load_with(backend, self.spec, self.bytes, slots.start, &mut out[..n]);
         n
     }
 }
@@ -58,10 +62,14 @@ impl<'a> Source<'a> {
 /// # Panics
 /// The slots are not all in the tensor.
 pub fn load_slots(spec: &TensorSpec, src: &[u8], first: u64, out: &mut [u32]) {
+    load_with(Backend::active(), spec, src, first, out);
+}
+
+fn load_with(backend: Backend, spec: &TensorSpec, src: &[u8], first: u64, out: &mut [u32]) {
     let size = spec.dtype.size();
     for run in runs(spec, first..first + out.len() as u64) {
         let src = &src[run.element * size..][..run.len * size];
-        word::load(spec.dtype, src, &mut out[run.at..run.at + run.len]);
+        backend.load(spec.dtype, src, &mut out[run.at..run.at + run.len]);
     }
 }
 
@@ -107,117 +115,189 @@ pub(super) fn runs(spec: &TensorSpec, slots: std::ops::Range<u64>) -> impl Itera
 /// # Errors
 /// `src` has the wrong length, shape, layout or options do not go together, or the payload would pass 16 GiB.
 pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Vec<u8>> {
-    let source = Source::new(src, spec, options.block_len)?;
-    let k = options.mantissa_bits.filter(|&k| k < spec.dtype.mantissa_bits());
-    let survey = survey(src, spec, options)?;
-    let tiers = survey.tiers(k);
-    let (bound, transform) = (survey.size(k), survey.transform(k));
-    drop(survey);
-    let tables = Tables::new(&tiers);
-    let count = source.blocks.count();
-    let mut sections = Sections {
-        spec: spec.clone(),
-        transform,
-        mantissa_bits: k.unwrap_or(spec.dtype.mantissa_bits()),
-        lossless: true,
-        block_len: options.block_len,
-        tiers,
-        widths: Vec::with_capacity(count as usize),
-        sizes: Vec::with_capacity(count as usize),
-        payload_hash: 0,
-    };
-    // The header comes first, but its size is known only when the payload is: the bound leaves room for both.
-    let mut payload = Vec::with_capacity(bound as usize);
-
-    // A few chunks at a time, so that little more than source and blob are ever held.
-    let step = 64u64;
-    let batch = step * 2 * rayon::current_num_threads() as u64;
-    for start in (0..count).step_by(batch as usize) {
-        let end = count.min(start + batch);
-        let encoder = || BlockEncoder::new(&source, &tables, k, transform);
-        let firsts: Vec<u64> = (start..end).step_by(step as usize).collect();
-        let chunks: Vec<Chunk> = firsts
-            .into_par_iter()
-            .map_init(encoder, |encoder, first| encoder.chunk(first..end.min(first + step)))
-            .collect();
-        for chunk in chunks {
-            sections.widths.extend(chunk.widths);
-            sections.sizes.extend(chunk.sizes);
-            sections.lossless &= chunk.lossless;
-            payload.extend_from_slice(&chunk.bytes);
-        }
-    }
-    if payload.len() as u64 / ALIGN as u64 > u64::from(u32::MAX) {
-        return Err(Error::invalid("the payload would be larger than 16 GiB"));
-    }
-    sections.payload_hash = payload_hash(&payload);
-    payload.splice(0..0, sections.write());
-    Ok(payload)
+    let coding = survey(src, spec, options)?.coding(options.mantissa_bits);
+    encode_as(src, spec, options.block_len, &coding)
 }
 
-/// Consecutive records.
+/// As [`encode`], with the coding that [`super::Survey::coding`] gave for the same tensor: it is read only once more.
+///
+/// # Errors
+/// As [`encode`], or the coding is of another tensor and cannot hold this one.
+pub fn encode_as(src: &[u8], spec: &TensorSpec, block_len: u32, coding: &Coding) -> Result<Vec<u8>> {
+    encode_with(Backend::active(), src, spec, block_len, coding)
+}
+
+/// Blocks in a row that one task encodes: their records stay in a core's cache until they are joined.
+const CHUNK: u64 = 8;
+/// Chunks for each thread between one meeting of all threads and the next.
+const CHUNKS_A_THREAD: u64 = 4;
+
+fn encode_with(
+    backend: Backend,
+    src: &[u8],
+    spec: &TensorSpec,
+    block_len: u32,
+    coding: &Coding,
+) -> Result<Vec<u8>> {
+    let source = Source::new(src, spec, block_len)?;
+    let encoder = BlockEncoder { backend, source: &source, tables: Tables::new(&coding.tiers), coding };
+    let count = source.blocks.count();
+    let mut blob = Assembly::new(&source, block_len, coding);
+
+    let chunks = (CHUNKS_A_THREAD * rayon::current_num_threads() as u64).min(count.div_ceil(CHUNK));
+    let batch = || (0..chunks).map(|_| Chunk::new(count)).collect::<Vec<_>>();
+    let (mut now, mut before) = (batch(), batch());
+    for first in (0..count).step_by((chunks * CHUNK) as usize) {
+        // While these chunks are encoded, those of the last round are joined.
+        let (joined, ()) = rayon::join(
+            || before.iter_mut().try_for_each(|chunk| blob.append(chunk)),
+            || {
+                now.par_iter_mut().enumerate().for_each(|(i, chunk)| {
+                    let start = first + i as u64 * CHUNK;
+                    encoder.encode(start.min(count)..count.min(start + CHUNK), chunk);
+                });
+            },
+        );
+        joined?;
+        std::mem::swap(&mut now, &mut before);
+    }
+    before.iter_mut().try_for_each(|chunk| blob.append(chunk))?;
+    blob.finish()
+}
+
+/// Consecutive records; the memory is used again for others.
 struct Chunk {
+    /// The records are at the front.
     bytes: Vec<u8>,
+    len: usize,
     /// The size of each, in units of [`ALIGN`].
     sizes: Vec<u16>,
     widths: Vec<u8>,
     /// Whether rounding changed no weight.
     lossless: bool,
+    /// Whether the coding fits all words.
+    fits: bool,
 }
 
-struct BlockEncoder<'a> {
-    source: &'a Source<'a>,
-    tables: &'a Tables,
-    k: Option<u8>,
-    transform: Transform,
-    words: Vec<u32>,
+impl Chunk {
+    /// Room for [`CHUNK`] of `count` blocks.
+    fn new(count: u64) -> Self {
+        let room = RECORD_ROOM * CHUNK.min(count) as usize;
+        let (sizes, widths) = (Vec::new(), Vec::new());
+        Chunk { bytes: vec![0; room], len: 0, sizes, widths, lossless: true, fits: true }
+    }
+}
+
+/// What an encoding thread keeps.
+struct Workspace {
+    words: [u32; BLOCK],
     scratch: Box<Scratch>,
 }
 
-impl<'a> BlockEncoder<'a> {
-    fn new(source: &'a Source<'a>, tables: &'a Tables, k: Option<u8>, transform: Transform) -> Self {
-        BlockEncoder {
-            source,
-            tables,
-            k,
-            transform,
-            words: vec![0; MAX_BLOCK as usize],
-            scratch: Scratch::new(),
+thread_local! {
+    static WORKSPACE: RefCell<Box<Workspace>> =
+        RefCell::new(Box::new(Workspace { words: [0; BLOCK], scratch: Scratch::new() }));
+}
+
+struct BlockEncoder<'a> {
+    backend: Backend,
+    source: &'a Source<'a>,
+    tables: Tables,
+    coding: &'a Coding,
+}
+
+impl BlockEncoder<'_> {
+    /// Fills `chunk` with the records of `blocks`, at most [`CHUNK`].
+    fn encode(&self, blocks: std::ops::Range<u64>, chunk: &mut Chunk) {
+        (chunk.len, chunk.lossless, chunk.fits) = (0, true, true);
+        chunk.sizes.clear();
+        chunk.widths.clear();
+        WORKSPACE.with_borrow_mut(|workspace| {
+            let Workspace { words, scratch } = &mut **workspace;
+            for block in blocks {
+                let n = self.source.words(self.backend, block, words);
+                let words = &mut words[..n];
+                if let Some(k) = self.coding.mantissa_bits {
+                    chunk.lossless &= self.backend.round(words, k, self.source.spec.dtype);
+                }
+                if self.coding.transform == Transform::NormalisedSplit {
+                    let taken = |w: &u32| (word::SUBNORMAL_CODES..255).contains(&(w >> 23 & 255));
+                    chunk.fits &= !words.iter().any(taken);
+                    self.backend.normalise(words);
+                }
+                let out = &mut chunk.bytes[chunk.len..];
+                let (m, len) = self.backend.encode(&self.tables, words, scratch, out);
+                let padded = len.next_multiple_of(ALIGN);
+                out[len..padded].fill(0);
+                chunk.len += padded;
+                chunk.widths.push(m);
+                // At most 8 tiers of 4 bits, their literals and 24 raw bits for 4096 weights: 33 KiB.
+                chunk.sizes.push((padded / ALIGN) as u16);
+            }
+        });
+    }
+}
+
+/// A blob in the making. Its header comes first but is known last: the payload starts where it would start if the
+/// blocks had widths as foreseen, and is moved if they have not.
+struct Assembly {
+    sections: Sections,
+    blob: Vec<u8>,
+    payload: usize,
+    /// As [`crate::format::payload_hash`], bit by bit: what is hashed is still in the cache.
+    hash: Xxh3,
+}
+
+impl Assembly {
+    fn new(source: &Source<'_>, block_len: u32, coding: &Coding) -> Self {
+        let (spec, count) = (source.spec, source.blocks.count() as usize);
+        let mut sections = Sections {
+            spec: spec.clone(),
+            transform: coding.transform,
+            mantissa_bits: coding.mantissa_bits.unwrap_or(spec.dtype.mantissa_bits()),
+            lossless: true,
+            block_len,
+            tiers: coding.tiers.clone(),
+            widths: vec![0; count],
+            sizes: vec![0; count],
+            payload_hash: 0,
+        };
+        if !coding.one_width {
+            sections.widths[0] = 1;
         }
+        let payload = sections.write().len();
+        sections.widths.clear();
+        sections.sizes.clear();
+        let mut blob = Vec::with_capacity(coding.size() as usize);
+        blob.resize(payload, 0);
+        Assembly { sections, blob, payload, hash: Xxh3::new() }
     }
 
-    fn chunk(&mut self, blocks: std::ops::Range<u64>) -> Chunk {
-        let mut chunk = Chunk { bytes: Vec::new(), sizes: Vec::new(), widths: Vec::new(), lossless: true };
-        for block in blocks {
-            let n = self.source.words(block, &mut self.words);
-            let start = chunk.bytes.len();
-            chunk.lossless &= self.round(n);
-            chunk.widths.push(self.record(n, &mut chunk.bytes));
-            chunk.bytes.resize(chunk.bytes.len().next_multiple_of(ALIGN), 0);
-            // At most 8 tiers of 4 bits, their literals and 24 raw bits for 4096 weights: 33 KiB.
-            chunk.sizes.push(((chunk.bytes.len() - start) / ALIGN) as u16);
+    fn append(&mut self, chunk: &mut Chunk) -> Result<()> {
+        if !chunk.fits {
+            return Err(Error::invalid("the coding is of another tensor: it has no room for some exponents"));
         }
-        chunk
+        let bytes = &chunk.bytes[..chunk.len];
+        self.hash.update(bytes);
+        self.blob.extend_from_slice(bytes);
+        self.sections.sizes.append(&mut chunk.sizes);
+        self.sections.widths.append(&mut chunk.widths);
+        self.sections.lossless &= chunk.lossless;
+        if (self.blob.len() - self.payload) as u64 / ALIGN as u64 > u64::from(u32::MAX) {
+            return Err(Error::invalid("the payload would be larger than 16 GiB"));
+        }
+        chunk.len = 0;
+        Ok(())
     }
 
-    /// Rounds the first `n` words and says whether they all stay as they are.
-    fn round(&mut self, n: usize) -> bool {
-        let (Some(k), dtype) = (self.k, self.source.spec.dtype) else { return true };
-        let mut changed = 0;
-        for word in &mut self.words[..n] {
-            let rounded = word::round(*word, k, dtype);
-            changed |= *word ^ rounded;
-            *word = rounded;
+    fn finish(mut self) -> Result<Vec<u8>> {
+        self.sections.payload_hash = self.hash.digest();
+        let header = self.sections.write();
+        if header.len() == self.payload {
+            self.blob[..header.len()].copy_from_slice(&header);
+        } else {
+            self.blob.splice(0..self.payload, header);
         }
-        changed == 0
-    }
-
-    /// Appends the record of the first `n` words and returns its `m`.
-    fn record(&mut self, n: usize, out: &mut Vec<u8>) -> u8 {
-        let words = &mut self.words[..n];
-        if self.transform == Transform::NormalisedSplit {
-            words.iter_mut().for_each(|w| *w = word::normalise(*w));
-        }
-        Backend::active().encode(self.tables, words, &mut self.scratch, out)
+        Ok(self.blob)
     }
 }

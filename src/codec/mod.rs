@@ -12,6 +12,6 @@ mod survey;
 pub mod word;
 
 pub use decode::{Decoder, decode};
-pub use encode::{EncodeOptions, encode, load_slots};
-pub use survey::{Survey, survey};
+pub use encode::{EncodeOptions, encode, encode_as, load_slots};
+pub use survey::{Coding, Survey, survey};
 pub use word::max_relative_error;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::cascade::{self, Histogram};
 use super::encode::{EncodeOptions, Source};
 use super::word;
+use crate::arch::{BLOCK, Backend, JointCounts};
 use crate::error::Result;
 use crate::format::{Dtype, Layout, TensorSpec, Tier, Transform, header_bound};
 
@@ -24,21 +25,45 @@ pub struct Survey {
     plain_widths: Box<[[u64; WIDTHS]; WIDTHS]>,
 }
 
+/// How a tensor is coded at one precision: what [`super::encode_as`] needs to know of the whole tensor before it
+/// sees the first block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coding {
+    /// Mantissa bits that weights are rounded to; `None` is lossless.
+    pub(super) mantissa_bits: Option<u8>,
+    pub(super) transform: Transform,
+    pub(super) tiers: Vec<Tier>,
+    /// Whether all blocks seem to need the same number of mantissa bits.
+    pub(super) one_width: bool,
+    size: u64,
+}
+
+impl Coding {
+    /// An upper bound of the blob's size in bytes: that of [`Survey::size`].
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
 /// Mantissa bits needed so that none of the ones in `union` is dropped.
 fn needed_bits(union: u32) -> usize {
     if union & 0x7f_ffff == 0 { 0 } else { 23 - union.trailing_zeros() as usize }
 }
 
-/// Ones at the top of a word's mantissa.
-fn leading_ones(word: u32) -> usize {
-    (!(word << 9)).leading_zeros().min(23) as usize
-}
+/// Blocks that are surveyed in a row.
+const CHUNK: u64 = 64;
+/// A survey of its own, which is some 200 KiB, must be worth it: so many chunks at least.
+const LEAST_CHUNKS: usize = 4;
 
 /// Surveys `src`, the row-major little-endian elements of `spec`.
 ///
 /// # Errors
 /// `src` does not have the length that `spec` calls for, or the options do not fit.
 pub fn survey(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Survey> {
+    survey_with(Backend::active(), src, spec, options)
+}
+
+fn survey_with(backend: Backend, src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Survey> {
     let source = Source::new(src, spec, options.block_len)?;
     let empty = || Survey {
         spec: spec.clone(),
@@ -49,42 +74,62 @@ pub fn survey(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
         plain_widths: Box::new([[0; WIDTHS]; WIDTHS]),
     };
     let count = source.blocks.count();
-    let step = 64;
-    Ok((0..count.div_ceil(step))
+    Ok((0..count.div_ceil(CHUNK) as usize)
         .into_par_iter()
-        .fold(empty, |mut sum, chunk| {
-            let mut words = vec![0u32; options.block_len as usize];
-            for block in chunk * step..count.min((chunk + 1) * step) {
-                let n = source.words(block, &mut words);
-                sum.add(&words[..n]);
-            }
-            sum
-        })
+        .with_min_len(LEAST_CHUNKS)
+        .fold(
+            || Counter::new(empty()),
+            |mut counter, chunk| {
+                let first = chunk as u64 * CHUNK;
+                for block in first..count.min(first + CHUNK) {
+                    counter.add(backend, &source, block);
+                }
+                counter
+            },
+        )
+        .map(Counter::finish)
         .reduce(empty, Survey::merge))
 }
 
-impl Survey {
-    fn add(&mut self, words: &[u32]) {
-        let (mut normal, mut subnormal, mut normalised, mut special) = (0, 0, 0, 0);
-        for &word in words {
-            let exponent = word >> 23 & 255;
-            if exponent == 0 && word << 1 != 0 {
-                let word = word::normalise(word);
-                self.subnormal[(word >> 23 & 255) as usize][leading_ones(word)] += 1;
-                normalised |= word;
-                subnormal |= word::denormalise(word);
-            } else {
-                // Half-way to the next power of two: rounded to no bits at all, an even exponent stays.
-                let stays = word << 9 == 1 << 31 && exponent % 2 == 0;
-                self.joint[exponent as usize][if stays { 0 } else { leading_ones(word) }] += 1;
-                *(if exponent == 255 { &mut special } else { &mut normal }) |= word;
-            }
-        }
-        let n = words.len() as u64;
-        self.widths[needed_bits(normal | normalised)][needed_bits(special)] += n;
-        self.plain_widths[needed_bits(normal)][needed_bits(special | subnormal)] += n;
+/// A survey in the making.
+struct Counter {
+    survey: Survey,
+    counts: JointCounts,
+    words: Vec<u32>,
+}
+
+impl Counter {
+    fn new(survey: Survey) -> Self {
+        Counter { survey, counts: JointCounts::new(), words: vec![0; BLOCK] }
     }
 
+    fn add(&mut self, backend: Backend, source: &Source<'_>, block: u64) {
+        let n = source.words(backend, block, &mut self.words);
+        let unions = backend.count(&self.words[..n], &mut self.counts);
+        let survey = &mut self.survey;
+        let (normal, special) = (unions.normal, unions.special);
+        survey.widths[needed_bits(normal | unions.normalised)][needed_bits(special)] += n as u64;
+        survey.plain_widths[needed_bits(normal)][needed_bits(special | unions.subnormal)] += n as u64;
+        if self.counts.is_nearly_full() {
+            self.drain();
+        }
+    }
+
+    fn drain(&mut self) {
+        let Survey { joint, subnormal, .. } = &mut self.survey;
+        self.counts.drain(|row, ones, count| match row.checked_sub(256) {
+            None => joint[row][ones] += count,
+            Some(top) => subnormal[word::SUBNORMAL_CODES as usize + top][ones] += count,
+        });
+    }
+
+    fn finish(mut self) -> Survey {
+        self.drain();
+        self.survey
+    }
+}
+
+impl Survey {
     fn merge(mut self, other: Survey) -> Survey {
         let add = |a: &mut [u64], b: &[u64]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         add(self.joint.as_flattened_mut(), other.joint.as_flattened());
@@ -94,21 +139,27 @@ impl Survey {
         self
     }
 
-    /// How the encoder transforms this tensor. Subnormals can be normalised if no other weight has an exponent
-    /// that stands for one. They are when weights are rounded; lossless, when that is smaller.
-    pub fn transform(&self, mantissa_bits: Option<u8>) -> Transform {
+    /// How the encoder codes this tensor at this precision. Subnormals can be normalised if no other weight has an
+    /// exponent that stands for one. They are when weights are rounded; lossless, when that is smaller.
+    pub fn coding(&self, mantissa_bits: Option<u8>) -> Coding {
         let any = |counts: &[[u64; WIDTHS]]| counts.as_flattened().iter().any(|&n| n > 0);
         let taken = any(&self.joint[word::SUBNORMAL_CODES as usize..255]);
+        let mantissa_bits = mantissa_bits.filter(|&k| k < self.spec.dtype.mantissa_bits());
+        let coding = |transform| self.coding_with(mantissa_bits, transform);
         if !any(&self.subnormal[..]) || taken {
-            return Transform::Split;
+            return coding(Transform::Split);
         }
-        let size = |transform| self.size_with(mantissa_bits, transform);
-        let rounds = mantissa_bits.is_some_and(|k| k < self.spec.dtype.mantissa_bits());
-        if rounds || size(Transform::NormalisedSplit) < size(Transform::Split) {
-            Transform::NormalisedSplit
-        } else {
-            Transform::Split
+        let normalised = coding(Transform::NormalisedSplit);
+        if mantissa_bits.is_some() {
+            return normalised;
         }
+        let plain = coding(Transform::Split);
+        if normalised.size < plain.size { normalised } else { plain }
+    }
+
+    /// The transform of [`Survey::coding`].
+    pub fn transform(&self, mantissa_bits: Option<u8>) -> Transform {
+        self.coding(mantissa_bits).transform
     }
 
     /// How often each exponent occurs after rounding to `mantissa_bits` (`None`: no rounding).
@@ -146,32 +197,37 @@ impl Survey {
 
     /// The cascade that [`super::encode`] uses at this precision.
     pub fn tiers(&self, mantissa_bits: Option<u8>) -> Vec<Tier> {
-        cascade::choose_tiers(&self.histogram(mantissa_bits, self.transform(mantissa_bits)))
+        self.coding(mantissa_bits).tiers
     }
 
     /// An upper bound of the blob's size in bytes, less than .02 bits a weight above the true one in blocks of
     /// 4096. `None` is lossless.
     pub fn size(&self, mantissa_bits: Option<u8>) -> u64 {
-        self.size_with(mantissa_bits, self.transform(mantissa_bits))
+        self.coding(mantissa_bits).size
     }
 
-    fn size_with(&self, mantissa_bits: Option<u8>, transform: Transform) -> u64 {
+    fn coding_with(&self, mantissa_bits: Option<u8>, transform: Transform) -> Coding {
         let histogram = self.histogram(mantissa_bits, transform);
         let tiers = cascade::choose_tiers(&histogram);
         let k = usize::from(mantissa_bits.unwrap_or(self.spec.dtype.mantissa_bits()));
         let mut bits = cascade::coded_bits(&tiers, &histogram);
         let normalised = transform == Transform::NormalisedSplit;
         let widths = if normalised { &self.widths } else { &self.plain_widths };
+        let mut kept = [false; WIDTHS];
         for (rounded, row) in widths.iter().enumerate() {
             for (exact, &weights) in row.iter().enumerate() {
-                bits += weights * (1 + rounded.min(k).max(exact)) as u64;
+                let m = rounded.min(k).max(exact);
+                bits += weights * (1 + m) as u64;
+                kept[m] |= weights > 0;
             }
         }
         // Planes are whole bytes (three a tier of 3 bits) and records multiples of 4. Only the last block of a tile
         // can also have ragged code and raw planes, at most 11 bytes of them.
         let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
         let (tail, ragged) = ((planes + 3) * self.blocks, 11 * self.tiles());
-        header_bound(&self.spec, &tiers, self.blocks) + bits.div_ceil(8) + tail + ragged
+        let size = header_bound(&self.spec, &tiers, self.blocks) + bits.div_ceil(8) + tail + ragged;
+        let one_width = kept.iter().filter(|&&kept| kept).count() == 1;
+        Coding { mantissa_bits, transform, tiers, one_width, size }
     }
 
     fn tiles(&self) -> u64 {

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 
-use nz_onnx::codec::{self, Decoder, EncodeOptions};
+use nz_onnx::codec::{self, Decoder};
+use rayon::prelude::*;
 
 use super::allocation::Target;
 use super::check;
+use super::inspect::encoding_name;
+use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
 use super::planning::{Choice, Options, Prepared, prepare};
 use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId};
@@ -21,6 +25,8 @@ const ALIGNMENT: u64 = 64 << 10;
 const INLINE_BELOW: u64 = 64 << 10;
 /// Bytes that may stay in the model in all: they are in memory until it is written.
 const INLINE_IN_ALL: u64 = 24 << 20;
+/// Bytes of blobs that are written before they must be on the disk.
+const SYNC_EVERY: u64 = 64 << 20;
 
 /// How to convert.
 #[derive(Debug, Clone)]
@@ -53,36 +59,8 @@ pub fn convert(path: &Path, options: &ConvertOptions, progress: &Progress) -> Re
     }
     drop(model);
     let prepared = prepare(path, &options.plan, progress)?;
-    let mut writer = Writer { files: &files, dry_run: options.dry_run, data: None, inline: 0 };
-    let mut encoded: BTreeMap<WeightId, Encoded> = BTreeMap::new();
-    let mut placements = BTreeMap::new();
-    let work = prepared.model.weights().iter().map(|w| work(&prepared, w)).sum();
-    let mut step = progress.step("encoding", work);
-    for weight in prepared.model.weights() {
-        match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
-            (Choice::Encoded { copy_of: Some(first), .. }, _) => {
-                placements.insert(weight.id, Placement::SameAs(*first));
-            }
-            (Choice::Encoded { mantissa_bits, .. }, Decision::Compress(compression)) => {
-                let (blob, found) = encode(&prepared.model, weight, compression, *mantissa_bits)?;
-                progress.note(&format!(
-                    "{}: {} -> {} bytes, {}",
-                    weight.name,
-                    weight.bytes,
-                    blob.len(),
-                    super::inspect::encoding_name(if found.lossless { None } else { *mantissa_bits })
-                ));
-                encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
-                placements.insert(weight.id, writer.place(blob)?);
-            }
-            _ if weight.is_external() && !options.dry_run => {
-                placements.insert(weight.id, writer.copy(&prepared.model, weight)?);
-            }
-            _ => {}
-        }
-        step.advance(self::work(&prepared, weight));
-    }
-    drop(step);
+    let writer = Writer { files: &files, dry_run: options.dry_run, data: None, inline: 0, unsynced: 0 };
+    let (encoded, writer, placements) = transfer(&prepared, writer, progress)?;
     let mut document = document(&prepared, &encoded, options.plan.target)?;
     if options.dry_run {
         return Ok(document);
@@ -102,6 +80,77 @@ pub fn convert(path: &Path, options: &ConvertOptions, progress: &Progress) -> Re
     Ok(document)
 }
 
+/// A weight that has been read, with the memory that it and its blob take.
+struct Read {
+    source: Vec<u8>,
+    memory: Share,
+}
+
+/// What the writer is to do about a weight.
+enum Task {
+    Place { blob: Vec<u8>, memory: Share },
+    SameAs(WeightId),
+    Copy,
+}
+
+type Transferred<'a> = (BTreeMap<WeightId, Encoded>, Writer<'a>, BTreeMap<WeightId, Placement>);
+
+/// Encodes what is to be encoded and puts everything in its place: while one weight is encoded and checked, the next
+/// ones are read and the ones before are written.
+fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress) -> Result<Transferred<'a>> {
+    let (weights, dry_run) = (prepared.model.weights(), writer.dry_run);
+    let mut step = progress.step("encoding", weights.iter().map(|w| work(prepared, w)).sum());
+    let budget = Budget::new(weights.iter().map(|w| work(prepared, w)).max().unwrap_or(0));
+    let (to_encoder, reads) = mpsc::channel::<Result<Read>>();
+    let (to_writer, tasks) = mpsc::channel::<(&Weight, Task)>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || read_ahead(prepared, &budget, &to_encoder));
+        let writing = scope.spawn(move || {
+            let mut placements = BTreeMap::new();
+            for (weight, task) in tasks {
+                placements.insert(weight.id, writer.perform(&prepared.model, weight, task)?);
+            }
+            Ok((writer, placements))
+        });
+        let mut encoded: BTreeMap<WeightId, Encoded> = BTreeMap::new();
+        let mut tasks = weights.iter().filter_map(|weight| {
+            let task = match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
+                (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
+                (Choice::Encoded { group, mantissa_bits, .. }, Decision::Compress(compression)) => {
+                    next(&reads).and_then(|read| encode(prepared, weight, compression, *group, read)).map(
+                        |(blob, found, memory)| {
+                            progress.note(&format!(
+                                "{}: {} -> {} bytes, {}",
+                                weight.name,
+                                weight.bytes,
+                                blob.len(),
+                                encoding_name(mantissa_bits.filter(|_| !found.lossless))
+                            ));
+                            encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
+                            Task::Place { blob, memory }
+                        },
+                    )
+                }
+                _ if weight.is_external() && !dry_run => Ok(Task::Copy),
+                _ => return None,
+            };
+            step.advance(work(prepared, weight));
+            Some(task.map(|task| (weight, task)))
+        });
+        // A writer that takes no more has an error to tell.
+        let done = tasks.try_for_each(|task| {
+            task.map(|task| to_writer.send(task).is_ok()).and_then(|sent| {
+                if sent { Ok(()) } else { Err(Error::Internal("writing has stopped".to_string())) }
+            })
+        });
+        drop((to_writer, reads));
+        let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (writer, placements) = written?;
+        done?;
+        Ok((encoded, writer, placements))
+    })
+}
+
 /// Bytes that a weight makes work for.
 fn work(prepared: &Prepared, weight: &Weight) -> u64 {
     match &prepared.choices[weight.id.0] {
@@ -110,26 +159,50 @@ fn work(prepared: &Prepared, weight: &Weight) -> u64 {
     }
 }
 
-/// One weight's blob, compared with the weight.
+/// Reads the weights to be encoded, in order, as the budget lets it.
+fn read_ahead(prepared: &Prepared, budget: &Arc<Budget>, to_encoder: &mpsc::Sender<Result<Read>>) {
+    for weight in prepared.model.weights() {
+        let Choice::Encoded { copy_of: None, group, .. } = &prepared.choices[weight.id.0] else { continue };
+        let read = prepared.groups[*group].coding().and_then(|coding| {
+            let memory = budget.take(weight.bytes.saturating_add(coding.size()));
+            let source = prepared.model.read_weight(weight)?;
+            Ok(Read { source, memory })
+        });
+        let failed = read.is_err();
+        // Nobody listens any more when encoding has failed.
+        if to_encoder.send(read).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn next(reads: &mpsc::Receiver<Result<Read>>) -> Result<Read> {
+    reads.recv().unwrap_or_else(|_| Err(Error::Internal("reading has stopped".to_string())))
+}
+
+/// One weight's blob, compared with the weight, and the memory that it takes.
 fn encode(
-    model: &Model,
+    prepared: &Prepared,
     weight: &Weight,
     compression: &Compression,
-    mantissa_bits: Option<u8>,
-) -> Result<(Vec<u8>, check::Match)> {
-    let source = model.read_weight(weight)?;
-    let options = EncodeOptions { mantissa_bits, block_len: compression.block_len };
+    group: usize,
+    Read { source, mut memory }: Read,
+) -> Result<(Vec<u8>, check::Match, Share)> {
+    let (model, Compression { spec, block_len, .. }) = (&prepared.model, compression);
+    let coding = prepared.groups[group].coding()?;
     let failed = |e| Error::codec(model.path(), &weight.name, e);
-    let blob = codec::encode(&source, &compression.spec, &options).map_err(failed)?;
-    let found = check::against_source(&blob, &source, &compression.spec).map_err(|e| {
-        // The encoder is at fault here, not the file.
+    let blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    let found = check::against_source(&blob, &source, spec).map_err(|e| {
+        // The encoder is at fault here, not the file; or the file has changed since it was surveyed.
         Error::Internal(format!(
             "{}: tensor {:?} does not decode to its source: {e}",
             model.path().display(),
             weight.name
         ))
     })?;
-    Ok((blob, found))
+    drop(source);
+    memory.shrink(weight.bytes);
+    Ok((blob, found, memory))
 }
 
 fn document(
@@ -178,6 +251,7 @@ struct Writer<'a> {
     dry_run: bool,
     data: Option<Staged>,
     inline: u64,
+    unsynced: u64,
 }
 
 /// Both files, whole and synced, under their temporary names.
@@ -187,6 +261,18 @@ struct Finished {
 }
 
 impl Writer<'_> {
+    fn perform(&mut self, model: &Model, weight: &Weight, task: Task) -> Result<Placement> {
+        match task {
+            Task::SameAs(first) => Ok(Placement::SameAs(first)),
+            Task::Copy => self.copy(model, weight),
+            Task::Place { blob, memory } => {
+                let placement = self.place(blob);
+                drop(memory);
+                placement
+            }
+        }
+    }
+
     fn place(&mut self, blob: Vec<u8>) -> Result<Placement> {
         let len = blob.len() as u64;
         if self.dry_run {
@@ -198,6 +284,14 @@ impl Writer<'_> {
         let data = self.data()?;
         let offset = data.position();
         data.write(&blob)?;
+        // The disk works while the next blobs are encoded, not only at the end.
+        self.unsynced += len;
+        if self.unsynced >= SYNC_EVERY
+            && let Some(data) = &self.data
+        {
+            data.sync()?;
+            self.unsynced = 0;
+        }
         Ok(Placement::External { offset, len })
     }
 
@@ -275,7 +369,8 @@ impl Finished {
         if compressed == blobs.is_empty() {
             return Err(broken(format!("{} blobs in it", blobs.len())));
         }
-        for blob in blobs {
+        // At most one blob a thread is in memory.
+        blobs.par_iter().try_for_each(|blob| {
             let weight = written.weight(blob.weight);
             let bytes = match (&weight.storage, &data) {
                 (Storage::External { offset, length, .. }, Some(data)) => {
@@ -285,7 +380,7 @@ impl Finished {
             };
             let bytes = bytes.map_err(|e| broken(e.to_string()))?;
             Decoder::open(&bytes).map_err(|e| broken(format!("blob {:?}: {e}", weight.name)))?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }

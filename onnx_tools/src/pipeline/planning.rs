@@ -65,12 +65,13 @@ pub struct Prepared {
 pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
     let model = Model::open(path)?;
     let decisions = decide(&model, &options.rules)?;
-    let Surveyed { groups, kept_bytes } = survey(&model, &decisions, progress)?;
+    let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, progress)?;
     let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
     let allocation = allocate(&candidates, kept_bytes, options.target);
     // Weights may overlap in a data file, so no length of a file bounds the sum.
     let bytes_before = model.weights().iter().fold(0u64, |sum, w| sum.saturating_add(w.bytes));
     let choices = choices(&decisions, &groups, &allocation);
+    groups.iter_mut().zip(&allocation.encodings).for_each(|(group, encoding)| group.choose(*encoding));
     let prepared = Prepared { model, decisions, groups, choices, allocation, bytes_before };
     match options.target {
         Target::Ratio(ratio) if !prepared.allocation.reached => Err(prepared.unreachable(ratio)),

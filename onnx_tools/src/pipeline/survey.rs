@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::mpsc;
 
-use nz_onnx::codec::{self, EncodeOptions};
+use nz_onnx::codec::{self, Coding, EncodeOptions};
 use nz_onnx::format::{Dtype, Layout, TensorSpec};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use super::allocation::Candidate;
-use crate::onnx::{Error, Model, Result, WeightId};
+use super::allocation::{Candidate, Encoding};
+use super::overlap::{Budget, Share};
+use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
-use crate::rewrite::Decision;
+use crate::rewrite::{Compression, Decision};
 
 /// Weights of the same content, layout and block length: they share one blob.
 #[derive(Debug, Clone)]
@@ -19,6 +21,29 @@ pub struct Group {
     pub weights: Vec<WeightId>,
     /// What the blob costs at each precision.
     pub candidate: Candidate,
+    /// How the blob is coded at 0, 1, ... mantissa bits, and lossless at the end; in the end only as it was chosen.
+    codings: Vec<Coding>,
+}
+
+impl Group {
+    /// Forgets all codings but the one chosen.
+    pub(super) fn choose(&mut self, encoding: Encoding) {
+        let lossless = self.codings.len().saturating_sub(1);
+        let chosen = match encoding {
+            Encoding::Keep(_) => None,
+            Encoding::Lossless => self.codings.get(lossless).cloned(),
+            Encoding::Mantissa(k) => self.codings.get(usize::from(k)).cloned(),
+        };
+        self.codings = chosen.into_iter().collect();
+    }
+
+    /// The coding chosen.
+    pub(super) fn coding(&self) -> Result<&Coding> {
+        match self.codings.as_slice() {
+            [coding] => Ok(coding),
+            _ => Err(Error::Internal(format!("weights {:?} have no coding yet", self.weights))),
+        }
+    }
 }
 
 /// What is known about a model before allocation.
@@ -30,52 +55,85 @@ pub struct Surveyed {
     pub kept_bytes: u64,
 }
 
-/// Reads each weight that `decisions` would compress, one at a time.
+/// A weight that has been read.
+struct Read<'a> {
+    weight: &'a Weight,
+    compression: &'a Compression,
+    bytes: Vec<u8>,
+    hash: u128,
+    _memory: Share,
+}
+
+/// Reads each weight that `decisions` would compress, and surveys it while the next ones are read.
 ///
 /// # Errors
 /// A weight cannot be read.
 pub fn survey(model: &Model, decisions: &[Decision], progress: &Progress) -> Result<Surveyed> {
-    let work = |(w, d): (&crate::onnx::Weight, &Decision)| match d {
-        Decision::Compress(_) => w.bytes,
-        Decision::Keep { .. } => 0,
+    let wanted = || {
+        let weights = model.weights().iter().zip(decisions);
+        weights.filter_map(|(weight, decision)| match decision {
+            Decision::Compress(compression) => Some((weight, compression)),
+            Decision::Keep { .. } => None,
+        })
     };
-    let mut step = progress.step("surveying", model.weights().iter().zip(decisions).map(work).sum());
+    let mut step = progress.step("surveying", wanted().map(|(w, _)| w.bytes).sum());
     // A seed that nobody can know beforehand: two weights cannot be made to collide on purpose.
     let seed = RandomState::new().hash_one(0u64);
-    let mut by_content: HashMap<(u128, Dtype, Layout, Vec<u64>, u32), usize> = HashMap::new();
-    let mut found = Surveyed { groups: Vec::new(), kept_bytes: 0 };
-    for (weight, decision) in model.weights().iter().zip(decisions) {
-        let Decision::Compress(compression) = decision else {
-            found.kept_bytes = found.kept_bytes.saturating_add(weight.bytes);
-            continue;
-        };
-        let bytes = model.read_weight(weight)?;
-        let TensorSpec { dtype, layout, shape } = compression.spec.clone();
-        let key = (xxh3_128_with_seed(&bytes, seed), dtype, layout, shape, compression.block_len);
-        if let Some(&group) = by_content.get(&key) {
-            let group: &mut Group = &mut found.groups[group];
-            group.weights.push(weight.id);
-            group.candidate.copies += 1;
-        } else {
-            let candidate = candidate(&bytes, &compression.spec, compression.block_len)
-                .map_err(|e| Error::codec(model.path(), &weight.name, e))?;
-            by_content.insert(key, found.groups.len());
-            found.groups.push(Group { weights: vec![weight.id], candidate });
+    let budget = Budget::new(wanted().map(|(w, _)| w.bytes).max().unwrap_or(0));
+    let (sender, weights) = mpsc::channel();
+    let groups = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for (weight, compression) in wanted() {
+                let memory = budget.take(weight.bytes);
+                let read = model.read_weight(weight).map(|bytes| {
+                    let hash = xxh3_128_with_seed(&bytes, seed);
+                    Read { weight, compression, bytes, hash, _memory: memory }
+                });
+                // Nobody listens any more when surveying has failed.
+                if sender.send(read).is_err() {
+                    return;
+                }
+            }
+        });
+        if rayon::current_num_threads() > 1 {
+            // The model's document and its metadata will want it. A failure shows then.
+            scope.spawn(|| drop(model.sha256()));
         }
-        step.advance(weight.bytes);
-    }
-    Ok(found)
+        let mut by_content: HashMap<(u128, Dtype, Layout, Vec<u64>, u32), usize> = HashMap::new();
+        let mut groups: Vec<Group> = Vec::new();
+        for read in weights {
+            let Read { weight, compression, bytes, hash, .. } = &read?;
+            let TensorSpec { dtype, layout, shape } = compression.spec.clone();
+            let key = (*hash, dtype, layout, shape, compression.block_len);
+            if let Some(&group) = by_content.get(&key) {
+                let group = &mut groups[group];
+                group.weights.push(weight.id);
+                group.candidate.copies += 1;
+            } else {
+                by_content.insert(key, groups.len());
+                let group = group(bytes, weight.id, compression);
+                groups.push(group.map_err(|e| Error::codec(model.path(), &weight.name, e))?);
+            }
+            step.advance(weight.bytes);
+        }
+        Ok::<_, Error>(groups)
+    })?;
+    let kept = model.weights().iter().zip(decisions).filter(|(_, d)| matches!(d, Decision::Keep { .. }));
+    let kept_bytes = kept.fold(0u64, |sum, (w, _)| sum.saturating_add(w.bytes));
+    Ok(Surveyed { groups, kept_bytes })
 }
 
-fn candidate(bytes: &[u8], spec: &TensorSpec, block_len: u32) -> nz_onnx::error::Result<Candidate> {
-    let survey = codec::survey(bytes, spec, &EncodeOptions { mantissa_bits: None, block_len })?;
-    Ok(Candidate {
-        bytes: bytes.len() as u64,
-        copies: 1,
-        lossless: survey.size(None),
-        rounded: (0..spec.dtype.mantissa_bits()).map(|k| survey.size(Some(k))).collect(),
-        floor: floor(spec.dtype),
-    })
+fn group(bytes: &[u8], first: WeightId, compression: &Compression) -> nz_onnx::error::Result<Group> {
+    let Compression { spec, block_len, .. } = compression;
+    let options = EncodeOptions { mantissa_bits: None, block_len: *block_len };
+    let survey = codec::survey(bytes, spec, &options)?;
+    let precisions = (0..spec.dtype.mantissa_bits()).map(Some).chain([None]);
+    let codings: Vec<Coding> = precisions.map(|k| survey.coding(k)).collect();
+    let mut rounded: Vec<u64> = codings.iter().map(Coding::size).collect();
+    let lossless = rounded.pop().unwrap_or(u64::MAX);
+    let floor = floor(spec.dtype);
+    let candidate = Candidate { bytes: bytes.len() as u64, copies: 1, lossless, rounded, floor };
+    Ok(Group { weights: vec![first], candidate, codings })
 }
 
 /// Fewest mantissa bits that the best-effort default leaves for the sake of the whole model: about 3 decimal

@@ -2,7 +2,9 @@
 
 mod avx512;
 
+use super::words::{self, JointCounts, Unions, WordLoops};
 use super::{Backend, BadRecord, Fused, Record, Scratch, Store, Tables, generic, pack};
+use crate::format::Dtype;
 
 /// The backends that this processor can run, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -11,16 +13,20 @@ pub(super) fn available() -> Vec<Backend> {
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("popcnt")
     {
-        out.push(Backend { name: "avx2", decode: avx2, encode: encode_avx2, fused: None });
+        out.push(Backend { name: "avx2", decode: avx2, encode: encode_avx2, words: AVX2_WORDS, fused: None });
         if avx512::is_available() {
-            let fused = Fused {
-                unit: avx512::UNIT,
-                halves: avx512::decode_halves,
-                rows: avx512::multiply_rows,
-                columns: avx512::multiply_columns,
-            };
-            let (decode, encode) = (avx512::decode, encode_avx2);
-            out.push(Backend { name: "avx512", decode, encode, fused: Some(fused) });
+            out.push(Backend {
+                name: "avx512",
+                decode: avx512::decode,
+                encode: avx512::encode,
+                words: AVX512_WORDS,
+                fused: Some(Fused {
+                    unit: avx512::UNIT,
+                    halves: avx512::decode_halves,
+                    rows: avx512::multiply_rows,
+                    columns: avx512::multiply_columns,
+                }),
+            });
         }
     }
     out
@@ -64,11 +70,56 @@ fn avx2(
     })
 }
 
-fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut Vec<u8>) -> u8 {
+fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
     #[target_feature(enable = "avx2,bmi2,popcnt")]
-    fn compiled(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut Vec<u8>) -> u8 {
+    fn compiled(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
         pack::encode_inline(t, words, s, out)
     }
     // SAFETY: only `available` hands this function out, after it has seen these features.
     unsafe { compiled(t, words, s, out) }
 }
+
+/// The loops over words, compiled with these features.
+macro_rules! word_loops {
+    ($features:literal, $count:path) => {{
+        fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
+            #[target_feature(enable = $features)]
+            fn compiled(dtype: Dtype, src: &[u8], out: &mut [u32]) {
+                words::load_inline(dtype, src, out);
+            }
+            // SAFETY: only `available` hands this function out, after it has seen these features.
+            unsafe { compiled(dtype, src, out) }
+        }
+        fn round(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
+                words::round_inline(words, k, dtype)
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words, k, dtype) }
+        }
+        fn normalise(words: &mut [u32]) {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &mut [u32]) {
+                words::normalise_inline(words);
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words) }
+        }
+        fn count(words: &[u32], counts: &mut JointCounts) -> Unions {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &[u32], counts: &mut JointCounts) -> Unions {
+                $count(words, counts)
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words, counts) }
+        }
+        WordLoops { load, round, normalise, count }
+    }};
+}
+
+const AVX2_WORDS: WordLoops = word_loops!("avx2,bmi2,popcnt", words::count_inline);
+const AVX512_WORDS: WordLoops = word_loops!(
+    "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq",
+    words::count_inline
+);

@@ -4,6 +4,7 @@
 
 mod any;
 mod elements;
+mod encode;
 mod lane;
 mod products;
 mod symbols;
@@ -78,4 +79,9 @@ pub(super) fn multiply_columns(
 ) -> Result<(), BadRecord> {
     // SAFETY: as in `decode`.
     unsafe { products::columns(tables, records, scratch, x, y) }
+}
+
+pub(super) fn encode(tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
+    // SAFETY: as in `decode`.
+    unsafe { encode::encode(tables, words, scratch, out) }
 }

@@ -1,0 +1,273 @@
+//! The block encoder for AVX-512 with VBMI and VBMI2: words are cut in byte planes by blends and one permutation,
+//! codes come from a table of bytes, escapes are gathered by a byte compress.
+//!
+//! Every function names all features: a closure inlines only into a function that has its features too.
+
+use std::arch::x86_64::*;
+
+use crate::arch::{BLOCK, PADDED, Scratch, Tables, TierTable};
+use crate::format::{HEAD_BITS, field_planes, plane_bytes};
+
+/// As [`crate::arch::Backend::encode`].
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn encode(tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
+    let n = words.len();
+    let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
+    let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
+    let a = m.min(HEAD_BITS);
+    let room = out.len();
+    let mut planes = out;
+
+    let Scratch { codes, symbols, below, head, high, low, .. } = scratch;
+    let (mut symbols, mut below) = (symbols, below);
+    split_upper(words, a, symbols, head);
+    let mut left = find_codes(&tables.tiers[0], symbols, n, codes, below);
+    pack(take(&mut planes, tables.tiers[0].width, n), tables.tiers[0].width, &codes[..n], 0);
+    pack_field(&mut planes, a + 1, &head[..n]);
+    if m > a {
+        split_lower(words, high, low);
+        pack_field(&mut planes, (m - a).min(8), &high[..n]);
+        pack_field(&mut planes, (m - a).saturating_sub(8), &low[..n]);
+    }
+    for tier in &tables.tiers[1..] {
+        std::mem::swap(&mut symbols, &mut below);
+        let n = left;
+        left = find_codes(tier, symbols, n, codes, below);
+        pack(take(&mut planes, tier.width, n), tier.width, &codes[..n], 0);
+    }
+    take(&mut planes, 8, left).copy_from_slice(&below[..left]);
+    (m, room - planes.len())
+}
+
+fn take<'a>(planes: &mut &'a mut [u8], width: u8, n: usize) -> &'a mut [u8] {
+    let (plane, rest) = std::mem::take(planes).split_at_mut(plane_bytes(width, n));
+    *planes = rest;
+    plane
+}
+
+/// The first `n` of 64 lanes.
+#[inline]
+fn lanes(n: usize) -> u64 {
+    if n >= 64 { u64::MAX } else { (1 << n) - 1 }
+}
+
+/// Up to 64 bytes of `bytes`, zeros behind them.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn load(bytes: &[u8]) -> __m512i {
+    // SAFETY: the slice has 64 bytes, or the mask admits only its own.
+    unsafe {
+        match bytes.len() {
+            64.. => _mm512_loadu_si512(bytes.as_ptr().cast()),
+            n => _mm512_maskz_loadu_epi8(lanes(n), bytes.as_ptr().cast()),
+        }
+    }
+}
+
+/// Stores the first lanes of `v`, as many as `out` is long, at most 64.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn store(out: &mut [u8], v: __m512i) {
+    // SAFETY: the slice has 64 bytes, or the mask admits only its own. (Masked stores are slow.)
+    unsafe {
+        match out.len() {
+            64.. => _mm512_storeu_si512(out.as_mut_ptr().cast(), v),
+            n => _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), lanes(n), v),
+        }
+    }
+}
+
+/// Stores `v` in the 64 bytes of `out` from `at` on.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn store_at(out: &mut [u8; PADDED], at: usize, v: __m512i) {
+    let at = at.min(BLOCK);
+    // SAFETY: `at` is at most BLOCK, and the array has 64 bytes behind that.
+    unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), v) }
+}
+
+/// Up to 64 words in four vectors, zeros behind them.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn load_words(words: &[u32]) -> [__m512i; 4] {
+    let bytes: &[u8] = bytemuck::cast_slice(words);
+    if bytes.len() == 256 {
+        return [load(bytes), load(&bytes[64..]), load(&bytes[128..]), load(&bytes[192..])];
+    }
+    let quarter = |i: usize| load(&bytes[bytes.len().min(i * 64)..bytes.len().min(i * 64 + 64)]);
+    [quarter(0), quarter(1), quarter(2), quarter(3)]
+}
+
+/// Where [`split_bytes`] finds the byte of each of 64 words.
+const ORDER: [u8; 64] = {
+    let mut order = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        order[i] = [0, 2, 1, 3][i / 16] + 4 * (i % 16) as u8;
+        i += 1;
+    }
+    order
+};
+
+/// The upper and the lower bytes of the 16-bit halves of four vectors' words, in the words' order: `ab` has halves
+/// of the first vector in its even, of the second in its odd places, `cd` those of the other two.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn split_bytes(ab: __m512i, cd: __m512i) -> (__m512i, __m512i) {
+    const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+    let order = load(&ORDER);
+    let upper = _mm512_mask_blend_epi8(ODD, _mm512_srli_epi16::<8>(ab), cd);
+    let lower = _mm512_mask_blend_epi8(ODD, ab, _mm512_slli_epi16::<8>(cd));
+    (_mm512_permutexvar_epi8(order, upper), _mm512_permutexvar_epi8(order, lower))
+}
+
+const ODD_HALVES: u32 = 0xaaaa_aaaa;
+
+/// Exponents, and heads of `a` mantissa bits and the sign, at the top of their bytes.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn split_upper(words: &[u32], a: u8, symbols: &mut [u8; PADDED], head: &mut [u8; PADDED]) {
+    let mantissa = _mm512_set1_epi8(!(0xffu32 >> a) as i8);
+    let (sign, up) = (_mm512_set1_epi8(1), _mm_cvtsi32_si128(7 - i32::from(a)));
+    for (i, words) in words.chunks(64).enumerate() {
+        let [x, y, z, w] = load_words(words);
+        let halves = |even, odd| {
+            let both = _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32::<16>(even), odd);
+            // The sign goes below the mantissa.
+            _mm512_shldi_epi16::<1>(both, both)
+        };
+        let (exponents, heads) = split_bytes(halves(x, y), halves(z, w));
+        let signs = _mm512_sll_epi16(_mm512_and_si512(heads, sign), up);
+        store_at(symbols, i * 64, exponents);
+        store_at(head, i * 64, _mm512_or_si512(_mm512_and_si512(heads, mantissa), signs));
+    }
+}
+
+/// The two lower bytes of each word: mantissa bits below the head.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn split_lower(words: &[u32], high: &mut [u8; PADDED], low: &mut [u8; PADDED]) {
+    for (i, words) in words.chunks(64).enumerate() {
+        let [x, y, z, w] = load_words(words);
+        let halves = |even, odd| _mm512_mask_blend_epi16(ODD_HALVES, even, _mm512_slli_epi32::<16>(odd));
+        let (upper, lower) = split_bytes(halves(x, y), halves(z, w));
+        store_at(high, i * 64, upper);
+        store_at(low, i * 64, lower);
+    }
+}
+
+/// Puts the codes of `n` symbols in `codes`, those that escape at the front of `below`, and returns how many they
+/// are.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn find_codes(
+    tier: &TierTable,
+    symbols: &[u8; PADDED],
+    n: usize,
+    codes: &mut [u8; BLOCK],
+    below: &mut [u8; PADDED],
+) -> usize {
+    let escape = (1u8 << tier.width) - 1;
+    let mut table = [escape; 256];
+    for (code, &symbol) in tier.symbols[..usize::from(escape)].iter().enumerate() {
+        table[usize::from(symbol)] = code as u8;
+    }
+    let quarters = [load(&table), load(&table[64..]), load(&table[128..]), load(&table[192..])];
+    let escape = _mm512_set1_epi8(escape as i8);
+    let mut escaped = 0;
+    for (at, (symbols, codes)) in symbols[..n].chunks(64).zip(codes[..n].chunks_mut(64)).enumerate() {
+        let symbols = load(symbols);
+        let [a, b, c, d] = quarters;
+        let code = _mm512_mask_blend_epi8(
+            _mm512_movepi8_mask(symbols),
+            _mm512_permutex2var_epi8(a, symbols, b),
+            _mm512_permutex2var_epi8(c, symbols, d),
+        );
+        let escapes = _mm512_cmpeq_epi8_mask(code, escape) & lanes(n - at * 64);
+        store_at(below, escaped, _mm512_maskz_compress_epi8(escapes, symbols));
+        escaped += escapes.count_ones() as usize;
+        store(codes, code);
+    }
+    escaped
+}
+
+/// Cuts a field into planes: the upper `bits` (at most 8) bits of each byte of `values`.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn pack_field(planes: &mut &mut [u8], bits: u8, values: &[u8]) {
+    let mut left = 8;
+    for width in field_planes(bits) {
+        left -= width;
+        pack(take(planes, width, values.len()), width, values, left);
+    }
+}
+
+/// Fills the plane of the `width` bits from bit `from` on of each byte of `values`.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn pack(plane: &mut [u8], width: u8, values: &[u8], from: u8) {
+    match width {
+        8 => plane.copy_from_slice(values),
+        4 => pack_groups::<4>(plane, values, from),
+        3 => {
+            let third = values.len().div_ceil(8);
+            for (bit, bitmap) in plane.chunks_mut(third.max(1)).enumerate() {
+                pack_bits(bitmap, values, from + bit as u8);
+            }
+        }
+        2 => pack_groups::<2>(plane, values, from),
+        _ => pack_bits(plane, values, from),
+    }
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn pack_bits(bitmap: &mut [u8], values: &[u8], bit: u8) {
+    let bit = _mm512_set1_epi8((1u8 << bit) as i8);
+    for (bytes, values) in bitmap.chunks_mut(8).zip(values.chunks(64)) {
+        let bits = _mm512_test_epi8_mask(load(values), bit).to_le_bytes();
+        bytes.copy_from_slice(&bits[..bytes.len()]);
+    }
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn pack_groups<const W: i32>(plane: &mut [u8], values: &[u8], from: u8) {
+    let mask = _mm512_set1_epi8(((1u8 << W) - 1) as i8);
+    let down = _mm_cvtsi32_si128(i32::from(from));
+    for (bytes, group) in plane.chunks_mut(64).zip(values.chunks(512 / W as usize)) {
+        let mut packed = _mm512_setzero_si512();
+        for (j, values) in group.chunks(bytes.len()).enumerate() {
+            let values = _mm512_and_si512(_mm512_srl_epi16(load(values), down), mask);
+            let up = _mm_cvtsi32_si128(j as i32 * W);
+            packed = _mm512_or_si512(packed, _mm512_sll_epi16(values, up));
+        }
+        store(bytes, packed);
+    }
+}
