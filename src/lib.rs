@@ -20,6 +20,7 @@ pub mod arch;
 pub mod codec;
 pub mod error;
 pub mod format;
+pub mod nchwc;
 #[cfg(feature = "ort")]
 pub mod ort;
 

@@ -111,6 +111,64 @@ impl Staged {
     }
 }
 
+/// A hidden folder for files that are needed for a while. Dropped, it is removed with all that is in it.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// Locked while the folder is in use.
+    _lock: File,
+}
+
+/// The file of a [`Folder`] that is locked.
+const LOCK: &str = "lock";
+
+impl Folder {
+    /// Makes a folder beside `target`, on the disk that is to hold the output.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create(target: &Path) -> Result<Self> {
+        let folder = folder_of(target);
+        let prefix = temp_prefix(target)?;
+        remove_stale(folder, &prefix);
+        // Registered and locked before a signal, or another run that looks for stale folders, can come between.
+        let mut list = pending();
+        let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(folder);
+        let path = made.map_err(|e| Error::io(target, "create a temporary folder beside it", e))?.keep();
+        list.push(path.clone());
+        drop(list);
+        let lock = File::create(path.join(LOCK)).map_err(|e| Error::io(&path, "write in it", e))?;
+        // A file system without locks: nothing will take the folder for a stale one either.
+        let _ = lock.try_lock();
+        Ok(Folder { path, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        forget(&self.path);
+    }
+}
+
+/// Removes what is still pending under that name.
+fn forget(path: &Path) {
+    let mut list = pending();
+    if let Some(at) = list.iter().position(|p| p == path) {
+        list.swap_remove(at);
+        remove(path);
+    }
+}
+
+/// Removes a temporary file or folder. Nothing better can be done where that fails; the next run tries again.
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
 impl Write for Staged {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes)?;
@@ -125,12 +183,7 @@ impl Write for Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let mut list = pending();
-        if let Some(at) = list.iter().position(|p| *p == self.temp) {
-            list.swap_remove(at);
-            // Nothing better can be done in a destructor; the next run removes what stays.
-            let _ = fs::remove_file(&self.temp);
-        }
+        forget(&self.temp);
     }
 }
 
@@ -175,7 +228,7 @@ pub fn check_free(target: &Path, force: bool) -> Result<()> {
 /// names stay locked, so that the caller can end the process with nothing renamed in between.
 pub fn abandon() -> impl Sized {
     let mut list = pending();
-    list.drain(..).for_each(|path| drop(fs::remove_file(path)));
+    list.drain(..).for_each(|path| remove(&path));
     list
 }
 
@@ -207,18 +260,23 @@ fn temp_prefix(target: &Path) -> Result<OsString> {
     Ok(prefix)
 }
 
-/// Removes temporary files of the same output that no living process holds locked.
+/// Removes temporary files and folders of the same output that no living process holds locked.
 fn remove_stale(folder: &Path, prefix: &OsString) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let ours = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
         // The random part that `tempfile` adds: six letters or digits.
-        if ours.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric))
-            && entry.file_type().is_ok_and(|t| t.is_file())
-            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
-        {
-            let _ = fs::remove_file(entry.path());
+        if !ours.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric)) {
+            continue;
+        }
+        let locked = match entry.file_type() {
+            Ok(kind) if kind.is_file() => entry.path(),
+            Ok(kind) if kind.is_dir() => entry.path().join(LOCK),
+            _ => continue,
+        };
+        if File::open(locked).is_ok_and(|file| file.try_lock().is_ok()) {
+            remove(&entry.path());
         }
     }
 }
@@ -283,6 +341,22 @@ mod tests {
         commit(stage(), true).expect("committed");
         assert_eq!(names(folder.path()), ["a", "a.data"]);
         assert_eq!(fs::read(&model).expect("read"), b"");
+    }
+
+    #[test]
+    fn folders_go_with_their_files() {
+        let folder = tempfile::tempdir().expect("folder");
+        let target = folder.path().join("a.bin");
+        let stale = folder.path().join(".a.bin.tmpAbCd12");
+        fs::create_dir(&stale).expect("made");
+        fs::write(stale.join(LOCK), b"").expect("written");
+        let first = Folder::create(&target).expect("created");
+        assert!(!stale.exists());
+        fs::write(first.path().join("b"), b"b").expect("written");
+        let second = Folder::create(&target).expect("created");
+        assert!(first.path().join("b").exists(), "one in use was taken for a stale one");
+        drop((first, second));
+        assert!(names(folder.path()).is_empty());
     }
 
     #[test]

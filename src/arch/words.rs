@@ -317,7 +317,9 @@ mod tests {
                 assert_eq!(backend.count(block, &mut counts), unions, "{}", backend.name);
             }
             let mut found = std::collections::BTreeMap::new();
-            counts.drain(|row, ones, n| drop(found.insert((row, ones), n)));
+            counts.drain(|row, ones, n| {
+                found.insert((row, ones), n);
+            });
             assert!(found == expected, "{}", backend.name);
             counts.drain(|row, ones, n| panic!("{n} left at {row}, {ones}"));
         }

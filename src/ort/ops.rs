@@ -104,7 +104,7 @@ pub(crate) static DEFINITIONS: [Definition; 7] = [
         provider: None,
         inputs: &[],
         output: FLOAT,
-        create: |_| Ok(Box::new(Notice)),
+        create: |info| Ok(Box::new(Notice::new(info)?)),
         infer: |_| Some(Vec::new()),
     },
 ];

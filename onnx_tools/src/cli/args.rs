@@ -29,11 +29,20 @@ Examples:
   nz-onnx convert model.onnx --lossless -o out/model.nz.onnx
   nz-onnx convert model.onnx --ratio 0.4 --exclude 'lm_head.*'
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
+  nz-onnx convert model.onnx --optimize native
 
 Without --lossless, --ratio or --mantissa-bits the target is half the weight bytes:
 per weight the most exact encoding that gets there, lossless where lossless is
 enough. Where the target is out of reach the model is written all the same, with a
-warning. A ratio that you name is a requirement.";
+warning. A ratio that you name is a requirement.
+
+--optimize runs ONNX Runtime's optimiser first: what it does with constants it
+cannot do with compressed weights later. It loads the model whole, so convert then
+needs the memory that a session does. Bytes and ratios are those of the optimised
+model, and restore gives back that one. A native model that has convolutions holds
+their weights in the layout of this CPU, and is refused on CPUs with another. ONNX
+Runtime is taken from --ort-lib, ORT_DYLIB_PATH, the active virtual environment, or
+the Python package onnxruntime, in this order.";
 
 /// Compress the weights of an ONNX model; ONNX Runtime decodes them while it runs.
 #[derive(Debug, Parser)]
@@ -128,6 +137,29 @@ pub struct TargetArgs {
     pub mantissa_bits: Option<u8>,
 }
 
+/// What ONNX Runtime does first.
+#[derive(Debug, Clone, Args)]
+pub struct OptimizeArgs {
+    /// Let ONNX Runtime optimise the model first, which then loads it whole: off; portable, for any CPU; native, for
+    /// CPUs like this one, as fast as it gets
+    #[arg(long, value_name = "LEVEL", default_value = "off", hide_possible_values = true)]
+    pub optimize: OptimizeLevel,
+    /// libonnxruntime to optimise with
+    #[arg(long, value_name = "FILE")]
+    pub ort_lib: Option<PathBuf>,
+}
+
+/// How far the model is optimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OptimizeLevel {
+    /// Not at all.
+    Off,
+    /// For any CPU.
+    Portable,
+    /// For CPUs like this one.
+    Native,
+}
+
 /// Which weights to leave alone.
 #[derive(Debug, Clone, Args)]
 pub struct SelectArgs {
@@ -168,6 +200,9 @@ pub struct ConvertArgs {
     /// Which weights.
     #[command(flatten)]
     pub select: SelectArgs,
+    /// What comes first.
+    #[command(flatten)]
+    pub optimize: OptimizeArgs,
     /// Where to.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -187,6 +222,9 @@ pub struct PlanArgs {
     /// Which weights.
     #[command(flatten)]
     pub select: SelectArgs,
+    /// What comes first.
+    #[command(flatten)]
+    pub optimize: OptimizeArgs,
 }
 
 /// Options of `inspect`.
@@ -221,7 +259,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "T", value_parser = parse_tolerance, requires = "run")]
     pub tolerance: Option<f64>,
     /// libonnxruntime to use
-    #[arg(long, value_name = "FILE", requires = "run")]
+    #[arg(long, value_name = "FILE", requires = "original")]
     pub ort_lib: Option<PathBuf>,
     /// libnz_onnx to register [default: the one beside this program]
     #[arg(long, value_name = "FILE", requires = "run")]

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use super::Outcome;
 use super::args::{Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs};
-use super::args::{TargetArgs, VerifyArgs};
-use crate::onnx::Result;
+use super::args::{OptimizeArgs, OptimizeLevel, TargetArgs, VerifyArgs};
+use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::convert::{ConvertOptions, convert};
+use crate::pipeline::optimize::{self, Level, OptimizeOptions};
 use crate::pipeline::planning::{Options, plan};
 use crate::pipeline::runtime::locate;
 use crate::pipeline::verify::{RunOptions, VerifyOptions, verify};
@@ -56,6 +57,7 @@ impl Talk<'_> {
         let start = Instant::now();
         let options = ConvertOptions {
             plan: options(&args.target, &args.select)?,
+            optimize: optimizing(&args.optimize)?,
             output: args.output.output.clone(),
             force: args.output.force,
             dry_run: args.dry_run,
@@ -68,7 +70,11 @@ impl Talk<'_> {
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
-        let document = plan(&args.model, &options(&args.target, &args.select)?, self.progress)?;
+        let options = options(&args.target, &args.select)?;
+        let document = match optimizing(&args.optimize)? {
+            None => plan(&args.model, &options, self.progress)?,
+            Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
+        };
         document.warnings.iter().for_each(|warning| self.progress.warn(warning));
         Ok(self.say(&document, true, || report::convert::plan(&document, self.style)))
     }
@@ -93,11 +99,10 @@ impl Talk<'_> {
             shapes: args.shape.iter().map(|s| (s.name.clone(), s.dims.clone())).collect(),
             seed: args.seed,
             tolerance: args.tolerance,
-            ort_lib: args.ort_lib.clone(),
             library: args.library.clone(),
             threads: self.global.threads,
         });
-        let options = VerifyOptions { original: args.original.clone(), run };
+        let options = VerifyOptions { original: args.original.clone(), ort_lib: args.ort_lib.clone(), run };
         let document = verify(&args.model, &options, self.progress)?;
         let text = || report::verify::verify(&document, start.elapsed(), self.style);
         // What failed shows even under --quiet.
@@ -114,6 +119,20 @@ impl Talk<'_> {
         let document = env::env(args.ort_lib.as_deref());
         self.say(&document, true, || report::inspect::env(&document))
     }
+}
+
+fn optimizing(args: &OptimizeArgs) -> Result<Option<OptimizeOptions>> {
+    let level = match args.optimize {
+        OptimizeLevel::Off if args.ort_lib.is_some() => {
+            return Err(Error::Usage(
+                "--ort-lib is of use with --optimize portable or native only".to_string(),
+            ));
+        }
+        OptimizeLevel::Off => return Ok(None),
+        OptimizeLevel::Portable => Level::Portable,
+        OptimizeLevel::Native => Level::Native,
+    };
+    Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
 }
 
 fn options(target: &TargetArgs, select: &SelectArgs) -> Result<Options> {

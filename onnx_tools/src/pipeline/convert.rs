@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::allocation::Target;
 use super::check;
 use super::inspect::encoding_name;
+use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
 use super::planning::{Choice, Options, Prepared, prepare};
@@ -33,6 +34,8 @@ const SYNC_EVERY: u64 = 64 << 20;
 pub struct ConvertOptions {
     /// What to choose.
     pub plan: Options,
+    /// Let ONNX Runtime optimise the model first.
+    pub optimize: Option<OptimizeOptions>,
     /// The model to write; beside the input if none.
     pub output: Option<PathBuf>,
     /// Replace files that exist.
@@ -58,14 +61,36 @@ pub fn convert(path: &Path, options: &ConvertOptions, progress: &Progress) -> Re
         files.check(&model, options.force)?;
     }
     drop(model);
+    let optimized =
+        options.optimize.as_ref().map(|how| optimize(path, &files.model, how, progress)).transpose()?;
+    let Some(optimized) = optimized else {
+        return convert_to(path, None, &files, options, progress);
+    };
+    convert_to(&optimized.path, Some(&optimized), &files, options, progress)
+        .map_err(|e| optimized.rename(path, e))
+}
+
+/// Converts the model at `path`, which may be another one as optimised.
+fn convert_to(
+    path: &Path,
+    optimized: Option<&Optimized>,
+    files: &OutputFiles,
+    options: &ConvertOptions,
+    progress: &Progress,
+) -> Result<json::Convert> {
     let prepared = prepare(path, &options.plan, progress)?;
-    let writer = Writer { files: &files, dry_run: options.dry_run, data: None, inline: 0, unsynced: 0 };
+    let writer = Writer { files, dry_run: options.dry_run, data: None, inline: 0, unsynced: 0 };
     let (encoded, writer, placements) = transfer(&prepared, writer, progress)?;
     let mut document = document(&prepared, &encoded, options.plan.target)?;
+    if let Some(optimized) = optimized {
+        document.input = optimized.input();
+        document.optimized = Some(optimized.document());
+        document.warnings.extend(optimized.remark(document.totals.bytes_after));
+    }
     if options.dry_run {
         return Ok(document);
     }
-    let staged = writer.finish(&prepared, placements)?;
+    let staged = writer.finish(&prepared, placements, optimized)?;
     document.output = Some(json::Output {
         path: files.model.display().to_string(),
         data_path: staged.data.as_ref().map(|_| files.data.display().to_string()),
@@ -239,6 +264,7 @@ fn document(
         schema: "nz-onnx.convert/1",
         input: prepared.input()?,
         output: None,
+        optimized: None,
         totals,
         tensors,
         warnings,
@@ -327,7 +353,12 @@ impl Writer<'_> {
     }
 
     /// Writes the model and reads both files again.
-    fn finish(self, prepared: &Prepared, placements: BTreeMap<WeightId, Placement>) -> Result<Finished> {
+    fn finish(
+        self,
+        prepared: &Prepared,
+        placements: BTreeMap<WeightId, Placement>,
+        optimized: Option<&Optimized>,
+    ) -> Result<Finished> {
         let name = self.files.data.file_name().unwrap_or_default();
         let decisions =
             prepared.decisions.iter().zip(&prepared.choices).map(|(decision, choice)| match choice {
@@ -338,7 +369,8 @@ impl Writer<'_> {
             decisions: decisions.collect(),
             placements,
             data_file_name: name.to_string_lossy().into_owned(),
-            metadata: Vec::new(),
+            metadata: optimized.map_or(Vec::new(), |o| o.origin.metadata()),
+            nchwc_block: optimized.and_then(|o| o.origin.nchwc_block),
         };
         let mut model = Staged::create(&self.files.model)?;
         build(&prepared.model, &plan)?.stream(&prepared.model, |chunk| model.write(chunk))?;

@@ -7,11 +7,20 @@ use std::path::Path;
 
 use nz_onnx::format::{Header, Layout, MAGIC};
 
+use super::optimize;
 use crate::onnx::{Error, Model, Result, Source};
 use crate::report::json;
 
 /// Metadata keys that `convert` writes.
-const METADATA: [&str; 3] = ["nz.format", "nz.tool", "nz.source_sha256"];
+const METADATA: [&str; 7] = [
+    "nz.format",
+    "nz.tool",
+    "nz.source_sha256",
+    optimize::LEVEL,
+    optimize::ORT_VERSION,
+    optimize::ORIGINAL_SHA256,
+    optimize::NCHWC_BLOCK,
+];
 
 /// Looks at `path`.
 ///

@@ -5,6 +5,7 @@ pub mod check;
 pub mod convert;
 pub mod env;
 pub mod inspect;
+pub mod optimize;
 pub mod overlap;
 pub mod paths;
 pub mod planning;

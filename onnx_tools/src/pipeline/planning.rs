@@ -263,7 +263,8 @@ pub fn plan(path: &Path, options: &Options, progress: &Progress) -> Result<json:
         .collect();
     let totals = prepared.totals(tensors.iter().map(|t| &t.tensor));
     let warnings = prepared.shortfall(options.target, totals.bytes_after).into_iter().collect();
-    Ok(json::Plan { schema: "nz-onnx.plan/1", input: prepared.input()?, totals, tensors, warnings })
+    let (schema, input) = ("nz-onnx.plan/1", prepared.input()?);
+    Ok(json::Plan { schema, input, optimized: None, totals, tensors, warnings })
 }
 
 impl Prepared {

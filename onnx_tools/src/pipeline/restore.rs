@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::inspect;
 use super::paths::OutputFiles;
+use super::{inspect, optimize};
 use crate::onnx::{Error, Model, Result};
 use crate::report::json;
 use crate::rewrite::restore::{Outcome, restore as rewrite_back};
@@ -33,5 +33,6 @@ pub fn restore(path: &Path, output: Option<&Path>, force: bool) -> Result<json::
         weights: restored.weights,
         identical: restored.outcome == Outcome::ByteIdentical,
         rounded: restored.rounded,
+        optimized: model.metadata(optimize::LEVEL).map(str::to_string),
     })
 }

@@ -7,6 +7,7 @@ use nz_onnx::codec::Decoder;
 use nz_onnx::error::Error as CodecError;
 use nz_onnx::format::Dtype;
 
+use super::optimize::{self, Level, Optimized};
 use super::runtime::{Array, Runtime, compare, inputs, locate};
 use super::{check, inspect};
 use crate::onnx::{DOMAIN, Error, Model, Result, Storage, Weight, WeightId};
@@ -24,6 +25,8 @@ const TOLERANCE_F16: f64 = 1e-3;
 pub struct VerifyOptions {
     /// The model that the converted one was made from.
     pub original: Option<PathBuf>,
+    /// libonnxruntime as the user names it, to run both and to optimise the original as the converted one was.
+    pub ort_lib: Option<PathBuf>,
     /// How to run both, if they are to be run.
     pub run: Option<RunOptions>,
 }
@@ -39,8 +42,6 @@ pub struct RunOptions {
     pub seed: u64,
     /// Largest error of an output relative to its largest magnitude; a default if none.
     pub tolerance: Option<f64>,
-    /// libonnxruntime.
-    pub ort_lib: Option<PathBuf>,
     /// libnz_onnx.
     pub library: Option<PathBuf>,
     /// Threads of a session.
@@ -68,8 +69,9 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Resu
         )));
     }
     let original = options.original.as_deref().map(Model::open).transpose()?;
+    let made_from = model.metadata(optimize::ORIGINAL_SHA256).or(model.metadata("nz.source_sha256"));
     if let Some(original) = &original
-        && model.metadata("nz.source_sha256").is_some_and(|hash| original.sha256().is_ok_and(|h| h != hash))
+        && made_from.is_some_and(|hash| original.sha256().is_ok_and(|h| h != hash))
     {
         progress.warn(&format!(
             "{} is not byte for byte the model that {} was made from",
@@ -77,10 +79,23 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Resu
             path.display()
         ));
     }
-    let blobs = check_blobs(&model, original.as_ref(), progress)?;
+    let ort = match &original {
+        Some(_) if options.run.is_some() || model.metadata(optimize::LEVEL).is_some() => {
+            Some(Ort::load(options)?)
+        }
+        _ => None,
+    };
+    let reference = match original {
+        Some(original) => Some(Reference::new(&model, original, ort.as_ref(), options.run.is_some())?),
+        None => None,
+    };
+    let weights = reference.as_ref().and_then(Reference::weights);
+    let blobs = check_blobs(&model, weights, progress)?;
     let mut problems = Vec::new();
-    let run = match (&options.run, &original) {
-        (Some(options), Some(original)) => run(&model, original, &blobs, options, &mut problems)?,
+    let run = match (&options.run, &reference, &ort) {
+        (Some(options), Some(reference), Some(ort)) => {
+            run(&model, &reference.original, ort, &blobs, options, &mut problems)?
+        }
         _ => None,
     };
     let outputs_ok = run.as_ref().is_none_or(|run| {
@@ -90,11 +105,99 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Resu
         schema: "nz-onnx.verify/1",
         path: path.display().to_string(),
         original: options.original.as_ref().map(|p| p.display().to_string()),
+        compared_with: reference.as_ref().and_then(Reference::name),
+        not_compared: reference.and_then(|r| r.weights.err()),
         ok: problems.is_empty() && outputs_ok && blobs.iter().all(|b| b.problem.is_none()),
         blobs,
         run,
         problems,
     })
+}
+
+/// The user's ONNX Runtime.
+struct Ort {
+    path: PathBuf,
+    runtime: Runtime,
+}
+
+impl Ort {
+    fn load(options: &VerifyOptions) -> Result<Ort> {
+        let path = locate::require_onnxruntime(options.ort_lib.as_deref())?;
+        let runtime = Runtime::load(&path, options.run.as_ref().and_then(|run| run.threads))?;
+        Ok(Ort { path, runtime })
+    }
+}
+
+/// What a converted model is compared with.
+struct Reference {
+    original: Model,
+    /// The original as it was optimised before it was converted, if it was; or why there is no such model.
+    weights: std::result::Result<Option<(Model, Optimized)>, String>,
+}
+
+impl Reference {
+    /// `original`, optimised again if `converted` was made from it optimised. Where that gives another model, only
+    /// outputs can be compared, and unless they are to be, that is an error.
+    fn new(converted: &Model, original: Model, ort: Option<&Ort>, has_run: bool) -> Result<Reference> {
+        let (Some(level), Some(ort)) = (converted.metadata(optimize::LEVEL), ort) else {
+            return Ok(Reference { original, weights: Ok(None) });
+        };
+        let made_by = converted.metadata(optimize::ORT_VERSION).unwrap_or_default();
+        let version = ort.runtime.version();
+        let weights = match Level::from_name(level) {
+            None => Err(format!(
+                "this version of nz-onnx does not know the level {level:?} that it was optimised at"
+            )),
+            Some(_) if version != made_by => {
+                Err(format!("it was optimised by ONNX Runtime {made_by}, and this is {version}"))
+            }
+            Some(level) => {
+                let beside = std::env::temp_dir().join("nz-onnx.verify");
+                let optimized = optimize::optimize_in(&ort.runtime, original.path(), &beside, level)?;
+                let again = Model::open(&optimized.path)?;
+                if Some(again.sha256()?) == converted.metadata("nz.source_sha256") {
+                    Ok(Some((again, optimized)))
+                } else {
+                    Err(format!(
+                        "ONNX Runtime {version} makes another model of {} here than the one that was converted",
+                        original.path().display()
+                    ))
+                }
+            }
+        };
+        match &weights {
+            Err(why) if !has_run => Err(Error::unsupported(
+                converted.path(),
+                format!(
+                    "the weights cannot be compared with those of {}: {why}\nhelp: name ONNX Runtime {made_by} with \
+                     --ort-lib, on a machine like the one that optimised; or compare outputs with --run",
+                    original.path().display()
+                ),
+            )),
+            _ => Ok(Reference { original, weights }),
+        }
+    }
+
+    /// The model with whose weights blobs are compared.
+    fn weights(&self) -> Option<&Model> {
+        match &self.weights {
+            Ok(Some((optimized, _))) => Some(optimized),
+            Ok(None) => Some(&self.original),
+            Err(_) => None,
+        }
+    }
+
+    /// That model in words.
+    fn name(&self) -> Option<String> {
+        let original = self.original.path().display();
+        match &self.weights {
+            Ok(Some((_, optimized))) => {
+                Some(format!("{original} as ONNX Runtime {} optimises it", optimized.origin.ort_version))
+            }
+            Ok(None) => Some(original.to_string()),
+            Err(_) => None,
+        }
+    }
 }
 
 /// Where a blob's bytes start, in the data file or not: what tells blobs apart.
@@ -205,18 +308,17 @@ fn compared(original: &Model, number: Option<WeightId>, name: &str, bytes: &[u8]
 fn run(
     converted: &Model,
     original: &Model,
+    ort: &Ort,
     blobs: &[json::BlobCheck],
     options: &RunOptions,
     problems: &mut Vec<String>,
 ) -> Result<Option<json::RunCheck>> {
-    let ort_lib = locate::require_onnxruntime(options.ort_lib.as_deref())?;
     let library = locate::require_library(options.library.as_deref())?;
     // Nodes that read a weight: the first one, which only says what the model needs, has no input.
     let custom_nodes = (converted.graphs().iter().flat_map(|g| &g.nodes))
         .filter(|n| n.domain == DOMAIN && !n.inputs.is_empty())
         .count();
-    let runtime = Runtime::load(&ort_lib, options.threads)?;
-
+    let runtime = &ort.runtime;
     let refused =
         |what: String| Error::unsupported(original.path(), format!("ONNX Runtime does not load it: {what}"));
     let mut session = runtime.open(original.path(), None).map_err(refused)?;
@@ -251,7 +353,7 @@ fn run(
         .map(|(name, expected)| check_output(name, expected.as_ref(), outputs.remove(name), tolerance))
         .collect();
     Ok(Some(json::RunCheck {
-        ort_lib: ort_lib.display().to_string(),
+        ort_lib: ort.path.display().to_string(),
         library: library.display().to_string(),
         custom_nodes,
         tolerance,

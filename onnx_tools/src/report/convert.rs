@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::json::{Convert, Decision, Plan, Restore, Tensor, Totals, reason_group};
+use super::json::{Convert, Decision, Optimized, Plan, Restore, Tensor, Totals, reason_group};
 use super::style::Style;
 use super::table::{Align, Table, printable};
 use super::units;
@@ -32,6 +32,7 @@ pub fn summary(document: &Convert, context: &Context) -> String {
             text += &format!("{input} -> {}{data}\n\n", style.bold(&printable(&output.path)));
         }
     }
+    text += &document.optimized.as_ref().map(optimized).unwrap_or_default();
     text += &totals_table(document.tensors.iter(), &document.totals);
     text += &format!("\n{}\n", exactness(&document.totals, document.tensors.iter(), style));
     text += &kept(document.tensors.iter());
@@ -48,6 +49,19 @@ pub fn summary(document: &Convert, context: &Context) -> String {
         );
     }
     text
+}
+
+/// What was done first, and what that means for the model.
+fn optimized(how: &Optimized) -> String {
+    let place = match (how.level, how.nchwc_block) {
+        (_, Some(block)) => format!("for CPUs on which it uses channel blocks of {block}, and no others"),
+        ("portable", None) => "for any CPU".to_string(),
+        _ => "for CPUs like this one".to_string(),
+    };
+    format!(
+        "Optimised first by ONNX Runtime {} ({}), {place}.\n`nz-onnx restore` gives back the optimised model.\n\n",
+        how.ort_version, how.level
+    )
 }
 
 fn totals_table<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone, totals: &Totals) -> String {
@@ -162,7 +176,9 @@ pub fn plan(document: &Plan, style: Style) -> String {
         ]);
     }
     let tensors = document.tensors.iter().map(|p| &p.tensor);
-    let mut text = format!("{}\n\n{}\n", style.bold(&printable(&document.input.path)), table.render(0));
+    let first = document.optimized.as_ref().map(optimized).unwrap_or_default();
+    let mut text =
+        format!("{}\n\n{first}{}\n", style.bold(&printable(&document.input.path)), table.render(0));
     text += &totals_table(tensors.clone(), &document.totals);
     text += &format!("\n{}\n", exactness(&document.totals, tensors, style));
     text += "Sizes are upper bounds, and so are errors: nothing was encoded.\n";
@@ -179,11 +195,14 @@ pub fn restore(document: &Restore, elapsed: Duration, style: Style) -> String {
         style.bold(&printable(&output.path)),
         units::count(document.weights, "weight"),
         units::bytes(output.bytes),
-        if document.identical {
+        if document.identical && document.optimized.is_some() {
+            style.good("Byte-identical to the model that was converted, which ONNX Runtime had optimised.")
+        } else if document.identical {
             style.good("Byte-identical to the model that was converted.")
         } else {
             format!(
-                "The original's graph; {} rounded by the conversion.",
+                "The {} graph; {} rounded by the conversion.",
+                if document.optimized.is_some() { "optimised" } else { "original's" },
                 match document.rounded.len() {
                     1 => "1 weight was".to_string(),
                     n => format!("{n} weights were"),

@@ -24,6 +24,19 @@ pub struct Output {
     pub bytes: u64,
 }
 
+/// How ONNX Runtime optimised a model before it was converted; the weights in the document are the optimised model's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Optimized {
+    /// "portable" or "native".
+    pub level: &'static str,
+    /// Version of the ONNX Runtime that did it.
+    pub ort_version: String,
+    /// Channels a block; none if the model runs on any CPU.
+    pub nchwc_block: Option<u32>,
+    /// Bytes of all weights before it was optimised.
+    pub original_weight_bytes: u64,
+}
+
 /// Sums over all weights of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
@@ -89,6 +102,8 @@ pub struct Convert {
     pub input: Input,
     /// What was written; none for a dry run.
     pub output: Option<Output>,
+    /// How the model was optimised first; none if it was not.
+    pub optimized: Option<Optimized>,
     /// Sums.
     pub totals: Totals,
     /// All weights, in the model's order.
@@ -125,6 +140,8 @@ pub struct Plan {
     pub schema: &'static str,
     /// The model.
     pub input: Input,
+    /// How it was optimised first; none if it was not.
+    pub optimized: Option<Optimized>,
     /// Sums; `max_relative_error` is a bound.
     pub totals: Totals,
     /// All weights, in the model's order.
@@ -283,6 +300,10 @@ pub struct Verify {
     pub path: String,
     /// The original, if given.
     pub original: Option<String>,
+    /// What weights were compared with: the original, or the original as optimised.
+    pub compared_with: Option<String>,
+    /// Why they were not, although an original was given.
+    pub not_compared: Option<String>,
     /// Whether all checks passed.
     pub ok: bool,
     /// The blobs.
@@ -308,6 +329,9 @@ pub struct Restore {
     pub identical: bool,
     /// Weights that are not, because they had been rounded.
     pub rounded: Vec<String>,
+    /// The level at which ONNX Runtime had optimised the model before it was converted; the model restored is the
+    /// optimised one.
+    pub optimized: Option<String>,
 }
 
 /// What `env` found.

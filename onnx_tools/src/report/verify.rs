@@ -18,7 +18,10 @@ pub fn verify(document: &Verify, elapsed: Duration, style: Style) -> String {
         document.blobs.iter().filter(|b| b.checksum_ok).count(),
         document.blobs.len()
     );
-    if let Some(original) = &document.original {
+    if let Some(reason) = &document.not_compared {
+        text += &format!("weights   not compared: {}\n", printable(reason));
+    }
+    if let Some(original) = &document.compared_with {
         text += &format!(
             "weights   {} of {} are those of {}, largest relative error {}\n",
             document.blobs.iter().filter(|b| b.matches_original == Some(true)).count(),

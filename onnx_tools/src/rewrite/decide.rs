@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use nz_onnx::format::{Dtype, TensorSpec};
 
 use super::constness::Variables;
+use super::conv;
+use super::normalise::NCHWC;
 use super::ops;
 use super::rules::Rules;
 use crate::onnx::proto::dtype;
@@ -114,7 +116,13 @@ pub fn decide(model: &Model, rules: &Rules) -> Result<Vec<Decision>> {
     let scope = Scope::new(model);
     let variables = Variables::new(model, &scope);
     let decider = Decider { model, rules, scope, variables };
-    model.weights().iter().map(|weight| decider.weight(weight)).collect()
+    let mut decisions: Vec<Decision> =
+        model.weights().iter().map(|weight| decider.weight(weight)).collect::<Result<_>>()?;
+    // Whoever names weights wants those.
+    if !rules.names_weights() {
+        conv::keep_costly(model, &decider.scope, &mut decisions);
+    }
+    Ok(decisions)
 }
 
 struct Decider<'a> {
@@ -323,7 +331,8 @@ fn alias<'n>(node: &'n Node, input: usize, weight: &Weight, view: View) -> Optio
     Some((node.outputs.first().filter(|o| !o.is_empty())?, view))
 }
 
-/// A convolution with one input channel a group and more than one group.
+/// A convolution with one input channel a group and more than one group. In channel blocks such a one has the same
+/// kernel whether its weight is a constant or not.
 fn is_depthwise(node: &Node, input: usize, shape: &[u64]) -> bool {
     let group = node.int("group", 1);
     let channels = match node.op.as_str() {
@@ -331,7 +340,7 @@ fn is_depthwise(node: &Node, input: usize, shape: &[u64]) -> bool {
         "ConvTranspose" => shape.first().map(|&c| i64::try_from(c) == Ok(group)),
         _ => None,
     };
-    input == 1 && group > 1 && channels == Some(true)
+    input == 1 && group > 1 && channels == Some(true) && node.domain != NCHWC
 }
 
 /// A FusedMatMul that is a MatMul but for `transB`.

@@ -4,9 +4,11 @@
 //! [`Rope`] over the original's bytes; [`restore()`] undoes it.
 
 pub mod constness;
+mod conv;
 pub mod decide;
 mod names;
 mod nodes;
+pub mod normalise;
 pub mod ops;
 pub mod recipe;
 pub mod restore;

@@ -22,13 +22,14 @@ const CAST_PREFIX: &str = "InsertedPrecisionFreeCast_";
 /// names as not registered.
 const NOTICE: &str = "register_libnz_onnx_so_before_loading_this_model";
 
-/// The node that says what a converted model needs.
-pub(crate) fn notice(names: &mut Names) -> Rope {
+/// The node that says what a converted model needs: the library, and channel blocks of a size, if any are in it.
+pub(crate) fn notice(names: &mut Names, nchwc_block: Option<u32>) -> Rope {
     let mut body = Rope::new();
     let node = proto::Node {
         output: vec![names.fresh("nz.notice")],
         op_type: Some(NOTICE.to_string()),
         domain: Some(DOMAIN.to_string()),
+        attribute: nchwc_block.map(|size| int("nchwc_block", i64::from(size))).into_iter().collect(),
         ..Default::default()
     };
     body.owned(&node.encode_to_vec());
@@ -181,7 +182,7 @@ fn rename(model: &Model, node: &Node, inputs: &[String]) -> Result<Rope> {
 }
 
 /// The fields of a node's message but for those of the given numbers.
-fn without(model: &Model, node: &Node, numbers: &[u32]) -> Result<Rope> {
+pub(crate) fn without(model: &Model, node: &Node, numbers: &[u32]) -> Result<Rope> {
     let mut rope = Rope::new();
     let mut scanner = Scanner::new(model.source());
     let mut at = node.body.start;

@@ -71,11 +71,15 @@ const MICROSOFT: &[(&str, Inputs)] = &[
     ("SkipSimplifiedLayerNormalization", At(&[1, 2, 3])),
 ];
 
+/// ONNX Runtime's ops on blocks of channels, which its optimiser makes; their weights are in blocks already.
+const NCHWC: &[(&str, Inputs)] = &[("Conv", At(&[1, 2]))];
+
 /// Whether input `input` of the op works when it is no constant; `None` for an op that is not known.
 pub fn accepts_variable(domain: &str, op: &str, input: usize) -> Option<bool> {
     let table = match domain {
         "" => ONNX,
         "com.microsoft" => MICROSOFT,
+        "com.microsoft.nchwc" => NCHWC,
         _ => return None,
     };
     let (_, inputs) = table.iter().find(|(name, _)| *name == op)?;

@@ -73,6 +73,11 @@ impl Rules {
         self.min_size
     }
 
+    /// Whether there is an `include`.
+    pub(crate) fn names_weights(&self) -> bool {
+        self.include.is_some()
+    }
+
     /// Why the weight of that name is not wanted, if it is not.
     pub(crate) fn refuses(&self, weight: &str) -> Option<&'static str> {
         if self.exclude.has(weight) {

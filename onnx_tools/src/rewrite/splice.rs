@@ -48,6 +48,9 @@ pub struct Plan {
     /// Further `metadata_props`; those named `nz.format`, `nz.tool`, `nz.source_sha256` and `nz.restore` are
     /// added by [`build`].
     pub metadata: Vec<(String, String)>,
+    /// Channels a block in the weights of `com.microsoft.nchwc` nodes, if the model has any: the library refuses it
+    /// where ONNX Runtime takes another number.
+    pub nchwc_block: Option<u32>,
 }
 
 impl Plan {
@@ -61,6 +64,11 @@ impl Plan {
             },
             found => Ok((id, found)),
         }
+    }
+
+    /// Whether the model that is made needs the library.
+    fn needs_library(&self) -> bool {
+        self.nchwc_block.is_some() || self.compressed().next().is_some()
     }
 
     pub(crate) fn compressed(&self) -> impl Iterator<Item = (WeightId, &Compression)> {
@@ -85,7 +93,7 @@ pub fn build(model: &Model, plan: &Plan) -> Result<Rope> {
     out.source(0..model.graph_field().start);
     out.field(7, graph);
     out.source(model.graph_field().end..model.source().len());
-    if plan.compressed().next().is_some() {
+    if plan.needs_library() {
         let opset = proto::OperatorSetId { domain: Some(DOMAIN.to_string()), version: Some(OPSET) };
         out.field(8, owned(&opset));
     }
@@ -178,10 +186,10 @@ impl<'a> Splicer<'a> {
         let is_old = self.model.ir_version() < 4;
         let vanished = self.vanished(graph);
         let mut out = Rope::new();
-        let mut notice = id == GraphId(0) && self.plan.compressed().next().is_some();
+        let mut notice = id == GraphId(0) && self.plan.needs_library();
         for field in &graph.fields {
             if notice && matches!(field.part, Part::Node(_)) {
-                out.field(1, nodes::notice(&mut self.names));
+                out.field(1, nodes::notice(&mut self.names, self.plan.nchwc_block));
                 notice = false;
             }
             let replaced = match field.part {
@@ -367,7 +375,7 @@ impl<'a> Splicer<'a> {
 }
 
 /// The message in `body` with some of its fields replaced.
-fn edited(body: &Range<u64>, mut edits: Vec<(Range<u64>, Rope)>) -> Rope {
+pub(crate) fn edited(body: &Range<u64>, mut edits: Vec<(Range<u64>, Rope)>) -> Rope {
     edits.sort_by_key(|(range, _)| range.start);
     let mut out = Rope::new();
     let mut at = body.start;

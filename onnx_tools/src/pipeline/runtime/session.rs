@@ -1,21 +1,26 @@
 //! Sessions of the user's ONNX Runtime.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ort::environment::Environment;
 use ort::memory::Allocator;
+use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{DynTensor, DynTensorValueType, Shape, TensorElementType};
 
 use super::array::{Array, element_size, elements};
 use super::inputs::Slot;
+use super::probe;
 use crate::onnx::{Error, Result};
+use crate::pipeline::optimize::Level;
 
 /// A loaded libonnxruntime. One process loads one.
 #[derive(Debug)]
 pub struct Runtime {
+    version: String,
     environment: Environment,
     threads: Option<u16>,
 }
@@ -49,7 +54,62 @@ impl Runtime {
             .map_err(|e| Error::io(path, "start ONNX Runtime", std::io::Error::other(e.to_string())))?;
         // What goes wrong comes back as an error; ONNX Runtime need not print it as well.
         environment.set_log_level(ort::logging::LogLevel::Fatal);
-        Ok(Runtime { environment, threads })
+        Ok(Runtime { version: version(path)?, environment, threads })
+    }
+
+    /// Its version, as in "1.31.1".
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Writes `model` as optimised for the CPU to `out`; its weights to a file of the name `data` beside it, if one
+    /// is given, else into it, wherever they were before.
+    ///
+    /// # Errors
+    /// What ONNX Runtime says.
+    pub fn optimize(
+        &self,
+        model: &Path,
+        level: Level,
+        out: &Path,
+        data: Option<&str>,
+    ) -> std::result::Result<(), String> {
+        let level = match level {
+            Level::Portable => GraphOptimizationLevel::Level1,
+            Level::Native => GraphOptimizationLevel::All,
+        };
+        // Weights that lay outside the model would stay there without a name for the data file.
+        let (data, from) = data.map_or(("weights", usize::MAX >> 1), |data| (data, 1024));
+        let key = |name: &str| format!("session.optimized_model_external_initializers_{name}");
+        let builder = Session::builder(&self.environment)
+            .and_then(|b| Ok(b.with_optimization_level(level)?))
+            .and_then(|b| Ok(b.with_optimized_model_path(out)?))
+            .and_then(|b| Ok(b.with_config_entry(key("file_name"), data)?))
+            .and_then(|b| Ok(b.with_config_entry(key("min_size_in_bytes"), from.to_string())?))
+            // The session is never run.
+            .and_then(|b| Ok(b.with_prepacking(false)?));
+        builder.and_then(|mut b| b.commit_from_file(model)).map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Channels a block in its kernels for blocks of channels, found by running one.
+    ///
+    /// # Errors
+    /// What ONNX Runtime says, also where it has no such kernels.
+    pub fn nchwc_block(&self) -> std::result::Result<u32, String> {
+        let session = Session::builder(&self.environment)
+            .and_then(|mut builder| builder.commit_from_memory(&probe::model()))
+            .map_err(|e| e.to_string())?;
+        let mut loaded = Loaded { path: PathBuf::new(), session };
+        let ran = loaded.run(&BTreeMap::from([(probe::INPUT.to_string(), probe::input())]))?;
+        let shape = ran.outputs.into_iter().next().map(|(_, output)| output.map(|o| o.shape));
+        match shape {
+            Some(Ok(shape)) => {
+                let channels = shape.get(1).and_then(|&c| u32::try_from(c).ok());
+                channels.ok_or_else(|| format!("the shape of a block is {shape:?}"))
+            }
+            Some(Err(what)) => Err(what),
+            None => Err("no output".to_string()),
+        }
     }
 
     /// Loads a model, with the custom op library if one is given.
@@ -67,6 +127,23 @@ impl Runtime {
         let session = builder.commit_from_file(model).map_err(|e| e.to_string())?;
         Ok(Loaded { path: model.to_path_buf(), session })
     }
+}
+
+/// The version that the library at `path` states.
+fn version(path: &Path) -> Result<String> {
+    let failed =
+        |e: libloading::Error| Error::io(path, "read its version", std::io::Error::other(e.to_string()));
+    // SAFETY: this is the library that is loaded already, so no initialiser runs; it stays loaded.
+    let library = unsafe { libloading::Library::new(path) }.map_err(failed)?;
+    // SAFETY: ONNX Runtime's one exported function has this signature in every version; the table that it returns
+    // is static, and so is the text, a C string.
+    let text = unsafe {
+        let base =
+            library.get::<unsafe extern "system" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase\0");
+        let base = base.map_err(failed)?();
+        CStr::from_ptr(((*base).GetVersionString)())
+    };
+    Ok(text.to_string_lossy().into_owned())
 }
 
 impl Loaded {
