@@ -10,7 +10,7 @@ use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 use proptest::prelude::*;
 
 fn blob(src: &[u8], spec: &TensorSpec, mantissa_bits: Option<u8>, block_len: u32) -> Vec<u8> {
-    codec::encode(src, spec, &EncodeOptions { mantissa_bits, block_len }).unwrap()
+    codec::encode(src, spec, &EncodeOptions { mantissa_bits, block_len, ..Default::default() }).unwrap()
 }
 
 /// The tensor with every word rounded: what a cut blob must decode to.
@@ -222,6 +222,32 @@ fn survey_bounds_the_size_closely() {
                         (bound - actual) * 8 <= 210_000 / 40 + 2048,
                         "{dtype:?} {k:?}: {actual} << {bound}"
                     );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fast_blobs_have_one_tier_of_four_bits() {
+    for dtype in DTYPES {
+        for kind in KINDS {
+            let spec = TensorSpec::column_tiles(dtype, 100, 150, 128);
+            let src = tensor(kind, dtype, 15_000, 11);
+            for k in [None, Some(3)] {
+                let options =
+                    EncodeOptions { mantissa_bits: k, block_len: 1024, profile: codec::Profile::Fast };
+                let blob = codec::encode(&src, &spec, &options).unwrap();
+                let tiers = Header::parse(&blob).unwrap().tiers;
+                assert!(tiers.len() == 1 && tiers[0].width == 4, "{dtype:?} {kind:?}: {tiers:?}");
+                let bound = codec::survey(&src, &spec, &options).unwrap().size(k);
+                assert!(blob.len() as u64 <= bound, "{dtype:?} {kind:?} {k:?}: {} > {bound}", blob.len());
+                let expected = k.map_or(src.clone(), |k| rounded(&src, dtype, k));
+                assert!(reference::decode(&blob).unwrap() == expected, "{dtype:?} {kind:?} {k:?}");
+                for backend in Backend::available() {
+                    let decoder = Decoder::with_backend(&blob, backend).unwrap();
+                    let decoded = decoder.decode_bytes(&blob).unwrap();
+                    assert!(decoded == expected, "{}: {dtype:?} {kind:?} {k:?}", backend.name);
                 }
             }
         }

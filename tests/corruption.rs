@@ -12,7 +12,7 @@ use nz_onnx::format::{Dtype, Header, TensorSpec};
 fn blob(dtype: Dtype) -> Vec<u8> {
     let src = tensor(Kind::Gauss, dtype, 100 * 150, 1);
     let spec = TensorSpec::column_tiles(dtype, 100, 150, 128);
-    codec::encode(&src, &spec, &EncodeOptions { mantissa_bits: None, block_len: 1024 }).unwrap()
+    codec::encode(&src, &spec, &EncodeOptions { block_len: 1024, ..Default::default() }).unwrap()
 }
 
 /// Both decoders must refuse it.

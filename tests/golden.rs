@@ -25,7 +25,7 @@ fn cases() -> Vec<(String, Kind, TensorSpec, EncodeOptions)> {
         let tiles = TensorSpec::column_tiles(dtype, 40, 150, 128);
         let case = |suffix: &str, kind, spec: &TensorSpec, mantissa_bits, block_len| {
             let file = format!("v{}_{}_{name}_{suffix}", VERSION.0, VERSION.1);
-            (file, kind, spec.clone(), EncodeOptions { mantissa_bits, block_len })
+            (file, kind, spec.clone(), EncodeOptions { mantissa_bits, block_len, ..Default::default() })
         };
         out.push(case("lossless", Kind::Gauss, &rows, None, 4096));
         out.push(case("tiles", Kind::Gauss, &tiles, None, 1024));

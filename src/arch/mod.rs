@@ -3,6 +3,8 @@
 //! One backend is chosen when the first blob is opened: the best that this machine can run, or the one that
 //! the environment variable `NZ_SIMD` names.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod generic;
 mod pack;
 mod words;
@@ -184,6 +186,8 @@ impl Backend {
         }];
         #[cfg(target_arch = "x86_64")]
         all.extend(x86_64::available());
+        #[cfg(target_arch = "aarch64")]
+        all.extend(aarch64::available());
         all
     }
 

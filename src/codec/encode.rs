@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::cascade::Profile;
 use super::survey::Coding;
 use super::{survey, word};
 use crate::arch::{BLOCK, Backend, RECORD_ROOM, Scratch, Tables};
@@ -18,11 +19,13 @@ pub struct EncodeOptions {
     pub mantissa_bits: Option<u8>,
     /// Weights a block: a multiple of 64 up to 4096. Short blocks are cheaper to read at random, and larger.
     pub block_len: u32,
+    /// Size or speed.
+    pub profile: Profile,
 }
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        EncodeOptions { mantissa_bits: None, block_len: MAX_BLOCK }
+        EncodeOptions { mantissa_bits: None, block_len: MAX_BLOCK, profile: Profile::default() }
     }
 }
 

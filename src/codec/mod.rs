@@ -11,6 +11,7 @@ pub mod reference;
 mod survey;
 pub mod word;
 
+pub use cascade::Profile;
 pub use decode::{Decoder, decode};
 pub use encode::{EncodeOptions, encode, encode_as, load_slots};
 pub use survey::{Coding, Survey, survey};

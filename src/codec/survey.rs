@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::cascade::{self, Histogram};
+use super::cascade::{self, Histogram, Profile};
 use super::encode::{EncodeOptions, Source};
 use super::word;
 use crate::arch::{BLOCK, Backend, JointCounts};
@@ -14,6 +14,7 @@ const WIDTHS: usize = 24;
 /// Counts from which the size of a tensor follows for any number of mantissa bits.
 pub struct Survey {
     spec: TensorSpec,
+    profile: Profile,
     blocks: u64,
     /// `[exponent][leading ones of the mantissa]`: rounding to `k` bits carries into the exponent if and only
     /// if the top `k + 1` mantissa bits are ones. Subnormals are counted apart, as normalised words.
@@ -67,6 +68,7 @@ fn survey_with(backend: Backend, src: &[u8], spec: &TensorSpec, options: &Encode
     let source = Source::new(src, spec, options.block_len)?;
     let empty = || Survey {
         spec: spec.clone(),
+        profile: options.profile,
         blocks: source.blocks.count(),
         joint: Box::new([[0; WIDTHS]; 256]),
         subnormal: Box::new([[0; WIDTHS]; 256]),
@@ -208,7 +210,7 @@ impl Survey {
 
     fn coding_with(&self, mantissa_bits: Option<u8>, transform: Transform) -> Coding {
         let histogram = self.histogram(mantissa_bits, transform);
-        let tiers = cascade::choose_tiers(&histogram);
+        let tiers = cascade::choose_tiers(&histogram, self.profile);
         let k = usize::from(mantissa_bits.unwrap_or(self.spec.dtype.mantissa_bits()));
         let mut bits = cascade::coded_bits(&tiers, &histogram);
         let normalised = transform == Transform::NormalisedSplit;

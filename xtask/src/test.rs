@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::aarch64::Emulator;
 use crate::bench;
 use crate::python::{CURRENT, OLDER, OLDEST, Python, TOO_OLD};
 use crate::workspace::{self, Workspace, progress};
@@ -56,6 +57,13 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         workspace::run(&mut command)
     });
 
+    // On aarch64 itself the step above has run them.
+    if !cfg!(target_arch = "aarch64") {
+        match Emulator::make(workspace) {
+            Ok(emulator) => _ = report.step("cargo test, emulated aarch64", || emulator.test(workspace)),
+            Err(error) => report.left_out(&format!("emulated aarch64: {error:#}")),
+        }
+    }
     report.step("cargo xtask bench --quick", || {
         let arguments = bench::Arguments::parse(&["--quick".to_owned()])?;
         anyhow::ensure!(bench::run(workspace, &arguments)?, "a part of the benchmarks failed");

@@ -65,7 +65,7 @@ fn headers_read_alike() {
     let mut rng = Rng(12);
     for (spec, fill) in DTYPES.into_iter().flat_map(specs).flat_map(|s| FILLS.map(|fill| (s.clone(), fill))) {
         let src = source(fill, &spec, &mut rng);
-        let options = EncodeOptions { mantissa_bits: Some(3), block_len: 320 };
+        let options = EncodeOptions { mantissa_bits: Some(3), block_len: 320, ..Default::default() };
         let blob = codec::encode(&src, &spec, &options).expect("encodes");
         let ours = nz_cpp_twin::parse_header(&blob).expect("parses");
         let theirs = format::Header::parse(&blob).expect("parses");

@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use nz_onnx::codec::Profile;
+
 use super::Outcome;
 use super::args::{Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs};
-use super::args::{OptimizeArgs, OptimizeLevel, TargetArgs, VerifyArgs};
+use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::convert::{ConvertOptions, convert};
@@ -56,7 +58,7 @@ impl Talk<'_> {
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
         let options = ConvertOptions {
-            plan: options(&args.target, &args.select)?,
+            plan: options(&args.target, &args.select, args.profile)?,
             optimize: optimizing(&args.optimize)?,
             output: args.output.output.clone(),
             force: args.output.force,
@@ -70,7 +72,7 @@ impl Talk<'_> {
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
-        let options = options(&args.target, &args.select)?;
+        let options = options(&args.target, &args.select, args.profile)?;
         let document = match optimizing(&args.optimize)? {
             None => plan(&args.model, &options, self.progress)?,
             Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
@@ -135,7 +137,7 @@ fn optimizing(args: &OptimizeArgs) -> Result<Option<OptimizeOptions>> {
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
 }
 
-fn options(target: &TargetArgs, select: &SelectArgs) -> Result<Options> {
+fn options(target: &TargetArgs, select: &SelectArgs, profile: ProfileArg) -> Result<Options> {
     let target = match (target.lossless, target.ratio, target.mantissa_bits) {
         (true, ..) => Target::Lossless,
         (_, Some(ratio), _) => Target::Ratio(ratio),
@@ -143,5 +145,9 @@ fn options(target: &TargetArgs, select: &SelectArgs) -> Result<Options> {
         _ => Target::Default,
     };
     let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
-    Ok(Options { target, rules })
+    let profile = match profile {
+        ProfileArg::Compact => Profile::Compact,
+        ProfileArg::Fast => Profile::Fast,
+    };
+    Ok(Options { target, rules, profile })
 }

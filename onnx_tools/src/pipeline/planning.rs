@@ -12,6 +12,7 @@ use super::survey::{Group, Surveyed, floor, survey};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json, units};
 use crate::rewrite::{Decision, Rules, decide};
+use nz_onnx::codec::Profile;
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Options {
     pub target: Target,
     /// Which weights.
     pub rules: Rules,
+    /// Smaller or faster blobs.
+    pub profile: Profile,
 }
 
 /// What happens to a weight.
@@ -65,7 +68,7 @@ pub struct Prepared {
 pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
     let model = Model::open(path)?;
     let decisions = decide(&model, &options.rules)?;
-    let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, progress)?;
+    let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, options.profile, progress)?;
     let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
     let allocation = allocate(&candidates, kept_bytes, options.target);
     // Weights may overlap in a data file, so no length of a file bounds the sum.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc;
 
-use nz_onnx::codec::{self, Coding, EncodeOptions};
+use nz_onnx::codec::{self, Coding, EncodeOptions, Profile};
 use nz_onnx::format::{Dtype, Layout, TensorSpec};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -64,11 +64,16 @@ struct Read<'a> {
     _memory: Share,
 }
 
-/// Reads each weight that `decisions` would compress, and surveys it while the next ones are read.
+/// Reads each weight that `decisions` would compress, and surveys it for `profile` while the next ones are read.
 ///
 /// # Errors
 /// A weight cannot be read.
-pub fn survey(model: &Model, decisions: &[Decision], progress: &Progress) -> Result<Surveyed> {
+pub fn survey(
+    model: &Model,
+    decisions: &[Decision],
+    profile: Profile,
+    progress: &Progress,
+) -> Result<Surveyed> {
     let wanted = || {
         let weights = model.weights().iter().zip(decisions);
         weights.filter_map(|(weight, decision)| match decision {
@@ -111,7 +116,7 @@ pub fn survey(model: &Model, decisions: &[Decision], progress: &Progress) -> Res
                 group.candidate.copies += 1;
             } else {
                 by_content.insert(key, groups.len());
-                let group = group(bytes, weight.id, compression);
+                let group = group(bytes, weight.id, compression, profile);
                 groups.push(group.map_err(|e| Error::codec(model.path(), &weight.name, e))?);
             }
             step.advance(weight.bytes);
@@ -123,9 +128,14 @@ pub fn survey(model: &Model, decisions: &[Decision], progress: &Progress) -> Res
     Ok(Surveyed { groups, kept_bytes })
 }
 
-fn group(bytes: &[u8], first: WeightId, compression: &Compression) -> nz_onnx::error::Result<Group> {
+fn group(
+    bytes: &[u8],
+    first: WeightId,
+    compression: &Compression,
+    profile: Profile,
+) -> nz_onnx::error::Result<Group> {
     let Compression { spec, block_len, .. } = compression;
-    let options = EncodeOptions { mantissa_bits: None, block_len: *block_len };
+    let options = EncodeOptions { mantissa_bits: None, block_len: *block_len, profile };
     let survey = codec::survey(bytes, spec, &options)?;
     let precisions = (0..spec.dtype.mantissa_bits()).map(Some).chain([None]);
     let codings: Vec<Coding> = precisions.map(|k| survey.coding(k)).collect();

@@ -93,6 +93,24 @@ fn lossless_comes_back_byte_for_byte() {
 }
 
 #[test]
+fn the_fast_profile_has_one_tier_and_costs_a_little() {
+    let folder = Folder::with(&large());
+    let plan = folder.run("plan model.onnx --lossless --profile fast --json").exits(0).json();
+    let fast = folder.run("convert model.onnx --lossless --profile fast -o fast.onnx --json").exits(0).json();
+    let compact = folder.run("convert model.onnx --lossless -o compact.onnx --json").exits(0).json();
+    let bytes = |document: &Value| document["totals"]["bytes_after"].as_u64().unwrap();
+    assert!(bytes(&compact) < bytes(&fast) && bytes(&fast) <= bytes(&plan));
+    let shown = folder.run("inspect fast.onnx --json").exits(0).json();
+    for blob in shown["blobs"].as_array().unwrap() {
+        assert_eq!(blob["tiers"].as_array().unwrap().len(), 1);
+        assert_eq!(blob["tiers"][0]["width"], 4);
+    }
+    folder.run("restore fast.onnx -o back.onnx").exits(0);
+    assert_eq!(folder.read("model.onnx"), folder.read("back.onnx"));
+    folder.run("convert model.onnx --profile tiny").complains(2, &["compact", "fast"]);
+}
+
+#[test]
 fn a_ratio_is_reached_or_nothing_is_written() {
     let folder = Folder::with(&small());
     for ratio in [0.8, 0.5, 0.3] {

@@ -53,7 +53,7 @@ pub fn convert(
         let bytes = match decision {
             Decision::Compress(c) => {
                 let elements = model.read_weight(weight).unwrap();
-                let options = EncodeOptions { mantissa_bits, block_len: c.block_len };
+                let options = EncodeOptions { mantissa_bits, block_len: c.block_len, ..Default::default() };
                 codec::encode(&elements, &c.spec, &options).unwrap()
             }
             Decision::Keep { .. } if weight.is_external() => model.read_weight(weight).unwrap(),

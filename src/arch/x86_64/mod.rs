@@ -1,5 +1,6 @@
-//! x86-64: the generic coder compiled for AVX2, and a decoder of its own for AVX-512.
+//! x86-64: decoders of its own for AVX2 and AVX-512, and the generic encoder compiled for AVX2.
 
+mod avx2;
 mod avx512;
 
 use super::words::{self, JointCounts, Unions, WordLoops};
@@ -52,21 +53,11 @@ fn avx2(
     records: &[Record<'_>],
     scratch: &mut Scratch,
     words: &mut [u32],
-    _: Store,
+    store: Store,
 ) -> Result<(), BadRecord> {
-    #[target_feature(enable = "avx2,bmi2,popcnt")]
-    fn compiled(
-        t: &Tables,
-        record: &[u8],
-        m: u8,
-        s: &mut Scratch,
-        words: &mut [u32],
-    ) -> Result<(), BadRecord> {
-        generic::decode_inline(t, record, m, s, words)
-    }
     generic::one_by_one(records, words, |record, words| {
         // SAFETY: only `available` hands this function out, after it has seen these features.
-        unsafe { compiled(tables, record.bytes, record.m, scratch, words) }
+        unsafe { avx2::decode(tables, record, scratch, words, store) }
     })
 }
 

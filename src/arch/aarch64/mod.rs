@@ -1,0 +1,22 @@
+//! aarch64: a decoder of its own for NEON, which every such processor has.
+
+mod neon;
+
+use super::{Backend, BadRecord, Record, Scratch, Store, Tables, generic, pack, words};
+
+/// The backends of this architecture, best last.
+pub(super) fn available() -> Vec<Backend> {
+    vec![Backend { name: "neon", decode, encode: pack::encode, words: words::GENERIC, fused: None }]
+}
+
+fn decode(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    words: &mut [u32],
+    _: Store,
+) -> Result<(), BadRecord> {
+    generic::one_by_one(records, words, |record, words| {
+        neon::decode(tables, record.bytes, record.m, scratch, words)
+    })
+}

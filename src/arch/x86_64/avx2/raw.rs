@@ -1,0 +1,269 @@
+//! Words out of symbols and the planes of raw bits.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, WHOLE, both, first_lanes, for_values, load, spread};
+use crate::arch::{BLOCK, PADDED};
+use crate::format::{HEAD_BITS, field_planes, plane_bytes};
+
+/// 32 words, but for their exponents.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// The first 7 mantissa bits, and in bit 0 the sign.
+    head: __m256i,
+    /// The next 8 mantissa bits.
+    high: __m256i,
+    /// The 8 behind these.
+    low: __m256i,
+}
+
+/// Joins symbols and raw planes of a block of whole groups to words.
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+pub(super) fn join_whole(m: u8, symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32], stream: bool) {
+    macro_rules! with_m {
+        ($($m:literal)*) => {
+            match (m, stream) {
+                $(($m, false) => whole::<$m, false>(symbols, raw, words),)*
+                $(($m, true) => whole::<$m, true>(symbols, raw, words),)*
+                _ => unreachable!("m is at most 23"),
+            }
+        };
+    }
+    with_m!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23)
+}
+
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn whole<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32]) {
+    let n = words.len();
+    assert!(n.is_multiple_of(WHOLE) && n <= BLOCK && raw.len() == n / 8 * (M + 1));
+    let top = M.min(HEAD_BITS as usize);
+    let table = both(&const { head_table(M) });
+    for start in (0..n).step_by(WHOLE) {
+        for at in (0..WHOLE).step_by(LANES) {
+            // SAFETY: the planes of all fields are in `raw`, as long as `n` values of their widths, and all of their
+            // groups are whole; the words from `start` on are a group of 256, and
+            // aligned if they are streamed.
+            unsafe {
+                let head = head::<M>(raw.as_ptr(), n, start, at, table);
+                let rest = raw.as_ptr().add(n / 8 * (top + 1));
+                let high = aligned((M - top).min(8), rest, n, start, at);
+                let low = aligned((M - top).saturating_sub(8), rest.add(n), n, start, at);
+                let symbols = load(symbols.as_ptr().add(start + at));
+                let parts = Parts { head, high, low };
+                store::<STREAM>(words.as_mut_ptr().add(start + at), word_vectors(M - top, symbols, parts));
+            }
+        }
+    }
+}
+
+/// Mantissa bits of a head with `m` of them, and its sign in bit 0, by what its last planes hold: up to 4 bits, or
+/// those behind the first 4.
+const fn head_table(m: usize) -> [u8; 16] {
+    let (bits, top) = if m > 3 { (m.saturating_sub(4), 4) } else { (m, 8) };
+    let mut table = [0; 16];
+    let mut value = 0;
+    while value < 16 {
+        table[value] = ((value >> 1) << (top - bits % 4) | value & 1) as u8;
+        value += 1;
+    }
+    table
+}
+
+/// Bytes `at..at + 32` of the heads of a group that starts at value `start`, as [`Parts`] has them.
+///
+/// # Safety
+/// `planes` points at the planes of `n` heads of `M` mantissa bits, whole groups all.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+unsafe fn head<const M: usize>(
+    planes: *const u8,
+    n: usize,
+    start: usize,
+    at: usize,
+    table: __m256i,
+) -> __m256i {
+    // SAFETY: the caller's.
+    unsafe {
+        match M {
+            7.. => load(planes.add(start + at)),
+            4..7 => {
+                let first = _mm256_slli_epi16::<4>(packed::<4>(planes, start, at));
+                let last = small(M - 3, planes.add(n / 2), n, start, at);
+                _mm256_or_si256(first, _mm256_shuffle_epi8(table, last))
+            }
+            _ => _mm256_shuffle_epi8(table, small(M + 1, planes, n, start, at)),
+        }
+    }
+}
+
+/// Values of `bits` (0 to 8) bits at the top of their bytes.
+///
+/// # Safety
+/// As [`head`].
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+unsafe fn aligned(bits: usize, planes: *const u8, n: usize, start: usize, at: usize) -> __m256i {
+    let up = |value, by: usize| _mm256_sll_epi16(value, _mm_cvtsi32_si128(by as i32));
+    // SAFETY: the caller's.
+    unsafe {
+        match bits {
+            0 => _mm256_setzero_si256(),
+            8 => load(planes.add(start + at)),
+            5..8 => {
+                let first = up(packed::<4>(planes, start, at), 4);
+                let last = small(bits - 4, planes.add(n / 2), n, start, at);
+                _mm256_or_si256(first, up(last, 8 - bits))
+            }
+            _ => up(small(bits, planes, n, start, at), 8 - bits),
+        }
+    }
+}
+
+/// Values of 1 to 4 bits.
+///
+/// # Safety
+/// As [`head`].
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+unsafe fn small(bits: usize, planes: *const u8, n: usize, start: usize, at: usize) -> __m256i {
+    // SAFETY: the caller's.
+    unsafe {
+        let bit = |planes: *const u8| {
+            let bits = planes.add((start + at) / 8).cast::<u32>().read_unaligned();
+            spread(u32::from_le(bits))
+        };
+        match bits {
+            4 => packed::<4>(planes, start, at),
+            3 => {
+                let pair = packed::<2>(planes, start, at);
+                // A set bit is all ones: taking it away adds one.
+                _mm256_sub_epi8(_mm256_add_epi8(pair, pair), bit(planes.add(n / 4)))
+            }
+            2 => packed::<2>(planes, start, at),
+            _ => _mm256_and_si256(bit(planes), _mm256_set1_epi8(1)),
+        }
+    }
+}
+
+/// Values of `W` (2 or 4) bits.
+///
+/// # Safety
+/// As [`head`].
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+unsafe fn packed<const W: usize>(plane: *const u8, start: usize, at: usize) -> __m256i {
+    let group = 512 / W;
+    let byte = start * W / 8 + at / group * 64 + at % 64;
+    let shift = at % group / 64 * W;
+    // SAFETY: the caller's.
+    let packed = unsafe { load(plane.add(byte)) };
+    let values = _mm256_srlv_epi32(packed, _mm256_set1_epi32(shift as i32));
+    _mm256_and_si256(values, _mm256_set1_epi8((1 << W) - 1))
+}
+
+/// The words of symbols and what `rest` mantissa bits behind the head leave of their parts.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn word_vectors(rest: usize, symbols: __m256i, parts: Parts) -> [__m256i; 4] {
+    // Every fourth byte quad goes to the same place of the two halves, so that words come out in order.
+    let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    let permuted = |bytes| _mm256_permutevar8x32_epi32(bytes, order);
+    let rotated = |pair| _mm256_or_si256(_mm256_srli_epi16::<1>(pair), _mm256_slli_epi16::<15>(pair));
+    let (symbols, head) = (permuted(symbols), permuted(parts.head));
+    let upper = (rotated(_mm256_unpacklo_epi8(head, symbols)), rotated(_mm256_unpackhi_epi8(head, symbols)));
+    let zero = _mm256_setzero_si256();
+    let lower = if rest == 0 {
+        (zero, zero)
+    } else {
+        let low = if rest > 8 { permuted(parts.low) } else { zero };
+        let high = permuted(parts.high);
+        (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
+    };
+    [
+        _mm256_unpacklo_epi16(lower.0, upper.0),
+        _mm256_unpackhi_epi16(lower.0, upper.0),
+        _mm256_unpacklo_epi16(lower.1, upper.1),
+        _mm256_unpackhi_epi16(lower.1, upper.1),
+    ]
+}
+
+/// Stores 32 words, past the caches if `STREAM`.
+///
+/// # Safety
+/// `out` has room for them, and is a multiple of 32 if `STREAM`.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+unsafe fn store<const STREAM: bool>(out: *mut u32, words: [__m256i; 4]) {
+    for (i, vector) in words.into_iter().enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            let out = out.add(i * 8).cast();
+            if STREAM { _mm256_stream_si256(out, vector) } else { _mm256_storeu_si256(out, vector) }
+        }
+    }
+}
+
+/// As [`join_whole`], of a block that ends anywhere: its fields are first unpacked to bytes.
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+pub(super) fn join_ragged(
+    m: u8,
+    symbols: &[u8; PADDED],
+    raw: &[u8],
+    (head, high, low): (&mut [u8; PADDED], &mut [u8; PADDED], &mut [u8; PADDED]),
+    words: &mut [u32],
+) {
+    let n = words.len();
+    let a = m.min(HEAD_BITS);
+    let mut planes = raw;
+    unpack(&mut planes, a + 1, n, head);
+    unpack(&mut planes, (m - a).min(8), n, high);
+    unpack(&mut planes, (m - a).saturating_sub(8), n, low);
+    if a < HEAD_BITS {
+        let sign = 1u8 << (HEAD_BITS - a);
+        for byte in head.iter_mut() {
+            *byte = *byte & sign.wrapping_neg() & !sign | u8::from(*byte & sign != 0);
+        }
+    }
+    for (i, out) in words.chunks_mut(LANES).enumerate() {
+        let at = i * LANES;
+        // SAFETY: `at` is below BLOCK, and all arrays have two vectors more than that.
+        let (symbols, parts) = unsafe {
+            let (head, high, low) = (head.as_ptr().add(at), high.as_ptr().add(at), low.as_ptr().add(at));
+            let parts = Parts { head: load(head), high: load(high), low: load(low) };
+            (load(symbols.as_ptr().add(at)), parts)
+        };
+        let mut copy = [0u32; LANES];
+        // SAFETY: the array has 32 words.
+        unsafe { store::<false>(copy.as_mut_ptr(), word_vectors(16, symbols, parts)) };
+        out.copy_from_slice(&copy[..out.len()]);
+    }
+}
+
+/// Unpacks a field of at most 8 bits from its planes, which it takes away, to the tops of `out`'s first `n` bytes.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn unpack(planes: &mut &[u8], bits: u8, n: usize, out: &mut [u8; PADDED]) {
+    out[..n].fill(0);
+    let mut used = 0;
+    for width in field_planes(bits) {
+        let (plane, rest) = planes.split_at(plane_bytes(width, n));
+        *planes = rest;
+        used += width;
+        let up = _mm_cvtsi32_si128(i32::from(8 - used));
+        let mut add = |at: usize, len: usize, values: __m256i| {
+            let values = _mm256_sll_epi16(_mm256_and_si256(values, _mm256_set1_epi8((1 << width) - 1)), up);
+            // SAFETY: `at` is below BLOCK, and the array has two vectors more than that.
+            unsafe {
+                let place = out.as_mut_ptr().add(at.min(BLOCK));
+                let values = _mm256_and_si256(values, first_lanes(len));
+                _mm256_storeu_si256(place.cast(), _mm256_or_si256(load(place), values));
+            }
+        };
+        match width {
+            8 => out[..n].copy_from_slice(plane),
+            4 => for_values::<4>(plane, n, &mut add),
+            2 => for_values::<2>(plane, n, &mut add),
+            _ => for_values::<1>(plane, n, &mut add),
+        }
+    }
+}
