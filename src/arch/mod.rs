@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub mod dense;
 mod generic;
 mod pack;
 mod words;

@@ -2,6 +2,7 @@
 
 mod avx2;
 mod avx512;
+pub(super) mod dense;
 
 use super::words::{self, JointCounts, Unions, WordLoops};
 use super::{Backend, BadRecord, Fused, Record, Scratch, Store, Tables, generic, pack};

@@ -1,9 +1,8 @@
-//! The kernels: one file an op, over one engine for products and one for matrix-vector products.
+//! The kernels: one file an op, over one engine for products.
 
 mod decode;
 mod gather;
 mod gemm;
-mod gemv;
 mod matmul;
 mod notice;
 mod plan;

@@ -10,8 +10,9 @@ const DECODE: f64 = 32.0;
 const INLINE: f64 = 32.0 * 65_536.0;
 /// Rows of `X` from which on decoding a weight twice, on two threads, can pay.
 const ROWS_A_CHUNK: usize = 64;
-/// Rows of `X` up to which each weight is multiplied as soon as it is decoded.
-pub(crate) const FEW_ROWS: usize = 8;
+/// Rows of `X` up to which the kernels of [`crate::arch::dense`] are faster than a gemm, which packs the weight
+/// first: of a weight in tiles, and of one stored row by row.
+const FEW_ROWS: (usize, usize) = (64, 8);
 /// Rows of `X` up to which sums are split along `K` when there are fewer pieces than threads.
 const SPLIT_ROWS: usize = 16;
 /// Steps along `K` that are summed up one by one before the sum is added to the output. ONNX Runtime's kernel for
@@ -47,6 +48,11 @@ const LEAST: usize = 1 << 15;
 /// Whether work that decodes `weights` weights, each for `rows` rows, is better done on this thread alone.
 pub(crate) fn is_small(weights: usize, rows: usize) -> bool {
     weights as f64 * (DECODE + rows as f64) < INLINE
+}
+
+/// Whether `X` has so few rows that no gemm pays; `by_rows`: for a weight stored row by row.
+pub(crate) fn is_few(rows: usize, by_rows: bool) -> bool {
+    rows <= if by_rows { FEW_ROWS.1 } else { FEW_ROWS.0 }
 }
 
 /// In which order the weight is stored, as a product sees it.
@@ -91,7 +97,7 @@ impl Plan {
             Form::Tiles(tile) => {
                 width = tile.min(n);
                 depth = group.min(CAPACITY / width);
-                while m <= FEW_ROWS && depth > 1 && depth * width > NEAR {
+                while is_few(m, false) && depth > 1 && depth * width > NEAR {
                     depth /= 2;
                 }
             }

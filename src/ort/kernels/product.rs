@@ -6,7 +6,8 @@ use std::ops::Range;
 use gemm::Parallelism;
 
 use super::plan::{self, Form, Plan, is_small};
-use super::{gemv, scratch, turn};
+use super::{scratch, turn};
+use crate::arch::dense;
 use crate::format::Layout;
 use crate::ort::api::{Workers, threads};
 use crate::ort::fence::{Failure, Result};
@@ -238,9 +239,9 @@ impl Product<'_> {
         Ok(())
     }
 
-    /// Whether `X` has so few rows, one after the other, that [`gemv`] is best.
+    /// Whether `X` has so few rows, one after the other, that [`dense`] is best.
     fn has_few_rows(&self) -> bool {
-        self.m <= plan::FEW_ROWS && self.alpha == 1.0 && self.x.column_stride == 1
+        plan::is_few(self.m, self.transposed) && self.alpha == 1.0 && self.x.column_stride == 1
     }
 
     /// These elements of a row of `X`, which lie one after the other.
@@ -253,11 +254,11 @@ impl Product<'_> {
         let width = piece.columns.len();
         if piece.transposed {
             for (row, sums) in rows.zip(sums.chunks_mut(width)) {
-                gemv::accumulate_dots(sums, self.row(row, &piece.depth), piece.values);
+                dense::accumulate_dots(sums, self.row(row, &piece.depth), piece.values);
             }
         } else {
             let x = &self.x.data[rows.start * self.x.row_stride + piece.depth.start..];
-            gemv::accumulate_rows(sums, width, x, self.x.row_stride, piece.values);
+            dense::accumulate_rows(sums, width, x, self.x.row_stride, piece.values);
         }
     }
 

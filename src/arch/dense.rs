@@ -1,10 +1,10 @@
-//! A few vectors times a decoded piece of a weight that lies in the cache, in either order of storage.
+//! Rows of activations times decoded weights that lie in the cache, in either order of storage.
 //!
-//! The compiler vectorises the plain loops below; they are compiled once for each instruction set.
+//! The best that the processor has is taken, whatever backend decodes: results do not depend on `NZ_SIMD`.
 
 /// `y += x * w`, row by row: `w` is `[depth, width]`, `y` has rows of `width` and `x` rows of `depth` elements, `stride`
 /// apart. Each element of `y` is summed up along `depth` in turn.
-pub(crate) fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+pub fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
     let (rows, depth) = (y.len() / width, w.len() / width);
     assert!(rows * width == y.len() && depth * width == w.len());
     assert!(rows == 0 || (rows - 1) * stride + depth <= x.len());
@@ -12,7 +12,7 @@ pub(crate) fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: us
 }
 
 /// `y += w * x`, where `w` is `[y.len(), x.len()]`, row by row.
-pub(crate) fn accumulate_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
+pub fn accumulate_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
     assert_eq!(w.len(), x.len() * y.len());
     dispatch::accumulate_dots(y, x, w);
 }
@@ -23,82 +23,12 @@ fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Sums for `R` rows of `x` and a strip of `W` columns, which stay in registers.
 #[inline(always)]
-fn strip<const FMA: bool, const R: usize, const W: usize>(
-    y: &mut [f32],
-    width: usize,
-    x: &[f32],
-    stride: usize,
-    w: &[f32],
-    at: usize,
-) {
-    let mut sums = [[0f32; W]; R];
-    for (sums, y) in sums.iter_mut().zip(y.chunks_exact(width)) {
-        sums.copy_from_slice(&y[at..at + W]);
-    }
-    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * stride..r * stride + w.len() / width]);
-    for (d, row) in w.chunks_exact(width).enumerate() {
-        let Some(row) = row[at..].first_chunk::<W>() else { return };
-        for (sums, x) in sums.iter_mut().zip(x) {
-            for (sum, &w) in sums.iter_mut().zip(row) {
-                *sum = mul_add::<FMA>(x[d], w, *sum);
-            }
+fn rows_inline<const FMA: bool>(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
+    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks(stride.max(1))) {
+        for (w, &x) in w.chunks_exact(width).zip(x) {
+            y.iter_mut().zip(w).for_each(|(y, &w)| *y = mul_add::<FMA>(x, w, *y));
         }
-    }
-    for (sums, y) in sums.iter().zip(y.chunks_exact_mut(width)) {
-        y[at..at + W].copy_from_slice(sums);
-    }
-}
-
-/// As [`accumulate_rows`], for `R` rows.
-#[inline(always)]
-fn some_rows<const FMA: bool, const R: usize, const W: usize>(
-    y: &mut [f32],
-    width: usize,
-    x: &[f32],
-    stride: usize,
-    w: &[f32],
-) {
-    let mut at = 0;
-    while at + W <= width {
-        strip::<FMA, R, W>(y, width, x, stride, w, at);
-        at += W;
-    }
-    while at + 16 <= width {
-        strip::<FMA, R, 16>(y, width, x, stride, w, at);
-        at += 16;
-    }
-    while at < width {
-        strip::<FMA, R, 1>(y, width, x, stride, w, at);
-        at += 1;
-    }
-}
-
-/// `W1`, `W2` and `W4`: the columns whose sums, for so many rows, are kept in registers.
-#[inline(always)]
-fn rows_inline<const FMA: bool, const W1: usize, const W2: usize, const W4: usize>(
-    y: &mut [f32],
-    width: usize,
-    x: &[f32],
-    stride: usize,
-    w: &[f32],
-) {
-    let (mut y, mut x) = (y, x);
-    while !y.is_empty() {
-        let rows = match y.len() / width {
-            4.. => 4,
-            2.. => 2,
-            _ => 1,
-        };
-        let (here, rest) = y.split_at_mut(rows * width);
-        match rows {
-            4 => some_rows::<FMA, 4, W4>(here, width, x, stride, w),
-            2 => some_rows::<FMA, 2, W2>(here, width, x, stride, w),
-            _ => some_rows::<FMA, 1, W1>(here, width, x, stride, w),
-        }
-        y = rest;
-        x = x.get(rows * stride..).unwrap_or_default();
     }
 }
 
@@ -129,6 +59,8 @@ fn dots_inline<const FMA: bool, const W: usize>(y: &mut [f32], x: &[f32], w: &[f
 mod dispatch {
     use std::sync::OnceLock;
 
+    use crate::arch::x86_64::dense;
+
     #[derive(Clone, Copy)]
     struct Routines {
         rows: fn(&mut [f32], usize, &[f32], usize, &[f32]),
@@ -136,21 +68,17 @@ mod dispatch {
     }
 
     macro_rules! compiled_for {
-        ($name:ident, $features:literal, [$($widths:literal),*], $dots:literal) => {
+        ($name:ident, $features:literal, $dots:literal) => {
             mod $name {
                 pub fn rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
-                    #[target_feature(enable = $features)]
-                    fn compiled(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
-                        super::super::rows_inline::<true, $($widths),*>(y, width, x, stride, w);
-                    }
-                    // SAFETY: only `pick` hands this function out, after it has seen these features.
-                    unsafe { compiled(y, width, x, stride, w) }
+                    // SAFETY: only `pick` hands this function out, after it has seen the features.
+                    unsafe { super::dense::$name::rows(y, width, x, stride, w) }
                 }
 
                 pub fn dots(y: &mut [f32], x: &[f32], w: &[f32]) {
                     #[target_feature(enable = $features)]
                     fn compiled(y: &mut [f32], x: &[f32], w: &[f32]) {
-                        super::super::dots_inline::<true, $dots>(y, x, w);
+                        crate::arch::dense::dots_inline::<true, $dots>(y, x, w);
                     }
                     // SAFETY: as above.
                     unsafe { compiled(y, x, w) }
@@ -158,16 +86,8 @@ mod dispatch {
             }
         };
     }
-    compiled_for!(avx2, "avx2,fma", [64, 32, 16], 64);
-    compiled_for!(avx512, "avx2,fma,avx512f,avx512vl", [128, 128, 64], 128);
-
-    fn any_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
-        super::rows_inline::<false, 16, 16, 8>(y, width, x, stride, w);
-    }
-
-    fn any_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
-        super::dots_inline::<false, 16>(y, x, w);
-    }
+    compiled_for!(avx2, "avx2,fma", 64);
+    compiled_for!(avx512, "avx2,fma,avx512f,avx512vl", 128);
 
     fn pick() -> Routines {
         static ROUTINES: OnceLock<Routines> = OnceLock::new();
@@ -178,7 +98,9 @@ mod dispatch {
                     Routines { rows: avx512::rows, dots: avx512::dots }
                 }
                 true => Routines { rows: avx2::rows, dots: avx2::dots },
-                false => Routines { rows: any_rows, dots: any_dots },
+                false => {
+                    Routines { rows: super::rows_inline::<false>, dots: super::dots_inline::<false, 16> }
+                }
             }
         })
     }
@@ -197,7 +119,7 @@ mod dispatch {
     const FMA: bool = cfg!(target_arch = "aarch64");
 
     pub(super) fn accumulate_rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
-        super::rows_inline::<FMA, 32, 32, 16>(y, width, x, stride, w);
+        super::rows_inline::<FMA>(y, width, x, stride, w);
     }
 
     pub(super) fn accumulate_dots(y: &mut [f32], x: &[f32], w: &[f32]) {
@@ -220,7 +142,7 @@ mod tests {
             // Multiples of 1/8 with few bits: every order of summation is exact.
             let expected: Vec<f32> =
                 (0..n).map(|c| 1.0 + (0..k).map(|r| x[r] * w[r * n + c]).sum::<f32>()).collect();
-            for m in 1..8 {
+            for m in 1..14 {
                 let stride = k + 3;
                 // Row `r` is `x` times `r + 1`.
                 let mut rows = vec![0.0; m * stride];
