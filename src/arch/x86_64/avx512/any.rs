@@ -49,7 +49,8 @@ pub(super) fn decode(
         }
     };
     let (symbols_buffer, below) = (&mut scratch.symbols, &mut scratch.below);
-    let [symbols] = symbols(tables, [Job { first, tail: planes, n, symbols: symbols_buffer, below }])?;
+    let [symbols] =
+        symbols(tables, [Job { first, tail: planes, ahead: &[], n, symbols: symbols_buffer, below }])?;
     join(symbols, head, high, low, words);
     Ok(())
 }

@@ -102,6 +102,8 @@ pub(super) struct Job<'a> {
     pub first: &'a [u8],
     /// What follows the raw planes.
     pub tail: &'a [u8],
+    /// Bytes to fetch meanwhile.
+    pub ahead: &'a [u8],
     /// Weights in the block.
     pub n: usize,
     pub symbols: &'a mut [u8; PADDED],
@@ -158,9 +160,14 @@ pub(super) fn symbols<'a, const N: usize>(
                 Some(few) if n <= 64 => state.few = Some(expand_few(tier, plane, n, few)),
                 few => {
                     let (many, out, next) = (&*job.below, &mut *job.symbols, 0);
+                    let ahead = if t == 0 { job.ahead } else { &[] };
                     match few {
-                        Some(few) => expand_tier(tier, plane, n, Merge::<true> { few, many, next, out }),
-                        None => expand_tier(tier, plane, n, Merge::<false> { few: zero, many, next, out }),
+                        Some(few) => {
+                            expand_tier(tier, plane, n, Merge::<true> { few, many, next, out, ahead })
+                        }
+                        None => {
+                            expand_tier(tier, plane, n, Merge::<false> { few: zero, many, next, out, ahead })
+                        }
                     }
                     std::mem::swap(&mut job.symbols, &mut job.below);
                 }
@@ -230,6 +237,7 @@ struct Merge<'a, const FEW: bool> {
     many: &'a [u8; PADDED],
     next: usize,
     out: &'a mut [u8; PADDED],
+    ahead: &'a [u8],
 }
 
 impl<const FEW: bool> Merge<'_, FEW> {
@@ -292,7 +300,10 @@ fn expand_packed<const W: u32, const FEW: bool>(
 ) {
     let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
     let (groups, last) = plane.as_chunks::<64>();
+    let share = merge.ahead.len().div_ceil(groups.len().max(1)).next_multiple_of(64).max(64);
+    let mut ahead = merge.ahead.chunks(share);
     for (g, bytes) in groups.iter().enumerate() {
+        crate::arch::prefetch(ahead.next().unwrap_or_default());
         let packed = load(bytes);
         for j in 0..8 / W {
             let codes = _mm512_srl_epi16(packed, _mm_cvtsi32_si128((j * W) as i32));

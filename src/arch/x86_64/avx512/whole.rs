@@ -148,7 +148,8 @@ impl<'a> Job<'a> {
         let first = take(&mut planes, tables.tiers[0].width, record.len)?;
         let raw = record.len / 8 * (usize::from(record.m) + 1);
         let tail = planes.get(raw..).ok_or(BadRecord)?;
-        Ok(Job { first, tail, n: record.len, symbols, below })
+        let ahead = &record.ahead[..record.ahead.len() / 2];
+        Ok(Job { first, tail, ahead, n: record.len, symbols, below })
     }
 }
 
@@ -173,7 +174,7 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
         let head = Field::take(&mut planes, HEAD, n)?;
         let high = Field::take(&mut planes, HIGH, n)?;
         let low = Field::take(&mut planes, LOW, n)?;
-        Ok(Block { symbols, head, high, low, ahead: record.ahead })
+        Ok(Block { symbols, head, high, low, ahead: &record.ahead[record.ahead.len() / 2..] })
     }
 
     /// Groups of the block.
