@@ -139,61 +139,70 @@ fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     for (g, out) in groups.iter_mut().enumerate() {
         block.prefetch(g);
         let (vectors, _) = out.as_chunks_mut::<32>();
-        let pairs = [
-            (block.upper::<0>(g, arrange), block.lower::<0>(g, arrange)),
-            (block.upper::<1>(g, arrange), block.lower::<1>(g, arrange)),
-            (block.upper::<2>(g, arrange), block.lower::<2>(g, arrange)),
-            (block.upper::<3>(g, arrange), block.lower::<3>(g, arrange)),
+        let quarters = [
+            f16_of(block.upper::<0>(g, arrange), block.lower::<0>(g, arrange), block.symbols::<0>(g)),
+            f16_of(block.upper::<1>(g, arrange), block.lower::<1>(g, arrange), block.symbols::<1>(g)),
+            f16_of(block.upper::<2>(g, arrange), block.lower::<2>(g, arrange), block.symbols::<2>(g)),
+            f16_of(block.upper::<3>(g, arrange), block.lower::<3>(g, arrange), block.symbols::<3>(g)),
         ];
-        for (to, (upper, lower)) in vectors.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
-            put::<STREAM>(to[0].as_mut_ptr().cast(), f16_of(upper[0], lower[0]));
-            put::<STREAM>(to[1].as_mut_ptr().cast(), f16_of(upper[1], lower[1]));
+        for (to, &from) in vectors.iter_mut().zip(quarters.as_flattened()) {
+            put::<STREAM>(to.as_mut_ptr().cast(), from);
         }
     }
     Ok(())
 }
 
-/// float16 of 32 words, given as their upper and lower halves.
+/// float16 of 64 words, given as their upper and lower halves, and their exponents in any order.
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn f16_of(upper: __m512i, lower: __m512i) -> __m512i {
+fn f16_of(upper: [__m512i; 2], lower: [__m512i; 2], exponents: __m512i) -> [__m512i; 2] {
     let sign = _mm512_set1_epi16(i16::MIN);
-    let magnitude = _mm512_andnot_si512(sign, upper);
-    // From the exponent of the smallest normal float16 on, magnitudes are the word's, moved down; so is zero.
-    let moved = _mm512_subs_epu16(magnitude, _mm512_set1_epi16(112 << 7));
-    let halves = _mm512_shldi_epi16::<3>(moved, lower);
-    let halves = _mm512_ternarylogic_epi64::<0xd8>(halves, upper, sign); // sign ? upper : halves
-    // Between zero and that, and from 65536 on (infinities and NaNs): rare, one by one.
-    let least = _mm512_set1_epi16(113 << 7);
-    let small = _mm512_cmplt_epu16_mask(magnitude, least) & _mm512_test_epi16_mask(magnitude, magnitude);
-    let rare = small | _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(143 << 7));
-    if rare == 0 { halves } else { f16_one_by_one(upper, lower, halves, rare) }
+    let half = |upper: __m512i, lower: __m512i| {
+        // From the exponent of the smallest normal float16 on, magnitudes are the word's, moved down; so is zero.
+        let moved = _mm512_subs_epu16(_mm512_andnot_si512(sign, upper), _mm512_set1_epi16(112 << 7));
+        _mm512_ternarylogic_epi64::<0xd8>(_mm512_shldi_epi16::<3>(moved, lower), upper, sign) // sign ? upper : rest
+    };
+    let halves = [half(upper[0], lower[0]), half(upper[1], lower[1])];
+    // Between zero and that (1 to 112), and from 65536 on (143 to 255: infinities and NaNs) they are not.
+    let outside = _mm512_subs_epu8(_mm512_sub_epi8(exponents, _mm512_set1_epi8(113)), _mm512_set1_epi8(29));
+    let rare = _mm512_min_epu8(outside, exponents);
+    if _mm512_test_epi8_mask(rare, rare) == 0 {
+        return halves;
+    }
+    [rare_f16_of(upper[0], lower[0], halves[0]), rare_f16_of(upper[1], lower[1], halves[1])]
 }
 
+/// The `halves` of 32 words, those mended that are subnormal, infinite or no number.
 #[cold]
-#[inline(never)]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn f16_one_by_one(upper: __m512i, lower: __m512i, halves: __m512i, rare: u32) -> __m512i {
-    let lanes = |v: __m512i| -> [u16; 32] {
-        let mut out = [0; 32];
-        // SAFETY: the array is 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) };
-        out
-    };
-    let (upper, lower, mut out) = (lanes(upper), lanes(lower), lanes(halves));
-    for i in (0..32).filter(|i| rare >> i & 1 == 1) {
-        let word = u32::from(upper[i]) << 16 | u32::from(lower[i]);
-        out[i] = match word >> 23 & 255 {
-            // Exact: the word is that of a float16.
-            0..143 => half::f16::from_f32(f32::from_bits(word)).to_bits(),
-            _ => out[i] & 0x8000 | 31 << 10 | (word >> 13) as u16 & 0x3ff,
-        };
-    }
-    load(bytemuck::bytes_of(&out))
+fn rare_f16_of(upper: __m512i, lower: __m512i, halves: __m512i) -> __m512i {
+    let magnitude = _mm512_andnot_si512(_mm512_set1_epi16(i16::MIN), upper);
+    let exponent = _mm512_srli_epi16::<7>(magnitude);
+    let mantissa = _mm512_shldi_epi16::<3>(_mm512_and_si512(upper, _mm512_set1_epi16(0x7f)), lower);
+    let least = _mm512_set1_epi16(113);
+    let subnormal = _mm512_cmplt_epu16_mask(exponent, least) & _mm512_test_epi16_mask(magnitude, magnitude);
+    let shifted = _mm512_srlv_epi16(
+        _mm512_or_si512(mantissa, _mm512_set1_epi16(1 << 10)),
+        _mm512_sub_epi16(least, exponent),
+    );
+    let special = _mm512_cmpge_epu16_mask(exponent, _mm512_set1_epi16(143));
+    let maximal = _mm512_or_si512(mantissa, _mm512_set1_epi16(31 << 10));
+    let sign = _mm512_and_si512(upper, _mm512_set1_epi16(i16::MIN));
+    let mended = masked_or(halves, subnormal, shifted, sign);
+    masked_or(mended, special, maximal, sign)
+}
+
+/// `a | b` in the lanes of `mask`, `rest` in the others.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn masked_or(rest: __m512i, mask: u32, a: __m512i, b: __m512i) -> __m512i {
+    _mm512_mask_mov_epi16(rest, mask, _mm512_or_si512(a, b))
 }
 
 /// Stores a vector, past the caches if `STREAM`.

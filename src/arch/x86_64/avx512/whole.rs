@@ -193,6 +193,15 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
         crate::arch::prefetch(&self.ahead[start..(start + share).min(self.ahead.len())]);
     }
 
+    /// The symbols of quarter `J` of group `g`.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn symbols<const J: usize>(&self, g: usize) -> __m512i {
+        vector(self.symbols, g * 4 + J)
+    }
+
     /// 64 symbols and heads of quarter `J` of group `g`, after `arrange`, as bfloat16 patterns: two vectors. In
     /// each lane of 16 bytes the first has those of the first 8 bytes and the second those of the others.
     #[inline]
@@ -200,7 +209,7 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
-        let symbols = arrange(vector(self.symbols, g * 4 + J));
+        let symbols = arrange(self.symbols::<J>(g));
         let heads = arrange(self.head.head::<HEAD, J>(g));
         let pairs = [_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols)];
         // The sign comes last in a pair and is wanted first.
