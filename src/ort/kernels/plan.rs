@@ -5,9 +5,9 @@ use crate::format::Dtype;
 use crate::ort::api::HostVersion;
 
 /// Cost of decoding a weight, in units of what a row of `X` costs with it in a matrix product.
-const DECODE: f64 = 32.0;
+const DECODE: f64 = 16.0;
 /// Products of less cost than this (in the same unit) are not worth waking threads up for: some 20 us.
-const INLINE: f64 = 32.0 * 65_536.0;
+const INLINE: f64 = 16.0 * 65_536.0;
 /// Rows of `X` from which on decoding a weight twice, on two threads, can pay.
 const ROWS_A_CHUNK: usize = 64;
 /// Rows of `X` up to which the kernels of [`crate::arch::dense`] are faster than a gemm, which packs the weight
