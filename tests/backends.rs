@@ -96,7 +96,7 @@ fn every_backend_decodes_every_kind_of_record() {
                 let spread = [Spread::Halving, Spread::Rare, Spread::Flat][(n + usize::from(m)) % 3];
                 let words = words(n, m, widths[0], spread, &mut rng);
                 record.resize(RECORD_ROOM, 0);
-                let (found, len) = backends[0].encode(&tables, &words, &mut scratch, &mut record);
+                let (found, len) = backends[0].encode(&tables, &words, &mut scratch, &mut record, &[]);
                 assert_eq!(found, m);
                 record.truncate(len);
                 // As long as can be, and an allocation of its own, so that a memory checker sees its ends.
@@ -125,7 +125,7 @@ fn every_backend_refuses_what_the_scalar_one_refuses() {
         for (n, m) in [(1, 23), (64, 0), (100, 5), (512, 7), (777, 10), (1024, 3), (4096, 16)] {
             let mut record = vec![0; RECORD_ROOM];
             let words = words(n, m, widths[0], Spread::Halving, &mut rng);
-            let (_, len) = backends[0].encode(&tables, &words, &mut scratch, &mut record);
+            let (_, len) = backends[0].encode(&tables, &words, &mut scratch, &mut record, &[]);
             record.truncate(len);
             for round in 0..120 {
                 let mut bad = record.clone();

@@ -6,7 +6,7 @@ mod common;
 use common::{DTYPES, KINDS, Kind, specs, tensor};
 use nz_onnx::arch::Backend;
 use nz_onnx::codec::{self, Decoder, EncodeOptions, max_relative_error, reference, word};
-use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
+use nz_onnx::format::{Dtype, Header, Layout, TensorSpec, Transform};
 use proptest::prelude::*;
 
 fn blob(src: &[u8], spec: &TensorSpec, mantissa_bits: Option<u8>, block_len: u32) -> Vec<u8> {
@@ -224,6 +224,72 @@ fn survey_bounds_the_size_closely() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// As [`codec::encode`] when nothing is left to a sample.
+fn surveyed(src: &[u8], spec: &TensorSpec, k: Option<u8>) -> Vec<u8> {
+    let coding = codec::survey(src, spec, &EncodeOptions::default()).unwrap().coding(k);
+    codec::encode_as(src, spec, 4096, &coding).unwrap()
+}
+
+#[test]
+fn large_tensors_come_out_about_as_small_as_a_whole_survey_makes_them() {
+    let (rows, columns) = (1100, 1000);
+    let n = rows * columns;
+    for dtype in DTYPES {
+        for kind in KINDS {
+            let mut src = tensor(kind, dtype, n, 13);
+            if kind == Kind::Gauss {
+                // Rows of quite different sizes.
+                let other = tensor(Kind::Constant, dtype, n, 13);
+                let row = columns * dtype.size();
+                src.chunks_mut(row).zip(other.chunks(row)).step_by(7).for_each(|(a, b)| a.copy_from_slice(b));
+            }
+            for spec in [
+                TensorSpec::row_major(dtype, &[n as u64]),
+                TensorSpec::column_tiles(dtype, rows as u64, columns as u64, 128),
+            ] {
+                for k in [None, Some(3)] {
+                    let (found, best) = (blob(&src, &spec, k, 4096), surveyed(&src, &spec, k).len());
+                    let over = (found.len() as f64 - best as f64) * 8.0 / n as f64;
+                    assert!(over < 0.005, "{dtype:?} {kind:?} {k:?}: {over} bits a weight");
+                    let decoded = codec::decode(&found).unwrap();
+                    let expected = k.map_or(src.clone(), |k| rounded(&src, dtype, k));
+                    assert!(decoded == expected, "{dtype:?} {kind:?} {k:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_sample_misses_is_coded_as_a_whole_survey_says() {
+    let n = 1 << 20;
+    let spec = TensorSpec::row_major(Dtype::F32, &[n as u64]);
+    let with = |src: &[u8], at: usize, word: u32| {
+        let mut src = src.to_vec();
+        src[at * 4..at * 4 + 4].copy_from_slice(&word.to_le_bytes());
+        src
+    };
+    let gauss = tensor(Kind::Gauss, Dtype::F32, n, 14);
+    let (few_bits, subnormal) = (rounded(&gauss, Dtype::F32, 3), tensor(Kind::Subnormal, Dtype::F32, n, 14));
+    // In more places than one, of which a sample of some of each block sees at most one.
+    for at in [500_000, 501_000, 502_000] {
+        for (src, k, transform) in [
+            (with(&gauss, at, 5), Some(3), Transform::NormalisedSplit),
+            (with(&few_bits, at, 5), None, Transform::NormalisedSplit),
+            (with(&subnormal, at, 240 << 23), Some(3), Transform::Split),
+            // Nothing to be gained here.
+            (with(&gauss, at, 5), None, Transform::Split),
+        ] {
+            let found = blob(&src, &spec, k, 4096);
+            let size = surveyed(&src, &spec, k).len();
+            assert!(found.len() < size + n / 2000, "{at} {k:?}: {} and {size} bytes", found.len());
+            assert_eq!(Header::parse(&found).unwrap().transform, transform, "{at} {k:?}");
+            let expected = k.map_or(src.clone(), |k| rounded(&src, Dtype::F32, k));
+            assert!(codec::decode(&found).unwrap() == expected, "{at} {k:?}");
         }
     }
 }

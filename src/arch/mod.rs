@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 use crate::format::{Dtype, MAX_BLOCK, Tier};
 use words::WordLoops;
-pub use words::{JointCounts, Unions};
+pub use words::{JointCounts, Kinds, Unions};
 
 /// Weights in the largest block.
 pub const BLOCK: usize = MAX_BLOCK as usize;
@@ -148,7 +148,7 @@ pub enum Half {
 /// Bytes that any record fits in: eight tiers of 4 bits and their literals, 24 raw bits, three bytes to align it.
 pub const RECORD_ROOM: usize = 8 * BLOCK / 2 + BLOCK + 3 * BLOCK + 64;
 
-type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut [u8]) -> (u8, usize);
+type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut [u8], &[u8]) -> (u8, usize);
 type DecodeRecords = fn(&Tables, &[Record<'_>], &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
 type DecodeHalves =
     fn(&Tables, &[Record<'_>], &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
@@ -299,7 +299,8 @@ impl Backend {
     }
 
     /// Writes the record of `words`, without the zeros that align the next one, to the front of `out`. Returns its
-    /// `m` and its length; bytes of `out` behind the record may change.
+    /// `m` and its length; bytes of `out` behind the record may change. `ahead` is likely to be read soon after: the
+    /// backend may fetch it meanwhile.
     ///
     /// # Panics
     /// `words` is longer than [`BLOCK`], or `out` shorter than [`RECORD_ROOM`].
@@ -309,9 +310,10 @@ impl Backend {
         words: &[u32],
         scratch: &mut Scratch,
         out: &mut [u8],
+        ahead: &[u8],
     ) -> (u8, usize) {
         assert!(words.len() <= BLOCK && out.len() >= RECORD_ROOM);
-        (self.encode)(tables, words, scratch, out)
+        (self.encode)(tables, words, scratch, out, ahead)
     }
 
     /// As [`crate::codec::word::load`].
@@ -331,6 +333,11 @@ impl Backend {
     /// [`crate::codec::word::normalise`] for each word.
     pub fn normalise(self, words: &mut [u32]) {
         (self.words.normalise)(words);
+    }
+
+    /// Which of the kinds that decide about subnormals are among the words.
+    pub fn kinds(self, words: &[u32]) -> Kinds {
+        (self.words.kinds)(words)
     }
 
     /// Adds the words to `counts`.

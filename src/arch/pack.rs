@@ -5,7 +5,13 @@ use super::{Scratch, Tables, TierTable};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// As [`super::Backend::encode`].
-pub(super) fn encode(tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
+pub(super) fn encode(
+    tables: &Tables,
+    words: &[u32],
+    scratch: &mut Scratch,
+    out: &mut [u8],
+    _ahead: &[u8],
+) -> (u8, usize) {
     encode_inline(tables, words, scratch, out)
 }
 
@@ -212,7 +218,7 @@ mod tests {
                 let expected = record(&tiers, &words);
                 for backend in Backend::available() {
                     let mut out = vec![0xa5; RECORD_ROOM];
-                    let (found, len) = backend.encode(&tables, &words, &mut scratch, &mut out);
+                    let (found, len) = backend.encode(&tables, &words, &mut scratch, &mut out, &[]);
                     let same = found == expected.0 && out[..len] == expected.1;
                     assert!(same, "{}: tiers {widths:?}, m {m}, {n} words", backend.name);
                 }

@@ -3,6 +3,7 @@
 //! forms, one word at a time, are in [`crate::codec::word`].
 
 use super::BLOCK;
+use crate::codec::word::SUBNORMAL_CODES;
 use crate::format::Dtype;
 
 const MANTISSA: u32 = 0x7f_ffff;
@@ -14,11 +15,12 @@ pub(super) struct WordLoops {
     pub(super) load: fn(Dtype, &[u8], &mut [u32]),
     pub(super) round: fn(&mut [u32], u8, Dtype) -> bool,
     pub(super) normalise: fn(&mut [u32]),
+    pub(super) kinds: fn(&[u32]) -> Kinds,
     pub(super) count: fn(&[u32], &mut JointCounts) -> Unions,
 }
 
 /// The loops with no more than what every machine of the target has.
-pub(super) const GENERIC: WordLoops = WordLoops { load, round, normalise, count };
+pub(super) const GENERIC: WordLoops = WordLoops { load, round, normalise, kinds, count };
 
 fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
     load_inline(dtype, src, out);
@@ -30,6 +32,10 @@ fn round(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
 
 fn normalise(words: &mut [u32]) {
     normalise_inline(words);
+}
+
+fn kinds(words: &[u32]) -> Kinds {
+    kinds_inline(words)
 }
 
 fn count(words: &[u32], counts: &mut JointCounts) -> Unions {
@@ -120,6 +126,26 @@ pub(super) fn normalise_inline(words: &mut [u32]) {
         let code = (*word & !MAGNITUDE) | (float_bits(*word & MANTISSA).wrapping_add((232 - 127) << 23));
         *word = if is_subnormal(*word) { code } else { *word };
     }
+}
+
+/// Whether a word of a kind is there: those that decide if subnormals are normalised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// Subnormals.
+    pub subnormal: bool,
+    /// Words with an exponent that stands for a subnormal once those are normalised.
+    pub code: bool,
+}
+
+/// As [`super::Backend::kinds`].
+#[inline(always)]
+pub(super) fn kinds_inline(words: &[u32]) -> Kinds {
+    let (mut subnormal, mut code) = (false, false);
+    for &word in words {
+        subnormal |= is_subnormal(word);
+        code |= (word & MAGNITUDE).wrapping_sub(SUBNORMAL_CODES << 23) < (255 - SUBNORMAL_CODES) << 23;
+    }
+    Kinds { subnormal, code }
 }
 
 /// Numbers of leading ones that a mantissa can have.
@@ -279,6 +305,22 @@ mod tests {
             let expected: Vec<u32> = found.iter().map(|&w| word::normalise(w)).collect();
             backend.normalise(&mut found);
             assert!(found == expected, "{}", backend.name);
+        }
+    }
+
+    #[test]
+    fn one_word_of_a_kind_is_found_anywhere() {
+        for backend in Backend::available() {
+            let mut block = vec![123 << 23; 200];
+            for word in words() {
+                let exponent = word >> 23 & 255;
+                let subnormal = exponent == 0 && word & MANTISSA != 0;
+                let code = (SUBNORMAL_CODES..255).contains(&exponent);
+                let at = word as usize % block.len();
+                let before = std::mem::replace(&mut block[at], word);
+                assert_eq!(backend.kinds(&block), Kinds { subnormal, code }, "{} {word:#x}", backend.name);
+                block[at] = before;
+            }
         }
     }
 

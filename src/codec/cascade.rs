@@ -7,11 +7,14 @@
 use crate::format::{MAX_TIERS, Tier};
 
 const WIDTHS: [u8; 4] = [1, 2, 3, 4];
-/// Each tier must save 2/256 bit a weight, because a shorter cascade decodes faster; not in small tensors, whose
-/// first so many weights are not counted.
-const TIER_COST: u64 = 2;
+/// Each tier must save so many 1/1024 bit a weight, because a shorter cascade decodes faster; not in small tensors,
+/// whose first [`TIER_FREE`] weights are not counted. Rounded weights have given up bits already: they are to be fast.
+const TIER_COST: u64 = 8;
+const ROUNDED_TIER_COST: u64 = 20;
+/// A little less where only a sample is known: chance shall not take a tier away that saves just enough.
+const SAMPLE_DISCOUNT: u64 = 2;
 const TIER_FREE: u64 = 1 << 16;
-const UNIT: u64 = 256;
+const UNIT: u64 = 1024;
 
 /// What the tiers of a blob are chosen for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,25 +23,36 @@ pub enum Profile {
     #[default]
     Compact,
     /// The fastest to decode without AVX-512: one tier of 4 bits, so that nearly all weights have a code of a fixed
-    /// width. About 1.2 bits a weight larger on trained weights.
+    /// width. About 1.1 bits a weight larger on trained weights.
     Fast,
 }
 
 /// How often each symbol occurs.
 pub type Histogram = [u64; 256];
 
+/// What is known of the weights whose symbols were counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    /// They are rounded.
+    pub rounded: bool,
+    /// The counts are those of a sample, scaled up.
+    pub sampled: bool,
+}
+
 /// The tiers that `profile` has for symbols with these counts. Deterministic.
-pub fn choose_tiers(counts: &Histogram, profile: Profile) -> Vec<Tier> {
+pub fn choose_tiers(counts: &Histogram, profile: Profile, known: Known) -> Vec<Tier> {
+    let cost = if known.rounded { ROUNDED_TIER_COST } else { TIER_COST };
+    let tier_cost = cost - if known.sampled { SAMPLE_DISCOUNT } else { 0 };
     let mut order: Vec<u8> = (0..=255).collect();
     order.sort_by_key(|&s| (std::cmp::Reverse(counts[usize::from(s)]), s));
     match profile {
-        Profile::Compact => smallest(counts, &order),
+        Profile::Compact => smallest(counts, &order, tier_cost),
         Profile::Fast => vec![Tier { width: 4, symbols: order[..15].to_vec() }],
     }
 }
 
 /// The tiers that give the smallest coding; `order` has the commonest symbols first.
-fn smallest(counts: &Histogram, order: &[u8]) -> Vec<Tier> {
+fn smallest(counts: &Histogram, order: &[u8], tier_cost: u64) -> Vec<Tier> {
     let mut left = vec![0u64; 257];
     for i in (0..256).rev() {
         left[i] = left[i + 1] + counts[usize::from(order[i])];
@@ -55,7 +69,7 @@ fn smallest(counts: &Histogram, order: &[u8]) -> Vec<Tier> {
                     let listed = UNIT * (8 * ((1 << w) - 1) + 2);
                     Some((
                         UNIT * u64::from(w) * left[i]
-                            + TIER_COST * left[0].saturating_sub(TIER_FREE)
+                            + tier_cost * left[0].saturating_sub(TIER_FREE)
                             + listed
                             + rest,
                         w,
@@ -122,7 +136,7 @@ mod tests {
         let n: u64 = h.iter().sum();
         let entropy: f64 =
             h.iter().filter(|&&c| c > 0).map(|&c| c as f64 * (n as f64 / c as f64).log2()).sum();
-        let tiers = choose_tiers(&h, Profile::Compact);
+        let tiers = choose_tiers(&h, Profile::Compact, Known::default());
         let over = (coded_bits(&tiers, &h) as f64 - entropy) / n as f64;
         assert!(over < 0.09, "{over} bits over the bound with {tiers:?}");
     }
@@ -130,7 +144,7 @@ mod tests {
     #[test]
     fn fast_profile_names_the_commonest_symbols_in_one_tier() {
         let h = std::array::from_fn(|symbol| (symbol as u64 * 37) % 256);
-        let tiers = choose_tiers(&h, Profile::Fast);
+        let tiers = choose_tiers(&h, Profile::Fast, Known::default());
         assert_eq!((tiers.len(), tiers[0].width, tiers[0].symbols.len()), (1, 4, 15));
         let least_named = tiers[0].symbols.iter().map(|&s| h[usize::from(s)]).min();
         let others = (0..=255u8).filter(|s| !tiers[0].symbols.contains(s));
@@ -139,8 +153,8 @@ mod tests {
 
     #[test]
     fn flat_alphabets_and_constants_have_tiers() {
-        assert_eq!(choose_tiers(&counts(&[(7, 1000)]), Profile::Compact)[0].width, 1);
-        let flat = choose_tiers(&[10; 256], Profile::Compact);
+        assert_eq!(choose_tiers(&counts(&[(7, 1000)]), Profile::Compact, Known::default())[0].width, 1);
+        let flat = choose_tiers(&[10; 256], Profile::Compact, Known::default());
         assert!(!flat.is_empty() && flat.len() <= MAX_TIERS);
     }
 }

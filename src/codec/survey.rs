@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::cascade::{self, Histogram, Profile};
+use super::cascade::{self, Histogram, Known, Profile};
 use super::encode::{EncodeOptions, Source};
 use super::word;
 use crate::arch::{BLOCK, Backend, JointCounts};
@@ -16,6 +16,8 @@ pub struct Survey {
     spec: TensorSpec,
     profile: Profile,
     blocks: u64,
+    /// Whether the counts are those of a sample, scaled up.
+    sampled: bool,
     /// `[exponent][leading ones of the mantissa]`: rounding to `k` bits carries into the exponent if and only
     /// if the top `k + 1` mantissa bits are ones. Subnormals are counted apart, as normalised words.
     joint: Box<[[u64; WIDTHS]; 256]>,
@@ -36,6 +38,8 @@ pub struct Coding {
     pub(super) tiers: Vec<Tier>,
     /// Whether all blocks seem to need the same number of mantissa bits.
     pub(super) one_width: bool,
+    /// Whether it is no longer the right one once there is a subnormal.
+    pub(super) no_subnormals: bool,
     size: u64,
 }
 
@@ -66,48 +70,100 @@ pub fn survey(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
 
 fn survey_with(backend: Backend, src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Survey> {
     let source = Source::new(src, spec, options.block_len)?;
+    let count = source.blocks.count();
+    Ok(survey_slots(backend, &source, options.profile, count, |block| source.blocks.slots(block)))
+}
+
+/// Weights from which a tensor is coded as a part of it calls for.
+const SAMPLED_FROM: u64 = 1 << 20;
+/// So many weights at least are looked at then, and one in [`SAMPLED_OF`]: at one go in each stretch of slots, so
+/// that every part of the tensor has its say.
+const SAMPLED_LEAST: u64 = 1 << 19;
+const SAMPLED_OF: u64 = 16;
+const STRETCH: u64 = 4096;
+
+/// The coding at `options.mantissa_bits` that a part of a large tensor calls for; `None` for a small one. It is not
+/// to be relied on: there can be subnormals, or words that it does not fit, where nobody has looked.
+pub(super) fn sampled_coding(
+    src: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+) -> Result<Option<Coding>> {
+    let source = Source::new(src, spec, options.block_len)?;
+    let elements = spec.elements()?;
+    if elements < SAMPLED_FROM {
+        return Ok(None);
+    }
+    let sampled_of = (elements / SAMPLED_LEAST).min(SAMPLED_OF);
+    let looked_at = STRETCH / sampled_of;
+    let slots = |stretch: u64| {
+        // Somewhere else in each stretch, so that it does not go with the rows of a matrix.
+        let place = stretch.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let first = stretch * STRETCH + place % sampled_of * looked_at;
+        first..first + looked_at
+    };
+    let mut survey = survey_slots(Backend::active(), &source, options.profile, elements / STRETCH, slots);
+    survey.scale(sampled_of);
+    let mut coding = survey.coding(options.mantissa_bits);
+    // A lossless coding with all mantissa bits in all blocks gains nothing from normalising.
+    let all_bits = coding.mantissa_bits.is_none() && survey.has_all_bits();
+    // A float16 has none: its words are those of float32.
+    coding.no_subnormals = spec.dtype != Dtype::F16 && !all_bits && !survey.has_subnormals();
+    // A guess, with some room.
+    coding.size += coding.size / 64;
+    Ok(Some(coding))
+}
+
+/// Surveys what `slots` gives for each of `count` numbers.
+fn survey_slots(
+    backend: Backend,
+    source: &Source<'_>,
+    profile: Profile,
+    count: u64,
+    slots: impl Fn(u64) -> std::ops::Range<u64> + Sync,
+) -> Survey {
     let empty = || Survey {
-        spec: spec.clone(),
-        profile: options.profile,
+        spec: source.spec.clone(),
+        profile,
         blocks: source.blocks.count(),
+        sampled: false,
         joint: Box::new([[0; WIDTHS]; 256]),
         subnormal: Box::new([[0; WIDTHS]; 256]),
         widths: Box::new([[0; WIDTHS]; WIDTHS]),
         plain_widths: Box::new([[0; WIDTHS]; WIDTHS]),
     };
-    let count = source.blocks.count();
-    Ok((0..count.div_ceil(CHUNK) as usize)
+    (0..count.div_ceil(CHUNK) as usize)
         .into_par_iter()
         .with_min_len(LEAST_CHUNKS)
         .fold(
             || Counter::new(empty()),
             |mut counter, chunk| {
                 let first = chunk as u64 * CHUNK;
-                for block in first..count.min(first + CHUNK) {
-                    counter.add(backend, &source, block);
+                for number in first..count.min(first + CHUNK) {
+                    counter.add(backend, source, slots(number));
                 }
                 counter
             },
         )
         .map(Counter::finish)
-        .reduce(empty, Survey::merge))
+        .reduce(empty, Survey::merge)
 }
 
 /// A survey in the making.
 struct Counter {
     survey: Survey,
     counts: JointCounts,
-    words: Vec<u32>,
+    room: Vec<u32>,
 }
 
 impl Counter {
     fn new(survey: Survey) -> Self {
-        Counter { survey, counts: JointCounts::new(), words: vec![0; BLOCK] }
+        Counter { survey, counts: JointCounts::new(), room: vec![0; BLOCK] }
     }
 
-    fn add(&mut self, backend: Backend, source: &Source<'_>, block: u64) {
-        let n = source.words(backend, block, &mut self.words);
-        let unions = backend.count(&self.words[..n], &mut self.counts);
+    fn add(&mut self, backend: Backend, source: &Source<'_>, slots: std::ops::Range<u64>) {
+        let words = source.words(backend, slots, &mut self.room);
+        let (n, unions) = (words.len(), backend.count(words, &mut self.counts));
         let survey = &mut self.survey;
         let (normal, special) = (unions.normal, unions.special);
         survey.widths[needed_bits(normal | unions.normalised)][needed_bits(special)] += n as u64;
@@ -141,14 +197,34 @@ impl Survey {
         self
     }
 
+    /// Makes each weight of a sample count `times`.
+    fn scale(&mut self, times: u64) {
+        self.sampled = true;
+        let Survey { joint, subnormal, widths, plain_widths, .. } = self;
+        let by_exponent = joint.as_flattened_mut().iter_mut().chain(subnormal.as_flattened_mut());
+        let by_width = widths.as_flattened_mut().iter_mut().chain(plain_widths.as_flattened_mut());
+        by_exponent.chain(by_width).for_each(|count| *count *= times);
+    }
+
+    fn has_subnormals(&self) -> bool {
+        self.subnormal.as_flattened().iter().any(|&n| n > 0)
+    }
+
+    /// Whether all blocks need all mantissa bits that the dtype has, subnormals not normalised.
+    fn has_all_bits(&self) -> bool {
+        let all = usize::from(self.spec.dtype.mantissa_bits());
+        self.plain_widths.iter().enumerate().all(|(rounded, row)| {
+            row.iter().enumerate().all(|(exact, &weights)| weights == 0 || rounded.max(exact) == all)
+        })
+    }
+
     /// How the encoder codes this tensor at this precision. Subnormals can be normalised if no other weight has an
     /// exponent that stands for one. They are when weights are rounded; lossless, when that is smaller.
     pub fn coding(&self, mantissa_bits: Option<u8>) -> Coding {
-        let any = |counts: &[[u64; WIDTHS]]| counts.as_flattened().iter().any(|&n| n > 0);
-        let taken = any(&self.joint[word::SUBNORMAL_CODES as usize..255]);
+        let taken = self.joint[word::SUBNORMAL_CODES as usize..255].as_flattened().iter().any(|&n| n > 0);
         let mantissa_bits = mantissa_bits.filter(|&k| k < self.spec.dtype.mantissa_bits());
         let coding = |transform| self.coding_with(mantissa_bits, transform);
-        if !any(&self.subnormal[..]) || taken {
+        if !self.has_subnormals() || taken {
             return coding(Transform::Split);
         }
         let normalised = coding(Transform::NormalisedSplit);
@@ -210,7 +286,8 @@ impl Survey {
 
     fn coding_with(&self, mantissa_bits: Option<u8>, transform: Transform) -> Coding {
         let histogram = self.histogram(mantissa_bits, transform);
-        let tiers = cascade::choose_tiers(&histogram, self.profile);
+        let rounded = mantissa_bits.is_some_and(|k| k < self.spec.dtype.mantissa_bits());
+        let tiers = cascade::choose_tiers(&histogram, self.profile, Known { rounded, sampled: self.sampled });
         let k = usize::from(mantissa_bits.unwrap_or(self.spec.dtype.mantissa_bits()));
         let mut bits = cascade::coded_bits(&tiers, &histogram);
         let normalised = transform == Transform::NormalisedSplit;
@@ -229,7 +306,7 @@ impl Survey {
         let (tail, ragged) = ((planes + 3) * self.blocks, 11 * self.tiles());
         let size = header_bound(&self.spec, &tiers, self.blocks) + bits.div_ceil(8) + tail + ragged;
         let one_width = kept.iter().filter(|&&kept| kept).count() == 1;
-        Coding { mantissa_bits, transform, tiers, one_width, size }
+        Coding { mantissa_bits, transform, tiers, one_width, no_subnormals: false, size }
     }
 
     fn tiles(&self) -> u64 {

@@ -4,7 +4,7 @@ mod avx2;
 mod avx512;
 pub(super) mod dense;
 
-use super::words::{self, JointCounts, Unions, WordLoops};
+use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
 use super::{Backend, BadRecord, Fused, Record, Scratch, Store, Tables, generic, pack};
 use crate::format::Dtype;
 
@@ -62,7 +62,7 @@ fn avx2(
     })
 }
 
-fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
+fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8], _: &[u8]) -> (u8, usize) {
     #[target_feature(enable = "avx2,bmi2,popcnt")]
     fn compiled(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
         pack::encode_inline(t, words, s, out)
@@ -73,11 +73,11 @@ fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8]) -> (u
 
 /// The loops over words, compiled with these features.
 macro_rules! word_loops {
-    ($features:literal, $count:path) => {{
+    ($features:literal, $load:path) => {{
         fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
             #[target_feature(enable = $features)]
             fn compiled(dtype: Dtype, src: &[u8], out: &mut [u32]) {
-                words::load_inline(dtype, src, out);
+                $load(dtype, src, out);
             }
             // SAFETY: only `available` hands this function out, after it has seen these features.
             unsafe { compiled(dtype, src, out) }
@@ -98,20 +98,28 @@ macro_rules! word_loops {
             // SAFETY: as above.
             unsafe { compiled(words) }
         }
+        fn kinds(words: &[u32]) -> Kinds {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &[u32]) -> Kinds {
+                words::kinds_inline(words)
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words) }
+        }
         fn count(words: &[u32], counts: &mut JointCounts) -> Unions {
             #[target_feature(enable = $features)]
             fn compiled(words: &[u32], counts: &mut JointCounts) -> Unions {
-                $count(words, counts)
+                words::count_inline(words, counts)
             }
             // SAFETY: as above.
             unsafe { compiled(words, counts) }
         }
-        WordLoops { load, round, normalise, count }
+        WordLoops { load, round, normalise, kinds, count }
     }};
 }
 
-const AVX2_WORDS: WordLoops = word_loops!("avx2,bmi2,popcnt", words::count_inline);
+const AVX2_WORDS: WordLoops = word_loops!("avx2,bmi2,popcnt", words::load_inline);
 const AVX512_WORDS: WordLoops = word_loops!(
     "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq",
-    words::count_inline
+    avx512::load
 );

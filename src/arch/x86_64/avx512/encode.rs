@@ -12,7 +12,13 @@ use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 #[target_feature(
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-pub(super) fn encode(tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
+pub(super) fn encode(
+    tables: &Tables,
+    words: &[u32],
+    scratch: &mut Scratch,
+    out: &mut [u8],
+    ahead: &[u8],
+) -> (u8, usize) {
     let n = words.len();
     let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
     let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
@@ -22,7 +28,7 @@ pub(super) fn encode(tables: &Tables, words: &[u32], scratch: &mut Scratch, out:
 
     let Scratch { codes, symbols, below, head, high, low, .. } = scratch;
     let (mut symbols, mut below) = (symbols, below);
-    split_upper(words, a, symbols, head);
+    split_upper(words, a, symbols, head, ahead);
     let mut left = find_codes(&tables.tiers[0], symbols, n, codes, below);
     pack(take(&mut planes, tables.tiers[0].width, n), tables.tiers[0].width, &codes[..n], 0);
     pack_field(&mut planes, a + 1, &head[..n]);
@@ -135,15 +141,19 @@ fn split_bytes(ab: __m512i, cd: __m512i) -> (__m512i, __m512i) {
 
 const ODD_HALVES: u32 = 0xaaaa_aaaa;
 
-/// Exponents, and heads of `a` mantissa bits and the sign, at the top of their bytes.
+/// Exponents, and heads of `a` mantissa bits and the sign, at the top of their bytes. Fetches `ahead` on the way.
 #[inline]
 #[target_feature(
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn split_upper(words: &[u32], a: u8, symbols: &mut [u8; PADDED], head: &mut [u8; PADDED]) {
+fn split_upper(words: &[u32], a: u8, symbols: &mut [u8; PADDED], head: &mut [u8; PADDED], ahead: &[u8]) {
     let mantissa = _mm512_set1_epi8(!(0xffu32 >> a) as i8);
     let (sign, up) = (_mm512_set1_epi8(1), _mm_cvtsi32_si128(7 - i32::from(a)));
+    let mut lines = ahead.chunks(64);
     for (i, words) in words.chunks(64).enumerate() {
+        for line in lines.by_ref().take(4) {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
         let [x, y, z, w] = load_words(words);
         let halves = |even, odd| {
             let both = _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32::<16>(even), odd);

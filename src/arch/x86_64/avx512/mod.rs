@@ -6,6 +6,7 @@ mod any;
 mod elements;
 mod encode;
 mod lane;
+mod load;
 mod products;
 mod symbols;
 mod whole;
@@ -15,6 +16,8 @@ pub(super) const UNIT: usize = whole::GROUP;
 
 use crate::arch::generic::one_by_one;
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
+
+pub(super) use load::load;
 
 /// Whether this processor has all the features that this room names.
 pub(super) fn is_available() -> bool {
@@ -81,7 +84,13 @@ pub(super) fn multiply_columns(
     unsafe { products::columns(tables, records, scratch, x, y) }
 }
 
-pub(super) fn encode(tables: &Tables, words: &[u32], scratch: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
+pub(super) fn encode(
+    tables: &Tables,
+    words: &[u32],
+    scratch: &mut Scratch,
+    out: &mut [u8],
+    ahead: &[u8],
+) -> (u8, usize) {
     // SAFETY: as in `decode`.
-    unsafe { encode::encode(tables, words, scratch, out) }
+    unsafe { encode::encode(tables, words, scratch, out, ahead) }
 }
