@@ -2,12 +2,12 @@
 //!
 //! Every function names all features: a closure inlines only into a function that has its features too.
 
-mod any;
 mod elements;
 mod encode;
 mod lane;
 mod load;
 mod products;
+mod ragged;
 mod symbols;
 mod whole;
 
@@ -46,7 +46,7 @@ pub(super) fn decode(
     }
     one_by_one(records, words, |record, words| {
         // SAFETY: as above.
-        unsafe { any::decode(tables, record.bytes, record.m, scratch, words) }
+        unsafe { ragged::decode(tables, record.bytes, record.m, scratch, words) }
     })
 }
 
