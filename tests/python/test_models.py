@@ -18,6 +18,15 @@ def run(path, inputs, library):
         return worker.outputs(), worker.nodes()
 
 
+def unoptimised(path, inputs):
+    """The outputs of a plain model that is executed node by node, as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with np.load(inputs) as given:
+        return session.run(None, dict(given))
+
+
 def compressed(report):
     return [tensor for tensor in report["tensors"] if tensor["decision"] == "compressed"]
 
@@ -66,7 +75,14 @@ def test_converted_model_runs_like_the_original(model, options, tmp_path, say):
     totals = report["totals"]
     say(f"{model} {' '.join(options)}: ratio {totals['ratio']:.3f}, outputs differ by {worst:.1e}")
     if totals["lossless"]:
-        assert worst <= (1e-3 if model.half else 1e-5)
+        limit = 1e-3 if model.half else 1e-5
+        if worst > limit:
+            # Some models are so sensitive that ONNX Runtime differs from itself by more, with its optimiser and
+            # without. Two such differences, of another order of summation each, are no fault of the weights.
+            own = max(difference(a, b) for a, b in zip(unoptimised(model.path, inputs), expected))
+            say(f"ONNX Runtime's outputs without its optimiser differ by {own:.1e}")
+            limit = 2 * own
+        assert worst <= limit
     else:
         # What rounding weights does to outputs depends on the model; a broken decode shows as noise
         # of the size of the output itself.
