@@ -259,7 +259,7 @@ fn main() {
             "{mib} MiB are decoded to the weights' own dtype in memory (the largest cache has {} MiB), and copied \
              there from a plain tensor: with {}, and with `memcpy`. \"Of\" a copy is its time over the time of \
              decoding, in the same round. The weights are normal numbers with a log-normal scale a row. `scalar` \
-             is plain Rust, `avx2` the same code compiled for AVX2, `avx512` is written by hand. In cache: \
+             is plain Rust, `avx2` and `avx512` are written by hand. In cache: \
              {CACHED} weights a thread, again and again.",
             largest_cache() >> 20,
             streaming_kind(),

@@ -55,8 +55,11 @@ fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
     let count = match (width, plane.len()) {
         (3, _) => {
             let [low, middle, high] = bitmaps(plane);
-            let words = low.chunks(8).zip(middle.chunks(8)).zip(high.chunks(8));
-            words.map(|((l, m), h)| (bits_of(l) & bits_of(m) & bits_of(h)).count_ones() as usize).sum()
+            let mut count = 0;
+            for ((l, m), h) in low.chunks(8).zip(middle.chunks(8)).zip(high.chunks(8)) {
+                count += (bits_of(l) & bits_of(m) & bits_of(h)).count_ones() as usize;
+            }
+            count
         }
         (_, ..=8) => {
             let x = bits_of(plane);
@@ -192,7 +195,8 @@ fn expand_few(tier: &TierTable, plane: &[u8], n: usize, below: __m512i) -> __m51
     let codes = match tier.width {
         1 => _mm512_maskz_set1_epi8(bits_of(plane), 1),
         3 => {
-            let [low, middle, high] = bitmaps(plane).map(|bits| bits_of(bits));
+            let [low, middle, high] = bitmaps(plane);
+            let (low, middle, high) = (bits_of(low), bits_of(middle), bits_of(high));
             let codes = _mm512_maskz_set1_epi8(low, 1);
             let codes = _mm512_mask_add_epi8(codes, middle, codes, _mm512_set1_epi8(2));
             _mm512_mask_add_epi8(codes, high, codes, _mm512_set1_epi8(4))

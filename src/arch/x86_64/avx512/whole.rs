@@ -211,9 +211,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
     pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
         let symbols = arrange(self.symbols::<J>(g));
         let heads = arrange(self.head.head::<HEAD, J>(g));
-        let pairs = [_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols)];
-        // The sign comes last in a pair and is wanted first.
-        pairs.map(|pair| _mm512_shrdi_epi16::<1>(pair, pair))
+        let (low, high) = (_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols));
+        // The sign comes last in a pair and is wanted first. (No `map`: its closure might not be inlined.)
+        [_mm512_shrdi_epi16::<1>(low, low), _mm512_shrdi_epi16::<1>(high, high)]
     }
 
     /// The 16 mantissa bits below, in the same order.
