@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use super::fence::{Failure, Result};
 
@@ -71,9 +71,12 @@ impl Cache {
         while state.bytes + entry.bytes > self.budget {
             let coldest = (0..state.kept.len()).min_by_key(|&i| uses(&state.kept[i]));
             let Some(i) = coldest.filter(|&i| 2 * uses(&state.kept[i]) < uses(entry)) else { return false };
-            let cold = state.kept.swap_remove(i);
+            let cold = Arc::clone(&state.kept[i]);
+            // Weights in use just now stay: whoever fills them in may be waiting for this cache.
+            let Some(mut weights) = try_write(&cold.weights) else { return false };
+            *weights = None;
+            state.kept.swap_remove(i);
             state.bytes -= cold.bytes;
-            *cold.weights.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
         state.bytes += entry.bytes;
         state.kept.push(Arc::clone(entry));
@@ -89,6 +92,15 @@ impl Cache {
     }
 }
 
+/// The lock, unless somebody has it.
+fn try_write<T>(lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>> {
+    match lock.try_write() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 impl Place {
     /// The decoded weights, if they are kept; `decode` is called to fill them in when there is room for them.
     pub fn weights(&self, decode: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<Option<Arc<Vec<f32>>>> {
@@ -96,8 +108,8 @@ impl Place {
         if let Some(weights) = &*self.entry.weights.read().unwrap_or_else(PoisonError::into_inner) {
             return Ok(Some(Arc::clone(weights)));
         }
-        // Concurrent executions wait here for the one that decodes. Nobody who holds the cache's lock waits for an
-        // entry that is not yet in the cache.
+        // Concurrent executions wait here for the one that decodes. The cache may be waited for with an entry locked,
+        // never the other way round.
         let mut slot = self.entry.weights.write().unwrap_or_else(PoisonError::into_inner);
         if slot.is_none() && self.cache.make_room(&self.entry) {
             let len = self.entry.bytes / size_of::<f32>();
