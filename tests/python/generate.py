@@ -3,35 +3,14 @@
 import contextlib
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
-
-OPSET, IR_VERSION = 17, 8
-PIECE = 1 << 22  # weights in memory at a time
+from nzlib import ModelWriter, PIECE
+from onnx import TensorProto, helper
 
 
-class ModelWriter:
-    """Collects nodes and streams weights into the data file; `save` writes the model."""
+class Writer(ModelWriter):
+    """A model writer with the weights that tests want."""
 
-    def __init__(self, path, seed=0):
-        self.path = path
-        self.data = path.with_name(path.name + ".data")
-        self.rng = np.random.default_rng(seed)
-        self.nodes, self.initializers = [], []
-        self.file = open(self.data, "wb")
-
-    def external(self, name, data_type, dims):
-        """An initializer whose bytes the caller writes to `self.file` next; call `end` after."""
-        tensor = TensorProto(name=name, data_type=data_type, dims=dims)
-        tensor.data_location = TensorProto.EXTERNAL
-        self.file.write(bytes(-self.file.tell() % 4096))
-        tensor.external_data.add(key="location", value=self.data.name)
-        tensor.external_data.add(key="offset", value=str(self.file.tell()))
-        self.initializers.append(tensor)
-        return tensor
-
-    def end(self, tensor):
-        offset = int(tensor.external_data[1].value)
-        tensor.external_data.add(key="length", value=str(self.file.tell() - offset))
+    GRAPH, PRODUCER = "made-by-tests", "nz-onnx tests"
 
     def gaussian(self, name, shape, deviation):
         """A float32 weight of independent Gaussian numbers."""
@@ -53,25 +32,6 @@ class ModelWriter:
         self.end(tensor)
         return name
 
-    def constant(self, name, value):
-        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def node(self, op, inputs, output=None, **attributes):
-        output = output or f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=f"node_{output}", **attributes))
-        return output
-
-    def save(self, inputs, outputs, opsets=()):
-        self.file.close()
-        graph = helper.make_graph(self.nodes, "made-by-tests", inputs, outputs, self.initializers)
-        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(*opset) for opset in opsets)]
-        model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="nz-onnx tests", ir_version=IR_VERSION
-        )
-        self.path.write_bytes(model.SerializeToString())
-        return self.path
-
 
 def floats(name, *shape):
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -79,7 +39,7 @@ def floats(name, *shape):
 
 def matmul_chain(path, layers, size):
     """`layers` times MatMul [size, size] and Tanh, float32."""
-    writer = ModelWriter(path)
+    writer = Writer(path)
     x = "x"
     for layer in range(layers):
         weight = writer.gaussian(f"W{layer}", [size, size], size**-0.5)
@@ -91,7 +51,7 @@ def matmul_chain(path, layers, size):
 def decode_chain(path, layers, size, blob_of):
     """The same with plain nz.Decode nodes, each written right before its consumer and pinned to nothing
     but a graph input. `blob_of(layer)` gives the blob of a layer's weight."""
-    writer = ModelWriter(path)
+    writer = Writer(path)
     x = "x"
     for layer in range(layers):
         blob = writer.blob(f"W{layer}.nz", blob_of(layer))
@@ -104,7 +64,7 @@ def decode_chain(path, layers, size, blob_of):
 def transformer(path, layers, hidden, vocabulary, tied, heads=16):
     """A decoder-only transformer: causal attention, SwiGLU, RMSNorm. `tied`: the output layer's weight is
     the embedding, transposed."""
-    writer = ModelWriter(path)
+    writer = Writer(path)
     node, constant, wide = writer.node, writer.constant, 8 * hidden // 3 // 64 * 64 or 64
     deviation = hidden**-0.5
     for name, value in (
@@ -165,7 +125,7 @@ def transformer(path, layers, hidden, vocabulary, tied, heads=16):
 def big_model(path, tensors, mib_each):
     """A float32 model of a few big weights. Cheap to make: a piece of random numbers again and again, each
     time rotated, so that its statistics are right and its bytes are not the same throughout."""
-    writer = ModelWriter(path)
+    writer = Writer(path)
     rng = np.random.default_rng(1)
     piece = rng.standard_normal(1 << 22, dtype=np.float32) * np.float32(0.02)  # 16 MiB
     columns = 4096

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "xtask/python"))
 
 from inputs import random_inputs  # noqa: E402,F401  (re-exported)
+from model_writer import PIECE, ModelWriter  # noqa: E402,F401  (re-exported)
 from worker import Worker, WorkerError, nz_nodes  # noqa: E402,F401  (re-exported)
 
 MIB = 1 << 20

@@ -6,10 +6,9 @@ about 2.6 bits. They are written piece by piece, into external data.
 
 import ml_dtypes
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from model_writer import PIECE, ModelWriter
+from onnx import TensorProto, helper
 
-OPSET, IR_VERSION = 17, 8
-PIECE = 1 << 22  # weights in memory at a time
 ROW_SIGMA = 0.35  # of the logarithm of a row's scale
 DTYPES = {
     "float32": (TensorProto.FLOAT, np.float32),
@@ -18,56 +17,26 @@ DTYPES = {
 }
 
 
-class ModelWriter:
-    """Collects nodes and streams weights into the data file; `save` writes the model. `dtype` is that of the
-    weights; `through` one that they are rounded to before."""
+class Writer(ModelWriter):
+    """A model writer whose weights are of `dtype`; `through` is one that they are rounded to before."""
+
+    GRAPH, PRODUCER = "made-for-measuring", "nz-onnx bench"
 
     def __init__(self, path, dtype, through=None, seed=0):
-        self.path = path
+        super().__init__(path, seed)
         self.element, self.dtype = DTYPES[dtype]
         self.through = DTYPES[through or dtype][1]
-        self.rng = np.random.default_rng(seed)
-        self.nodes, self.initializers = [], []
-        self.file = open(path.with_name(path.name + ".data"), "wb")
 
     def weight(self, name, rows, columns, deviation):
-        tensor = TensorProto(name=name, data_type=self.element, dims=[rows, columns])
-        tensor.data_location = TensorProto.EXTERNAL
-        self.file.write(bytes(-self.file.tell() % 4096))
-        offset = self.file.tell()
+        tensor = self.external(name, self.element, [rows, columns])
         step = max(1, PIECE // columns)
         for first in range(0, rows, step):
             count = min(step, rows - first)
             scale = deviation * np.exp(ROW_SIGMA * self.rng.standard_normal((count, 1), dtype=np.float32))
             piece = self.rng.standard_normal((count, columns), dtype=np.float32) * scale
             self.file.write(piece.astype(self.through).astype(self.dtype).tobytes())
-        for key, entry in (
-            ("location", self.path.name + ".data"),
-            ("offset", offset),
-            ("length", self.file.tell() - offset),
-        ):
-            tensor.external_data.add(key=key, value=str(entry))
-        self.initializers.append(tensor)
+        self.end(tensor)
         return name
-
-    def constant(self, name, number):
-        self.initializers.append(numpy_helper.from_array(np.asarray(number), name))
-        return name
-
-    def node(self, op, inputs, output=None, **attributes):
-        output = output or f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=f"node_{output}", **attributes))
-        return output
-
-    def save(self, inputs, outputs):
-        self.file.close()
-        graph = helper.make_graph(self.nodes, "made-for-measuring", inputs, outputs, self.initializers)
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="nz-onnx bench", ir_version=IR_VERSION
-        )
-        self.path.write_bytes(model.SerializeToString())
-        return self.path
 
 
 def info(name, element, *shape):
@@ -77,7 +46,7 @@ def info(name, element, *shape):
 def matmul_chain(path, layers, size, dtype="float32", through=None, compute=None):
     """`layers` times MatMul with a weight [size, size]; input "x" and output "y" are float32. `compute` is
     the dtype of the products: that of the weights unless given, else each weight is cast to it first."""
-    writer = ModelWriter(path, dtype, through)
+    writer = Writer(path, dtype, through)
     compute = compute or dtype
     x = "x" if compute == "float32" else writer.node("Cast", ["x"], to=DTYPES[compute][0])
     for layer in range(layers):
@@ -94,7 +63,7 @@ def transformer(path, layers, hidden, vocabulary, dtype, heads=None):
     """A decoder-only transformer: causal attention, SwiGLU, RMSNorm, the output layer apart from the
     embedding. float16 computes in float16; bfloat16 weights are cast and computed with in float32, since ONNX
     Runtime's CPU provider has no bfloat16 products. Input "tokens", output "logits", float32."""
-    writer = ModelWriter(path, dtype)
+    writer = Writer(path, dtype)
     node, constant = writer.node, writer.constant
     compute = "float16" if dtype == "float16" else "float32"
     element, number = DTYPES[compute]
