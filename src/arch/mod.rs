@@ -160,6 +160,12 @@ struct Fused {
     /// Blocks of a multiple of so many weights.
     unit: usize,
     halves: DecodeHalves,
+    products: Option<Products>,
+}
+
+/// Products with weights that are never written to memory.
+#[derive(Clone, Copy, Debug)]
+struct Products {
     rows: Multiply,
     columns: Multiply,
 }
@@ -264,13 +270,13 @@ impl Backend {
         y: &mut [f32],
     ) -> Option<Result<(), BadRecord>> {
         check(records, x.len() * y.len());
-        let fused = self.fused_for(records)?;
+        let products = self.fused_for(records)?.products?;
         let (width, full) = (y.len(), records.first()?.len);
         let whole = records.iter().rev().skip(1).all(|r| r.len == full) && full.is_multiple_of(width);
         if ![64, 128, 256].contains(&width) || !whole || records.last()?.len > full {
             return None;
         }
-        Some((fused.rows)(tables, records, scratch, x, y))
+        Some((products.rows)(tables, records, scratch, x, y))
     }
 
     /// `y += W x`, where `records` hold `W`, `[y.len(), x.len()]`, row by row. `None`: this backend must decode such
@@ -290,8 +296,8 @@ impl Backend {
         y: &mut [f32],
     ) -> Option<Result<(), BadRecord>> {
         check(records, x.len() * y.len());
-        let fused = self.fused_for(records).filter(|_| x.len().is_multiple_of(64))?;
-        Some((fused.columns)(tables, records, scratch, x, y))
+        let products = self.fused_for(records).filter(|_| x.len().is_multiple_of(64))?.products?;
+        Some((products.columns)(tables, records, scratch, x, y))
     }
 
     fn fused_for(self, records: &[Record<'_>]) -> Option<Fused> {
@@ -325,6 +331,15 @@ impl Backend {
         (self.words.load)(dtype, src, out);
     }
 
+    /// As [`crate::codec::word::store`].
+    ///
+    /// # Panics
+    /// `out` has no room for the words.
+    pub fn store(self, dtype: Dtype, words: &[u32], out: &mut [u8]) {
+        assert!(out.len() >= words.len() * dtype.size());
+        (self.words.store)(dtype, words, out);
+    }
+
     /// [`crate::codec::word::round`] for each word; whether all stayed as they were.
     pub fn round(self, words: &mut [u32], k: u8, dtype: Dtype) -> bool {
         (self.words.round)(words, k, dtype)
@@ -333,6 +348,11 @@ impl Backend {
     /// [`crate::codec::word::normalise`] for each word.
     pub fn normalise(self, words: &mut [u32]) {
         (self.words.normalise)(words);
+    }
+
+    /// [`crate::codec::word::denormalise`] for each word.
+    pub fn denormalise(self, words: &mut [u32]) {
+        (self.words.denormalise)(words);
     }
 
     /// Which of the kinds that decide about subnormals are among the words.

@@ -13,17 +13,23 @@ const MAGNITUDE: u32 = 0x7fff_ffff;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WordLoops {
     pub(super) load: fn(Dtype, &[u8], &mut [u32]),
+    pub(super) store: fn(Dtype, &[u32], &mut [u8]),
     pub(super) round: fn(&mut [u32], u8, Dtype) -> bool,
     pub(super) normalise: fn(&mut [u32]),
+    pub(super) denormalise: fn(&mut [u32]),
     pub(super) kinds: fn(&[u32]) -> Kinds,
     pub(super) count: fn(&[u32], &mut JointCounts) -> Unions,
 }
 
 /// The loops with no more than what every machine of the target has.
-pub(super) const GENERIC: WordLoops = WordLoops { load, round, normalise, kinds, count };
+pub(super) const GENERIC: WordLoops = WordLoops { load, store, round, normalise, denormalise, kinds, count };
 
 fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
     load_inline(dtype, src, out);
+}
+
+fn store(dtype: Dtype, words: &[u32], out: &mut [u8]) {
+    store_inline(dtype, words, out);
 }
 
 fn round(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
@@ -32,6 +38,10 @@ fn round(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
 
 fn normalise(words: &mut [u32]) {
     normalise_inline(words);
+}
+
+fn denormalise(words: &mut [u32]) {
+    denormalise_inline(words);
 }
 
 fn kinds(words: &[u32]) -> Kinds {
@@ -63,6 +73,31 @@ fn from_f16(bits: u16) -> u32 {
     let subnormal = (magnitude as i32 as f32 * f32::from_bits(103 << 23)).to_bits();
     let normal = moved + if magnitude < 31 << 10 { 112 << 23 } else { 224 << 23 };
     u32::from(bits >> 15) << 31 | if magnitude < 1 << 10 { subnormal } else { normal }
+}
+
+/// As [`super::Backend::store`].
+#[inline(always)]
+pub(super) fn store_inline(dtype: Dtype, words: &[u32], out: &mut [u8]) {
+    let halves = out.as_chunks_mut::<2>().0;
+    match dtype {
+        Dtype::F32 => {
+            out.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(b, w)| *b = w.to_le_bytes());
+        }
+        Dtype::F16 => halves.iter_mut().zip(words).for_each(|(b, &w)| *b = to_f16(w).to_le_bytes()),
+        Dtype::Bf16 => halves.iter_mut().zip(words).for_each(|(b, &w)| *b = ((w >> 16) as u16).to_le_bytes()),
+    }
+}
+
+#[inline(always)]
+fn to_f16(word: u32) -> u16 {
+    let magnitude = word & MAGNITUDE;
+    let least = 113 << 23;
+    // A subnormal is a whole multiple of 2^-24.
+    let subnormal = (f32::from_bits(magnitude.min(least)) * f32::from_bits(151 << 23)) as i32 as u32;
+    let normal = (magnitude - least.min(magnitude) >> 13) + (1 << 10);
+    let special = 31 << 10 | magnitude >> 13 & 0x3ff;
+    let half = if magnitude < least { subnormal } else { normal };
+    (word >> 16 & 0x8000 | if magnitude < 143 << 23 { half } else { special }) as u16
 }
 
 /// A word that is subnormal: below its sign, a mantissa and nothing else.
@@ -125,6 +160,17 @@ pub(super) fn normalise_inline(words: &mut [u32]) {
         // The exponent of the float is 127 + place, the code's 232 + place.
         let code = (*word & !MAGNITUDE) | (float_bits(*word & MANTISSA).wrapping_add((232 - 127) << 23));
         *word = if is_subnormal(*word) { code } else { *word };
+    }
+}
+
+/// As [`super::Backend::denormalise`].
+#[inline(always)]
+pub(super) fn denormalise_inline(words: &mut [u32]) {
+    for word in words {
+        let code = *word >> 23 & 255;
+        let down = (23 + SUBNORMAL_CODES).wrapping_sub(code) & 31;
+        let subnormal = *word & !MAGNITUDE | (*word & MANTISSA | 1 << 23) >> down;
+        *word = if code.wrapping_sub(SUBNORMAL_CODES) < 23 { subnormal } else { *word };
     }
 }
 
@@ -287,6 +333,22 @@ mod tests {
     }
 
     #[test]
+    fn words_are_stored_as_the_clear_form_says() {
+        let f16: Vec<u32> = (0..=u16::MAX).map(word::from_f16).collect();
+        for backend in Backend::available() {
+            for (dtype, words) in
+                [(Dtype::F16, &f16), (Dtype::F16, &words()), (Dtype::Bf16, &words()), (Dtype::F32, &f16)]
+            {
+                let (mut found, mut expected) =
+                    (vec![0; words.len() * dtype.size()], vec![0; words.len() * dtype.size()]);
+                backend.store(dtype, words, &mut found);
+                word::store(dtype, words, &mut expected);
+                assert!(found == expected, "{} {dtype:?}", backend.name);
+            }
+        }
+    }
+
+    #[test]
     fn rounding_and_normalising_are_those_of_the_clear_form() {
         let (all, normal): (Vec<u32>, Vec<u32>) =
             (words(), words().into_iter().filter(|&w| !is_subnormal(w)).collect());
@@ -304,6 +366,10 @@ mod tests {
                 all.iter().copied().filter(|w| !(232..255).contains(&(w >> 23 & 255))).collect();
             let expected: Vec<u32> = found.iter().map(|&w| word::normalise(w)).collect();
             backend.normalise(&mut found);
+            assert!(found == expected, "{}", backend.name);
+            let (mut found, expected) =
+                (all.clone(), all.iter().map(|&w| word::denormalise(w)).collect::<Vec<_>>());
+            backend.denormalise(&mut found);
             assert!(found == expected, "{}", backend.name);
         }
     }

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 
 use super::encode::runs;
-use super::word;
 use crate::arch::{self, BLOCK, Backend, BadRecord, Half, Record, Scratch, Store, Tables};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Header, Layout, Transform, payload_hash};
@@ -123,13 +122,13 @@ impl Decoder {
                         (block, here) = here.split_at_mut(record.len * size);
                         let words = &mut words[..record.len];
                         self.decode_records(&[*record], scratch, words, Store::Cached)?;
-                        word::store(dtype, words, block);
+                        self.backend.store(dtype, words, block);
                     }
                 } else {
                     (here, out) = out.split_at_mut(part.range.len() * size);
                     let words = &mut words[..part.record.len];
                     self.decode_records(&[part.record], scratch, words, Store::Cached)?;
-                    word::store(dtype, &words[part.range], here);
+                    self.backend.store(dtype, &words[part.range], here);
                 }
             }
             Ok(())
@@ -181,7 +180,7 @@ impl Decoder {
         let store = if normalised { Store::Cached } else { store };
         self.backend.decode(&self.tables, records, scratch, words, store).map_err(|BadRecord| damaged())?;
         if normalised {
-            words.iter_mut().for_each(|w| *w = word::denormalise(*w));
+            self.backend.denormalise(words);
         }
         Ok(())
     }

@@ -8,13 +8,13 @@ mod tiers;
 
 use std::arch::x86_64::*;
 
-use crate::arch::{BadRecord, Record, Scratch, Store, Tables};
+use crate::arch::{BadRecord, Half, PADDED, Record, Scratch, Store, Tables};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// Values in a vector.
 const LANES: usize = 32;
 /// Blocks of a multiple of this many weights have whole groups only, in planes of any width.
-const WHOLE: usize = 256;
+pub(super) const WHOLE: usize = 256;
 
 /// As [`crate::arch::Backend::decode`].
 #[target_feature(enable = "avx2,bmi2,popcnt")]
@@ -25,20 +25,47 @@ pub(super) fn decode(
     words: &mut [u32],
     store: Store,
 ) -> Result<(), BadRecord> {
-    let (n, m) = (words.len(), record.m);
+    let (m, stream) = (record.m, store.streams(words));
+    let (symbols, raw) = parts(tables, record, (&mut scratch.symbols, &mut scratch.below))?;
+    if record.len.is_multiple_of(WHOLE) {
+        raw::join_words(m, symbols, raw, words, stream);
+    } else {
+        raw::join_ragged(m, symbols, raw, (&mut scratch.head, &mut scratch.high, &mut scratch.low), words);
+    }
+    Ok(())
+}
+
+/// As [`crate::arch::Backend::decode_halves`], for a block of a multiple of [`WHOLE`] weights.
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+pub(super) fn decode_halves(
+    tables: &Tables,
+    record: &Record<'_>,
+    scratch: &mut Scratch,
+    format: Half,
+    out: &mut [u16],
+    store: Store,
+) -> Result<(), BadRecord> {
+    let (m, stream) = (record.m, store.streams(out));
+    let (symbols, raw) = parts(tables, record, (&mut scratch.symbols, &mut scratch.below))?;
+    raw::join_halves(m, symbols, raw, format, out, stream)
+}
+
+/// The symbols of a record, and its raw planes.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn parts<'s, 'a>(
+    tables: &Tables,
+    record: &Record<'a>,
+    (symbols, below): (&'s mut [u8; PADDED], &'s mut [u8; PADDED]),
+) -> Result<(&'s [u8; PADDED], &'a [u8]), BadRecord> {
+    let (n, m) = (record.len, record.m);
     let mut planes = record.bytes;
     crate::arch::prefetch(record.ahead);
     let first = take(&mut planes, plane_bytes(tables.tiers[0].width, n))?;
     let a = m.min(HEAD_BITS);
     let raw_bytes = field_planes(a + 1).chain(field_planes(m - a)).map(|w| plane_bytes(w, n)).sum();
     let raw = take(&mut planes, raw_bytes)?;
-    let symbols = tiers::symbols(tables, first, planes, n, &mut scratch.symbols, &mut scratch.below)?;
-    if n.is_multiple_of(WHOLE) {
-        raw::join_whole(m, symbols, raw, words, store.streams(words));
-    } else {
-        raw::join_ragged(m, symbols, raw, (&mut scratch.head, &mut scratch.high, &mut scratch.low), words);
-    }
-    Ok(())
+    Ok((tiers::symbols(tables, first, planes, n, symbols, below)?, raw))
 }
 
 fn take<'a>(planes: &mut &'a [u8], bytes: usize) -> Result<&'a [u8], BadRecord> {

@@ -5,7 +5,7 @@ mod avx512;
 pub(super) mod dense;
 
 use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
-use super::{Backend, BadRecord, Fused, Record, Scratch, Store, Tables, generic, pack};
+use super::{Backend, BadRecord, Fused, Half, Products, Record, Scratch, Store, Tables, generic, pack};
 use crate::format::Dtype;
 
 /// The backends that this processor can run, best last.
@@ -15,7 +15,13 @@ pub(super) fn available() -> Vec<Backend> {
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("popcnt")
     {
-        out.push(Backend { name: "avx2", decode: avx2, encode: encode_avx2, words: AVX2_WORDS, fused: None });
+        out.push(Backend {
+            name: "avx2",
+            decode: avx2,
+            encode: encode_avx2,
+            words: AVX2_WORDS,
+            fused: Some(Fused { unit: avx2::WHOLE, halves: avx2_halves, products: None }),
+        });
         if avx512::is_available() {
             out.push(Backend {
                 name: "avx512",
@@ -25,8 +31,10 @@ pub(super) fn available() -> Vec<Backend> {
                 fused: Some(Fused {
                     unit: avx512::UNIT,
                     halves: avx512::decode_halves,
-                    rows: avx512::multiply_rows,
-                    columns: avx512::multiply_columns,
+                    products: Some(Products {
+                        rows: avx512::multiply_rows,
+                        columns: avx512::multiply_columns,
+                    }),
                 }),
             });
         }
@@ -62,6 +70,20 @@ fn avx2(
     })
 }
 
+fn avx2_halves(
+    tables: &Tables,
+    records: &[Record<'_>],
+    scratch: &mut Scratch,
+    format: Half,
+    out: &mut [u16],
+    store: Store,
+) -> Result<(), BadRecord> {
+    generic::one_by_one(records, out, |record, out| {
+        // SAFETY: only `available` hands this function out, after it has seen these features.
+        unsafe { avx2::decode_halves(tables, record, scratch, format, out, store) }
+    })
+}
+
 fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8], _: &[u8]) -> (u8, usize) {
     #[target_feature(enable = "avx2,bmi2,popcnt")]
     fn compiled(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8]) -> (u8, usize) {
@@ -82,6 +104,14 @@ macro_rules! word_loops {
             // SAFETY: only `available` hands this function out, after it has seen these features.
             unsafe { compiled(dtype, src, out) }
         }
+        fn store(dtype: Dtype, words: &[u32], out: &mut [u8]) {
+            #[target_feature(enable = $features)]
+            fn compiled(dtype: Dtype, words: &[u32], out: &mut [u8]) {
+                words::store_inline(dtype, words, out);
+            }
+            // SAFETY: as above.
+            unsafe { compiled(dtype, words, out) }
+        }
         fn round(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
             #[target_feature(enable = $features)]
             fn compiled(words: &mut [u32], k: u8, dtype: Dtype) -> bool {
@@ -94,6 +124,14 @@ macro_rules! word_loops {
             #[target_feature(enable = $features)]
             fn compiled(words: &mut [u32]) {
                 words::normalise_inline(words);
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words) }
+        }
+        fn denormalise(words: &mut [u32]) {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &mut [u32]) {
+                words::denormalise_inline(words);
             }
             // SAFETY: as above.
             unsafe { compiled(words) }
@@ -114,7 +152,7 @@ macro_rules! word_loops {
             // SAFETY: as above.
             unsafe { compiled(words, counts) }
         }
-        WordLoops { load, round, normalise, kinds, count }
+        WordLoops { load, store, round, normalise, denormalise, kinds, count }
     }};
 }
 

@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{LANES, WHOLE, both, first_lanes, for_values, load, spread};
-use crate::arch::{BLOCK, PADDED};
-use crate::format::{HEAD_BITS, field_planes, plane_bytes};
+use crate::arch::words::store_inline;
+use crate::arch::{BLOCK, BadRecord, Half, PADDED};
+use crate::format::{Dtype, HEAD_BITS, field_planes, plane_bytes};
 
 /// 32 words, but for their exponents.
 #[derive(Clone, Copy)]
@@ -17,41 +18,131 @@ struct Parts {
     low: __m256i,
 }
 
+/// Calls `$write::<M, STREAM>` for the given mantissa bits, if they are among those listed.
+macro_rules! with_m {
+    ($write:ident, $m:expr, $stream:expr, $args:tt; $($known:literal)*) => {
+        match ($m, $stream) {
+            $(($known, false) => Ok($write::<$known, false> $args),)*
+            $(($known, true) => Ok($write::<$known, true> $args),)*
+            _ => Err(BadRecord),
+        }
+    };
+}
+
 /// Joins symbols and raw planes of a block of whole groups to words.
 #[target_feature(enable = "avx2,bmi2,popcnt")]
-pub(super) fn join_whole(m: u8, symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32], stream: bool) {
-    macro_rules! with_m {
-        ($($m:literal)*) => {
-            match (m, stream) {
-                $(($m, false) => whole::<$m, false>(symbols, raw, words),)*
-                $(($m, true) => whole::<$m, true>(symbols, raw, words),)*
-                _ => unreachable!("m is at most 23"),
-            }
-        };
-    }
-    with_m!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23)
+pub(super) fn join_words(m: u8, symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32], stream: bool) {
+    with_m!(write_words, m, stream, (symbols, raw, words);
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23)
+    .unwrap_or_else(|_| unreachable!("m is at most 23"));
 }
 
 #[target_feature(enable = "avx2,bmi2,popcnt")]
-fn whole<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32]) {
-    let n = words.len();
-    assert!(n.is_multiple_of(WHOLE) && n <= BLOCK && raw.len() == n / 8 * (M + 1));
-    let top = M.min(HEAD_BITS as usize);
-    let table = both(&const { head_table(M) });
-    for start in (0..n).step_by(WHOLE) {
-        for at in (0..WHOLE).step_by(LANES) {
-            // SAFETY: the planes of all fields are in `raw`, as long as `n` values of their widths, and all of their
-            // groups are whole; the words from `start` on are a group of 256, and
-            // aligned if they are streamed.
+fn write_words<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32]) {
+    let block = Whole::<M>::new(symbols, raw, words.len());
+    for (i, out) in words.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let (symbols, parts) = block.parts(i * LANES);
+        // SAFETY: the array has 32 words; all of them are aligned if they are streamed.
+        unsafe { store::<STREAM, 4>(out.as_mut_ptr().cast(), word_vectors(block.rest(), symbols, parts)) };
+    }
+}
+
+/// Joins symbols and raw planes of a block of whole groups to elements of 16 bits.
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+pub(super) fn join_halves(
+    m: u8,
+    symbols: &[u8; PADDED],
+    raw: &[u8],
+    format: Half,
+    out: &mut [u16],
+    stream: bool,
+) -> Result<(), BadRecord> {
+    match format {
+        Half::F16 => with_m!(write_f16, m, stream, (symbols, raw, out); 0 1 2 3 4 5 6 7 8 9 10),
+        Half::Bf16 => with_m!(write_bf16, m, stream, (symbols, raw, out); 0 1 2 3 4 5 6 7),
+    }
+}
+
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn write_bf16<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], out: &mut [u16]) {
+    let block = Whole::<M>::new(symbols, raw, out.len());
+    for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let (symbols, parts) = block.parts(i * LANES);
+        // SAFETY: the array has 32 elements; all of them are aligned if they are streamed.
+        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), half_vectors(block.rest(), symbols, parts).0) };
+    }
+}
+
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn write_f16<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], out: &mut [u16]) {
+    let block = Whole::<M>::new(symbols, raw, out.len());
+    let sign = _mm256_set1_epi16(i16::MIN);
+    for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let (symbols, parts) = block.parts(i * LANES);
+        // Between zero and the smallest normal float16 (1 to 112), and from 65536 on (143 to 255: infinities and NaNs).
+        let outside = _mm256_subs_epu8(_mm256_sub_epi8(symbols, _mm256_set1_epi8(113)), _mm256_set1_epi8(29));
+        let rare = _mm256_min_epu8(outside, symbols);
+        if _mm256_testz_si256(rare, rare) == 0 {
+            let mut words = [0u32; LANES];
+            // SAFETY: the array has 32 words.
             unsafe {
-                let head = head::<M>(raw.as_ptr(), n, start, at, table);
-                let rest = raw.as_ptr().add(n / 8 * (top + 1));
-                let high = aligned((M - top).min(8), rest, n, start, at);
-                let low = aligned((M - top).saturating_sub(8), rest.add(n), n, start, at);
-                let symbols = load(symbols.as_ptr().add(start + at));
-                let parts = Parts { head, high, low };
-                store::<STREAM>(words.as_mut_ptr().add(start + at), word_vectors(M - top, symbols, parts));
-            }
+                store::<false, 4>(words.as_mut_ptr().cast(), word_vectors(block.rest(), symbols, parts))
+            };
+            store_inline(Dtype::F16, &words, bytemuck::bytes_of_mut(out));
+            continue;
+        }
+        let (upper, lower) = half_vectors(block.rest(), symbols, parts);
+        // Magnitudes are the word's, moved down; so is zero.
+        let half = |upper: __m256i, lower: __m256i| {
+            let moved = _mm256_subs_epu16(_mm256_andnot_si256(sign, upper), _mm256_set1_epi16(112 << 7));
+            let magnitude = _mm256_or_si256(_mm256_slli_epi16::<3>(moved), _mm256_srli_epi16::<13>(lower));
+            _mm256_or_si256(magnitude, _mm256_and_si256(upper, sign))
+        };
+        let halves = [half(upper[0], lower[0]), half(upper[1], lower[1])];
+        // SAFETY: the array has 32 elements; all of them are aligned if they are streamed.
+        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), halves) };
+    }
+}
+
+/// A block of whole groups, with `M` mantissa bits.
+struct Whole<'a, const M: usize> {
+    symbols: &'a [u8; PADDED],
+    raw: &'a [u8],
+    n: usize,
+    table: __m256i,
+}
+
+impl<'a, const M: usize> Whole<'a, M> {
+    const HEAD: usize = if M < HEAD_BITS as usize { M } else { HEAD_BITS as usize };
+
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn new(symbols: &'a [u8; PADDED], raw: &'a [u8], n: usize) -> Self {
+        assert!(n.is_multiple_of(WHOLE) && n <= BLOCK && raw.len() == n / 8 * (M + 1));
+        Whole { symbols, raw, n, table: both(&const { head_table(M) }) }
+    }
+
+    /// Mantissa bits behind the head.
+    #[inline(always)]
+    const fn rest(&self) -> usize {
+        M - Self::HEAD
+    }
+
+    /// Symbols and other parts of the 32 words from `at`, a multiple of 32 below `n`.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn parts(&self, at: usize) -> (__m256i, Parts) {
+        assert!(at + LANES <= self.n);
+        let (start, at) = (at / WHOLE * WHOLE, at % WHOLE);
+        let (raw, n) = (self.raw.as_ptr(), self.n);
+        // SAFETY: the planes of all fields are in `raw`, as long as `n` values of their widths, and all of their groups
+        // are whole; `symbols` has BLOCK bytes and more.
+        unsafe {
+            let head = head::<M>(raw, n, start, at, self.table);
+            let rest = raw.add(n / 8 * (Self::HEAD + 1));
+            let high = aligned(self.rest().min(8), rest, n, start, at);
+            let low = aligned(self.rest().saturating_sub(8), rest.add(n), n, start, at);
+            (load(self.symbols.as_ptr().add(start + at)), Parts { head, high, low })
         }
     }
 }
@@ -187,23 +278,40 @@ fn word_vectors(rest: usize, symbols: __m256i, parts: Parts) -> [__m256i; 4] {
     ]
 }
 
-/// Stores 32 words, past the caches if `STREAM`.
+/// Upper and lower halves of the words, each in order. The lower ones are zeros without `rest`.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn half_vectors(rest: usize, symbols: __m256i, parts: Parts) -> ([__m256i; 2], [__m256i; 2]) {
+    let permuted = |bytes| _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
+    let rotated = |pair| _mm256_or_si256(_mm256_srli_epi16::<1>(pair), _mm256_slli_epi16::<15>(pair));
+    let (symbols, head) = (permuted(symbols), permuted(parts.head));
+    let upper = [rotated(_mm256_unpacklo_epi8(head, symbols)), rotated(_mm256_unpackhi_epi8(head, symbols))];
+    let zero = _mm256_setzero_si256();
+    if rest == 0 {
+        return (upper, [zero, zero]);
+    }
+    let low = if rest > 8 { permuted(parts.low) } else { zero };
+    let high = permuted(parts.high);
+    (upper, [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)])
+}
+
+/// Stores vectors, past the caches if `STREAM`.
 ///
 /// # Safety
 /// `out` has room for them, and is a multiple of 32 if `STREAM`.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,popcnt")]
-unsafe fn store<const STREAM: bool>(out: *mut u32, words: [__m256i; 4]) {
-    for (i, vector) in words.into_iter().enumerate() {
+unsafe fn store<const STREAM: bool, const N: usize>(out: *mut __m256i, vectors: [__m256i; N]) {
+    for (i, vector) in vectors.into_iter().enumerate() {
         // SAFETY: the caller's.
         unsafe {
-            let out = out.add(i * 8).cast();
+            let out = out.add(i);
             if STREAM { _mm256_stream_si256(out, vector) } else { _mm256_storeu_si256(out, vector) }
         }
     }
 }
 
-/// As [`join_whole`], of a block that ends anywhere: its fields are first unpacked to bytes.
+/// As [`join_words`], of a block that ends anywhere: its fields are first unpacked to bytes.
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 pub(super) fn join_ragged(
     m: u8,
@@ -234,7 +342,7 @@ pub(super) fn join_ragged(
         };
         let mut copy = [0u32; LANES];
         // SAFETY: the array has 32 words.
-        unsafe { store::<false>(copy.as_mut_ptr(), word_vectors(16, symbols, parts)) };
+        unsafe { store::<false, 4>(copy.as_mut_ptr().cast(), word_vectors(16, symbols, parts)) };
         out.copy_from_slice(&copy[..out.len()]);
     }
 }
