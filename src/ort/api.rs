@@ -248,10 +248,15 @@ impl<'a> KernelContext<'a> {
         self.input(index)?.ok_or_else(|| Failure::invalid(format!("input {index} is missing")))
     }
 
-    /// Allocates the node's only output, a float32 tensor, and hands it out.
+    /// Allocates the node's first output, a float32 tensor, and hands it out.
     ///
     /// Takes the context mutably, so that there is one such slice at a time.
-    pub fn output(&mut self, dims: &[i64]) -> Result<&mut [f32]> {
+    pub fn only_output(&mut self, dims: &[i64]) -> Result<&mut [f32]> {
+        self.output(0, dims)?.ok_or_else(|| Failure::invalid("output 0 is missing"))
+    }
+
+    /// The same for output `index`, or nothing if the node leaves it out.
+    pub fn output(&mut self, index: usize, dims: &[i64]) -> Result<Option<&mut [f32]>> {
         let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
         let count = count.filter(|&n| n <= isize::MAX as usize / 4);
         let count = count.ok_or_else(|| Failure::invalid(format!("output shape {dims:?} is too large")))?;
@@ -261,15 +266,18 @@ impl<'a> KernelContext<'a> {
         // is an f32, and kernels write each element before anybody reads it.
         unsafe {
             let get = self.api.0.KernelContext_GetOutput;
-            self.api.check(get(self.raw, 0, dims.as_ptr(), dims.len(), &mut value))?;
+            self.api.check(get(self.raw, index, dims.as_ptr(), dims.len(), &mut value))?;
+            if value.is_null() {
+                return Ok(None);
+            }
             if count == 0 {
-                return Ok(&mut []);
+                return Ok(Some(&mut []));
             }
             self.api.check((self.api.0.GetTensorMutableData)(value, &mut data))?;
             if data.is_null() {
                 return Err(Failure::fail("ONNX Runtime gave no memory for the output"));
             }
-            Ok(std::slice::from_raw_parts_mut(data.cast(), count))
+            Ok(Some(std::slice::from_raw_parts_mut(data.cast(), count)))
         }
     }
 

@@ -13,7 +13,7 @@ use ort_sys::{
 use super::api::{Api, KernelContext, KernelInfo};
 use super::cache::Cache;
 use super::fence::{self, Failure, Result};
-use super::kernels::{Decode, Gather, Gemm, MatMul, Notice};
+use super::kernels::{Decode, Gather, Gemm, Lstm, MatMul, Notice};
 use super::shape::{self, Dim, Query, ShapeContext};
 use super::{API_LEVEL, DOMAIN};
 
@@ -38,74 +38,96 @@ pub(crate) trait Kernel: Send + Sync {
 /// that a model brings along it must leave.
 const SCHEMA_ONLY: &CStr = c"NzExecutionProvider";
 
-/// An op as `docs/ops.md` has it, for one element type. Every op has one output.
+/// What is known of an output's shape, if anything.
+type Infer = fn(&Query) -> Option<Vec<Dim>>;
+
+/// An op as `docs/ops.md` has it, for one element type, which all its outputs have.
 pub(crate) struct Definition {
     name: &'static CStr,
     /// The execution provider that runs it; the CPU's if there is none.
     provider: Option<&'static CStr>,
     inputs: &'static [(ElementType, Presence)],
-    output: ElementType,
+    element: ElementType,
+    outputs: &'static [(Presence, Infer)],
     create: fn(&KernelInfo<'_>) -> Result<Box<dyn Kernel>>,
-    infer: fn(&Query) -> Option<Vec<Dim>>,
 }
 
 /// All ops of the domain.
-pub(crate) static DEFINITIONS: [Definition; 7] = [
+pub(crate) static DEFINITIONS: [Definition; 8] = [
     Definition {
         name: c"Decode",
         provider: None,
         inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
-        output: FLOAT,
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::decode)],
         create: |info| Ok(Box::new(Decode::new(info)?)),
-        infer: shape::decode,
     },
     Definition {
         name: c"DecodeMatMul",
         provider: None,
         inputs: &[(FLOAT, REQUIRED), (UINT8, REQUIRED)],
-        output: FLOAT,
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::matmul)],
         create: |info| Ok(Box::new(MatMul::new(info)?)),
-        infer: shape::matmul,
     },
     Definition {
         name: c"DecodeMatMul",
         provider: Some(SCHEMA_ONLY),
         inputs: &[(FLOAT16, REQUIRED), (UINT8, REQUIRED)],
-        output: FLOAT16,
+        element: FLOAT16,
+        outputs: &[(REQUIRED, shape::matmul)],
         create: |info| Ok(Box::new(MatMul::new(info)?)),
-        infer: shape::matmul,
     },
     Definition {
         name: c"DecodeGemm",
         provider: None,
         inputs: &[(FLOAT, REQUIRED), (UINT8, REQUIRED), (FLOAT, OPTIONAL)],
-        output: FLOAT,
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::gemm)],
         create: |info| Ok(Box::new(Gemm::new(info)?)),
-        infer: shape::gemm,
     },
     Definition {
         name: c"DecodeGemm",
         provider: Some(SCHEMA_ONLY),
         inputs: &[(FLOAT16, REQUIRED), (UINT8, REQUIRED), (FLOAT16, OPTIONAL)],
-        output: FLOAT16,
+        element: FLOAT16,
+        outputs: &[(REQUIRED, shape::gemm)],
         create: |info| Ok(Box::new(Gemm::new(info)?)),
-        infer: shape::gemm,
     },
     Definition {
         name: c"DecodeGather",
         provider: None,
         inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
-        output: FLOAT,
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::gather)],
         create: |info| Ok(Box::new(Gather::new(info)?)),
-        infer: shape::gather,
+    },
+    Definition {
+        name: c"DecodeLSTM",
+        provider: None,
+        inputs: &[
+            (FLOAT, REQUIRED),
+            (UINT8, REQUIRED),
+            (UINT8, REQUIRED),
+            (FLOAT, OPTIONAL),
+            (FLOAT, OPTIONAL),
+            (FLOAT, OPTIONAL),
+        ],
+        element: FLOAT,
+        outputs: &[
+            (OPTIONAL, shape::lstm_sequence),
+            (OPTIONAL, shape::lstm_state),
+            (OPTIONAL, shape::lstm_state),
+        ],
+        create: |info| Ok(Box::new(Lstm::new(info)?)),
     },
     Definition {
         name: c"register_libnz_onnx_so_before_loading_this_model",
         provider: None,
         inputs: &[],
-        output: FLOAT,
+        element: FLOAT,
+        outputs: &[(REQUIRED, |_| Some(Vec::new()))],
         create: |info| Ok(Box::new(Notice::new(info)?)),
-        infer: |_| Some(Vec::new()),
     },
 ];
 
@@ -221,7 +243,8 @@ unsafe extern "system" fn infer(
     // A failure means that the shape stays unknown. The host does not look at the status, nor free it.
     let _: std::result::Result<(), Failure> = fence::catch(|| {
         // SAFETY: `context` is live during this call.
-        unsafe { ShapeContext::new(op.api, context) }.answer(op.definition.infer)
+        unsafe { ShapeContext::new(op.api, context) }
+            .answer(op.definition.outputs.iter().map(|output| output.1))
     });
     OrtStatusPtr::default()
 }
@@ -251,17 +274,19 @@ unsafe extern "system" fn get_input_presence(this: *const OrtCustomOp, index: us
     unsafe { op(this) }.definition.inputs.get(index).map_or(REQUIRED, |input| input.1)
 }
 
-unsafe extern "system" fn get_output_count(_: *const OrtCustomOp) -> usize {
-    1
+unsafe extern "system" fn get_output_count(this: *const OrtCustomOp) -> usize {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.outputs.len()
 }
 
 unsafe extern "system" fn get_output_type(this: *const OrtCustomOp, _: usize) -> ElementType {
     // SAFETY: as in `create`.
-    unsafe { op(this) }.definition.output
+    unsafe { op(this) }.definition.element
 }
 
-unsafe extern "system" fn get_output_presence(_: *const OrtCustomOp, _: usize) -> Presence {
-    REQUIRED
+unsafe extern "system" fn get_output_presence(this: *const OrtCustomOp, index: usize) -> Presence {
+    // SAFETY: as in `create`.
+    unsafe { op(this) }.definition.outputs.get(index).map_or(REQUIRED, |output| output.0)
 }
 
 unsafe extern "system" fn get_memory_type(_: *const OrtCustomOp, _: usize) -> OrtMemType {

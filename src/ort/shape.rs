@@ -79,7 +79,27 @@ pub(crate) fn gather(query: &Query) -> Option<Vec<Dim>> {
     Some(indices.iter().cloned().chain(row.iter().map(|&d| Dim::Known(d))).collect())
 }
 
-/// A node whose output shape the host asks for.
+/// `nz.DecodeLSTM`, all steps: `[steps, directions, batch, hidden]`.
+pub(crate) fn lstm_sequence(query: &Query) -> Option<Vec<Dim>> {
+    let [directions, batch, hidden] = lstm_state(query)?.try_into().ok()?;
+    let steps = match query.inputs.first()?.as_deref() {
+        Some([steps, ..]) => steps.clone(),
+        _ => Dim::Unknown,
+    };
+    Some(vec![steps, directions, batch, hidden])
+}
+
+/// `nz.DecodeLSTM`, the last step: `[directions, batch, hidden]`.
+pub(crate) fn lstm_state(query: &Query) -> Option<Vec<Dim>> {
+    let &[directions, gates, _] = query.weight.as_slice() else { return None };
+    let batch = match query.inputs.first()?.as_deref() {
+        Some([_, batch, _]) => batch.clone(),
+        _ => Dim::Unknown,
+    };
+    Some(vec![Dim::Known(directions), batch, Dim::Known(gates / 4)])
+}
+
+/// A node whose output shapes the host asks for.
 pub(crate) struct ShapeContext {
     api: Api,
     raw: *mut OrtShapeInferContext,
@@ -92,18 +112,24 @@ impl ShapeContext {
         ShapeContext { api, raw }
     }
 
-    /// Asks `infer` and declares the output's shape, if it comes to one.
-    pub fn answer(&self, infer: fn(&Query) -> Option<Vec<Dim>>) -> Result<()> {
+    /// Asks each output's function and declares the shape, if it comes to one.
+    pub fn answer(&self, outputs: impl Iterator<Item = fn(&Query) -> Option<Vec<Dim>>>) -> Result<()> {
         let query = Query {
             weight: self.ints(c"shape")?,
             trans_a: self.flag(c"transA"),
             trans_b: self.flag(c"transB"),
             inputs: self.inputs()?,
         };
-        infer(&query).map_or(Ok(()), |dims| self.declare(&dims, self.output_type()?))
+        let element = self.output_type()?;
+        for (index, infer) in outputs.enumerate() {
+            if let Some(dims) = infer(&query) {
+                self.declare(index, &dims, element)?;
+            }
+        }
+        Ok(())
     }
 
-    /// The output's element type: float16 for a node that computes on float16, float32 for all others.
+    /// The outputs' element type: float16 for a node that computes on float16, float32 for all others.
     fn output_type(&self) -> Result<ElementType> {
         let (table, mut info, mut element) = (self.api.table(), ptr::null_mut(), 0i32);
         // SAFETY: the context is live and keeps `info`. A C enum is written as an int; reading it as one stays
@@ -178,7 +204,7 @@ impl ShapeContext {
         }
     }
 
-    fn declare(&self, dims: &[Dim], element: ElementType) -> Result<()> {
+    fn declare(&self, index: usize, dims: &[Dim], element: ElementType) -> Result<()> {
         // The host cannot say "unknown" here, so such a dimension gets a name that no other has.
         static FRESH: AtomicU64 = AtomicU64::new(0);
         let values: Vec<i64> =
@@ -201,7 +227,9 @@ impl ShapeContext {
                 .and_then(|()| {
                     api.check((table.SetSymbolicDimensions)(info, pointers.as_mut_ptr(), pointers.len()))
                 })
-                .and_then(|()| api.check((table.ShapeInferContext_SetOutputTypeShape)(self.raw, 0, info)));
+                .and_then(|()| {
+                    api.check((table.ShapeInferContext_SetOutputTypeShape)(self.raw, index, info))
+                });
             (table.ReleaseTensorTypeAndShapeInfo)(info);
             done
         }
@@ -242,6 +270,16 @@ mod tests {
     #[test]
     fn decode_tells_its_rank_alone() {
         assert_eq!(decode(&query(&[8, 3, 5, 5], &[])), Some(vec![Unknown; 4]));
+    }
+
+    #[test]
+    fn lstm_takes_steps_and_batch_from_its_input() {
+        let x = [Named("steps".into()), Known(3), Known(5)];
+        let q = query(&[2, 32, 5], &[Some(&x)]);
+        assert_eq!(lstm_state(&q), Some(vec![Known(2), Known(3), Known(8)]));
+        assert_eq!(lstm_sequence(&q), Some(vec![Named("steps".into()), Known(2), Known(3), Known(8)]));
+        assert_eq!(lstm_state(&query(&[2, 32, 5], &[None])), Some(vec![Known(2), Unknown, Known(8)]));
+        assert_eq!(lstm_state(&query(&[32, 5], &[Some(&x)])), None);
     }
 
     #[test]

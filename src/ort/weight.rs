@@ -81,6 +81,11 @@ impl Bound<'_> {
         multiply(&self.decoder, self.blob, first as u64, x, y).map_err(|error| Failure::fail(explain(&error)))
     }
 
+    /// Whether all weights are decoded already.
+    pub fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// `len` decoded weights from slot `first` on, if they are kept.
     pub fn kept(&self, first: usize, len: usize) -> Option<&[f32]> {
         self.kept.as_ref().map(|weights| &weights[first..first + len])
@@ -97,6 +102,16 @@ impl Bound<'_> {
 }
 
 impl Bound<'_> {
+    /// The same weight, decoded for as long as the value lives.
+    pub fn decoded(mut self, workers: &Workers<'_>) -> Result<Self> {
+        if self.kept.is_none() {
+            let mut weights = vec![0f32; self.header().blocks().elements() as usize];
+            self.decode_all(workers, &mut weights)?;
+            self.kept = Some(Arc::new(weights));
+        }
+        Ok(self)
+    }
+
     /// Decodes all weights, in stored order, on all threads.
     fn decode_all(&self, workers: &Workers<'_>, out: &mut [f32]) -> Result<()> {
         let block = self.header().block_len as usize;
@@ -141,7 +156,6 @@ fn verify_payload() -> Result<bool> {
 impl Weight {
     /// The weight of a node that is being created; the blob is validated here if it is known by now.
     pub fn new(info: &KernelInfo<'_>, input: usize, rank: Option<usize>, stored: Stored) -> Result<Weight> {
-        let name = info.input_name(input).unwrap_or_default();
         let shape = info.ints(c"shape").map_err(|e| e.at("attribute 'shape' (ints) is required"))?;
         if rank.is_some_and(|rank| rank != shape.len()) || shape.is_empty() {
             let wanted = rank.map_or("1 or more".into(), |r| r.to_string());
@@ -150,6 +164,17 @@ impl Weight {
         let unsigned: Option<Vec<u64>> = shape.iter().map(|&d| u64::try_from(d).ok()).collect();
         let shape =
             unsigned.ok_or_else(|| Failure::fail(format!("attribute shape {shape:?} is negative")))?;
+        Weight::with_shape(info, input, shape, stored)
+    }
+
+    /// The same for a weight whose shape is not attribute `shape`.
+    pub fn with_shape(
+        info: &KernelInfo<'_>,
+        input: usize,
+        shape: Vec<u64>,
+        stored: Stored,
+    ) -> Result<Weight> {
+        let name = info.input_name(input).unwrap_or_default();
         let verify = verify_payload()?;
         let mut weight = Weight {
             input,

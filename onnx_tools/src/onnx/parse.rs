@@ -169,8 +169,8 @@ impl<'a> Parser<'a> {
         while let Some(inner) = self.scanner.field(&mut at, body.end)? {
             match (inner.number, inner.bytes().cloned()) {
                 (1 | 2 | 3 | 20 | 21, _) => leaf.push(&mut self.scanner, &inner)?,
-                // Lists as long as this (tree ensembles) are not the permutations and axes read here.
-                (8, _) if leaf.bytes().len() < 64 << 10 && leaf.fits(&inner) => {
+                // Values as long as this (tree ensembles) are not the permutations, axes and names read here.
+                (4 | 8 | 9, _) if leaf.bytes().len() < 64 << 10 && leaf.fits(&inner) => {
                     leaf.push(&mut self.scanner, &inner)?;
                 }
                 (number @ (5 | 10), Some(message)) => {

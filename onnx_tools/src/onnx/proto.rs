@@ -104,9 +104,15 @@ pub struct Attribute {
     /// Integer value.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    /// String value; left out of a skeleton when it is very long.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub s: Option<Vec<u8>>,
     /// Integers; left out of a skeleton when there are very many.
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
+    /// Strings; left out of a skeleton when there are very many.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub strings: Vec<Vec<u8>>,
     /// Which of the values is meant.
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,

@@ -75,6 +75,11 @@ pub enum UseKind {
     },
     /// `nz.DecodeGather` in place of the node.
     Gather,
+    /// `nz.DecodeLSTM` in place of the node if both of its weights are compressed, else `nz.Decode` before it.
+    Lstm {
+        /// As in [`UseKind::Decode`].
+        after: String,
+    },
     /// `nz.Decode` before the node.
     Decode {
         /// The activation that it waits for, an input of the node.
@@ -89,6 +94,7 @@ impl UseKind {
             UseKind::MatMul { .. } => "nz.DecodeMatMul",
             UseKind::Gemm { .. } => "nz.DecodeGemm",
             UseKind::Gather => "nz.DecodeGather",
+            UseKind::Lstm { .. } => "nz.DecodeLSTM",
             UseKind::Decode { .. } => "nz.Decode",
         }
     }
@@ -286,6 +292,9 @@ impl<'a> Decider<'a> {
                 let axis = node.int("axis", 0);
                 if axis == 0 || axis == -(weight.shape.len() as i64) { UseKind::Gather } else { decode }
             }
+            ("", "LSTM", 1 | 2) if view.dtype == Dtype::F32 && is_usual_lstm(node) => {
+                UseKind::Lstm { after: after.clone() }
+            }
             _ => decode,
         };
         Ok(Use { reader, dtype: view.dtype, transposed: view.transposed, kind })
@@ -341,6 +350,18 @@ fn is_depthwise(node: &Node, input: usize, shape: &[u64]) -> bool {
         _ => None,
     };
     input == 1 && group > 1 && channels == Some(true) && node.domain != NCHWC
+}
+
+/// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes.
+fn is_usual_lstm(node: &Node) -> bool {
+    const DEFAULT: [&[u8]; 3] = [b"sigmoid", b"tanh", b"tanh"];
+    let absent = |input: usize| node.inputs.get(input).is_none_or(String::is_empty);
+    let activations = node.attribute("activations").map(|a| a.strings.as_slice()).unwrap_or_default();
+    absent(4)
+        && absent(7)
+        && activations.iter().zip(DEFAULT.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b))
+        && ["clip", "activation_alpha", "activation_beta"].iter().all(|name| node.attribute(name).is_none())
+        && ["input_forget", "layout"].iter().all(|name| node.int(name, 0) == 0)
 }
 
 /// A FusedMatMul that is a MatMul but for `transB`.

@@ -8,7 +8,7 @@ use super::names::Names;
 use super::rope::Rope;
 use crate::onnx::proto::{self, attribute_type};
 use crate::onnx::wire::Scanner;
-use crate::onnx::{DOMAIN, Model, Node, Result, Weight};
+use crate::onnx::{DOMAIN, Error, Model, Node, Result, Weight};
 
 /// Field `node` of a graph.
 const NODE: u32 = 1;
@@ -36,11 +36,30 @@ pub(crate) fn notice(names: &mut Names, nchwc_block: Option<u32>) -> Rope {
     body
 }
 
-/// How one node is rewritten: at most one weight by a fused op, any others by `nz.Decode` before it.
+/// How one node is rewritten: by a fused op, or by `nz.Decode` before it.
 #[derive(Debug, Default)]
 pub(crate) struct Rewrite<'a> {
-    pub fused: Option<Reading<'a>>,
-    pub decoded: Vec<Reading<'a>>,
+    readings: Vec<Reading<'a>>,
+}
+
+impl<'a> Rewrite<'a> {
+    /// One more weight that the node reads.
+    pub fn add(&mut self, reading: Reading<'a>) {
+        self.readings.push(reading);
+    }
+
+    /// The weights that the op in place of the node takes, in the order of its inputs, and those that are decoded
+    /// before it.
+    fn split(&self) -> (Vec<&Reading<'a>>, Vec<&Reading<'a>>) {
+        let (mut fused, mut decoded): (Vec<_>, Vec<_>) =
+            self.readings.iter().partition(|r| !matches!(r.usage.kind, UseKind::Decode { .. }));
+        // An LSTM has two weights, and its op takes no other.
+        if fused.len() == 1 && matches!(fused[0].usage.kind, UseKind::Lstm { .. }) {
+            decoded.append(&mut fused);
+        }
+        fused.sort_by_key(|r| r.usage.reader.input);
+        (fused, decoded)
+    }
 }
 
 /// A use of a weight and the name of its blob where it is read.
@@ -55,19 +74,24 @@ pub(crate) struct Reading<'a> {
 pub(crate) fn rewrite(model: &Model, names: &mut Names, node: &Node, change: &Rewrite<'_>) -> Result<Rope> {
     let mut out = Rope::new();
     let mut inputs = node.inputs.clone();
-    for reading in &change.decoded {
+    let (fused, decoded) = change.split();
+    for reading in decoded {
         inputs[reading.usage.reader.input] = decode(names, reading, &mut out);
     }
-    match &change.fused {
-        Some(reading) => fuse(model, names, node, reading, inputs, &mut out)?,
-        None => out.field(NODE, rename(model, node, &inputs)?),
+    match fused[..] {
+        [] => out.field(NODE, rename(model, node, &inputs)?),
+        [reading] => fuse(model, names, node, reading, inputs, &mut out)?,
+        [input, recurrent] if matches!(input.usage.kind, UseKind::Lstm { .. }) => {
+            out.field(NODE, lstm(model, node, [input, recurrent], inputs)?);
+        }
+        _ => return Err(Error::Internal("two weights fused into one node".to_string())),
     }
     Ok(out)
 }
 
 /// Appends the nodes that decode a weight for one reader; returns the name of the decoded value.
 fn decode(names: &mut Names, reading: &Reading<'_>, out: &mut Rope) -> String {
-    let UseKind::Decode { after } = &reading.usage.kind else {
+    let (UseKind::Decode { after } | UseKind::Lstm { after }) = &reading.usage.kind else {
         return reading.blob.clone();
     };
     let weight = &reading.weight.name;
@@ -162,14 +186,44 @@ fn fuse(
         attribute,
         domain: Some(DOMAIN.to_string()),
     };
-    // Name, doc string and whatever else the node carries stay; what makes it this op is replaced.
-    let mut body = without(model, node, &[1, 2, 4, 5, 7, 8])?;
-    body.owned(&fields.encode_to_vec());
-    out.field(NODE, body);
+    out.field(NODE, replace(model, node, &fields)?);
     if let Some(result) = result {
         push(out, cast_node(names, &output[0], dtype, result, &format!("{base}.nz.out")));
     }
     Ok(())
+}
+
+/// `nz.DecodeLSTM` in place of the node.
+fn lstm(
+    model: &Model,
+    node: &Node,
+    [input, recurrent]: [&Reading<'_>; 2],
+    mut inputs: Vec<String>,
+) -> Result<Rope> {
+    inputs[1] = input.blob.clone();
+    inputs[2] = recurrent.blob.clone();
+    // `sequence_lens` is left out, and so is what comes behind the states.
+    if inputs.len() > 4 {
+        inputs.remove(4);
+    }
+    inputs.truncate(6);
+    let reverse = node.attribute("direction").and_then(|a| a.s.as_deref()) == Some(b"reverse");
+    let fields = proto::Node {
+        input: inputs,
+        output: node.outputs.clone(),
+        name: None,
+        op_type: Some("DecodeLSTM".to_string()),
+        attribute: vec![flag("reverse", reverse), shape(input.weight)],
+        domain: Some(DOMAIN.to_string()),
+    };
+    replace(model, node, &fields)
+}
+
+/// The node as another op: name, doc string and whatever else it carries stay.
+fn replace(model: &Model, node: &Node, fields: &proto::Node) -> Result<Rope> {
+    let mut body = without(model, node, &[1, 2, 4, 5, 7, 8])?;
+    body.owned(&fields.encode_to_vec());
+    Ok(body)
 }
 
 /// The node with other inputs and all else as it is.

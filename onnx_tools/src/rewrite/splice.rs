@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use prost::Message;
 
-use super::decide::{Compression, Decision, UseKind};
+use super::decide::{Compression, Decision};
 use super::names::Names;
 use super::nodes::{self, Reading, Rewrite};
 use super::recipe;
@@ -169,12 +169,7 @@ impl<'a> Splicer<'a> {
                     .or_insert_with(|| names.fresh(&format!("{}.nz", model.weight(root).name)))
                     .clone();
                 let rewrite = splicer.rewrites.entry((graph, usage.reader.node)).or_default();
-                let reading = Reading { weight, usage, blob };
-                if matches!(usage.kind, UseKind::Decode { .. }) {
-                    rewrite.decoded.push(reading);
-                } else if rewrite.fused.replace(reading).is_some() {
-                    return Err(Error::Internal("two weights fused into one node".to_string()));
-                }
+                rewrite.add(Reading { weight, usage, blob });
             }
         }
         Ok(splicer)

@@ -33,7 +33,7 @@ impl Kernel for Decode {
     fn compute(&self, mut context: KernelContext<'_>) -> Result<()> {
         let weight = self.weight.bind(&context)?;
         let workers = context.workers();
-        let out = context.output(&self.dims)?;
+        let out = context.only_output(&self.dims)?;
         let header = weight.header();
         // A task gets whole rows, or with one row only, whole blocks.
         let row = match header.spec.layout {

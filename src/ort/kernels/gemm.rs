@@ -77,13 +77,13 @@ impl Kernel for Gemm {
             (self.beta, View { data, row_stride: *row_stride, column_stride: *column_stride })
         });
         let workers = context.workers();
-        let y = context.output(&[m as i64, n as i64])?;
+        let y = context.only_output(&[m as i64, n as i64])?;
         if m == 0 {
             return Ok(());
         }
         let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
         let x = View { data: &values, row_stride, column_stride };
-        Product { m, k, n, x, alpha: self.alpha, addend, transposed }.run(&weight, &workers, y)
+        Product { m, k, n, x, alpha: self.alpha, addend, transposed, first: 0 }.run(&weight, &workers, y)
     }
 }
 

@@ -62,11 +62,11 @@ impl Kernel for MatMul {
         let m = values.len() / k;
         let dims: Vec<i64> = batch.iter().copied().chain([n as i64]).collect();
         let workers = context.workers();
-        let y = context.output(&dims)?;
+        let y = context.only_output(&dims)?;
         if m == 0 {
             return Ok(());
         }
         let x = View { data: &values, row_stride: k, column_stride: 1 };
-        Product { m, k, n, x, alpha: 1.0, addend: None, transposed }.run(&weight, &workers, y)
+        Product { m, k, n, x, alpha: 1.0, addend: None, transposed, first: 0 }.run(&weight, &workers, y)
     }
 }

@@ -3,6 +3,7 @@
 mod decode;
 mod gather;
 mod gemm;
+mod lstm;
 mod matmul;
 mod notice;
 mod plan;
@@ -13,5 +14,6 @@ mod turn;
 pub(crate) use decode::Decode;
 pub(crate) use gather::Gather;
 pub(crate) use gemm::Gemm;
+pub(crate) use lstm::Lstm;
 pub(crate) use matmul::MatMul;
 pub(crate) use notice::Notice;

@@ -34,7 +34,7 @@ impl Notice {
 
 impl Kernel for Notice {
     fn compute(&self, mut context: KernelContext<'_>) -> Result<()> {
-        context.output(&[])?.fill(0.0);
+        context.only_output(&[])?.fill(0.0);
         Ok(())
     }
 }

@@ -45,9 +45,9 @@ const TURN_WIDTH: usize = 16;
 /// The least weights that a thread should be given.
 const LEAST: usize = 1 << 15;
 
-/// Whether work that decodes `weights` weights, each for `rows` rows, is better done on this thread alone.
-pub(crate) fn is_small(weights: usize, rows: usize) -> bool {
-    weights as f64 * (DECODE + rows as f64) < INLINE
+/// Whether decoding so many weights and multiplying so many elements is better done on this thread alone.
+pub(crate) fn is_small(decoded: usize, multiplied: usize) -> bool {
+    decoded as f64 * DECODE + (multiplied as f64) < INLINE
 }
 
 /// Whether `X` has so few rows that no gemm pays; `by_rows`: for a weight stored row by row.
@@ -91,7 +91,8 @@ impl Plan {
         block: usize,
         threads: usize,
     ) -> Plan {
-        let alone = threads <= 1 || is_small(k.saturating_mul(n), m);
+        let weights = k.saturating_mul(n);
+        let alone = threads <= 1 || is_small(weights, weights.saturating_mul(m));
         let (mut width, mut depth, mut strip) = (1, k, 0);
         match form {
             Form::Tiles(tile) => {

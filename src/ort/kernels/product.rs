@@ -47,6 +47,8 @@ pub(crate) struct Product<'a> {
     pub addend: Option<(f32, View<'a>)>,
     /// Whether the weight is `[n, k]`, row by row.
     pub transposed: bool,
+    /// The slot that the weight starts at, where the blob holds several.
+    pub first: usize,
 }
 
 /// An `[_, n]` output or partial sum that tasks write disjoint parts of.
@@ -111,7 +113,10 @@ impl Product<'_> {
         };
         let header = weight.header();
         let group = plan::group(header.spec.dtype, weight.host());
-        let plan = Plan::new(form, (m, k, n), group, header.block_len as usize, threads());
+        let weights = k.saturating_mul(n);
+        let alone = is_small(if weight.is_kept() { 0 } else { weights }, weights.saturating_mul(m));
+        let threads = if alone { 1 } else { threads() };
+        let plan = Plan::new(form, (m, k, n), group, header.block_len as usize, threads);
         // The first part of `K` adds its groups to the output in turn. Those of the others are kept apart and
         // added after it in the same order, so that the sum does not depend on the number of parts.
         let groups = k.div_ceil(plan.group);
@@ -138,7 +143,7 @@ impl Product<'_> {
                 })
             };
             let tasks = pieces * plan.row_parts * plan.depth_parts;
-            if is_small(k.saturating_mul(n), m) {
+            if alone {
                 (0..tasks).try_for_each(task)?;
             } else {
                 workers.run(tasks, task)?;
@@ -176,8 +181,9 @@ impl Product<'_> {
         let width = columns.len();
         let few = self.has_few_rows().then_some(rows.len());
         let mut sums = vec![0f32; width * few.unwrap_or(0)];
-        let first_slot =
-            |row: usize| columns.start * self.k + if self.transposed { row } else { row * width };
+        let first_slot = |row: usize| {
+            self.first + columns.start * self.k + if self.transposed { row } else { row * width }
+        };
         let fused = few == Some(1)
             && weight.multiply(
                 first_slot(depth.start),
