@@ -360,28 +360,75 @@ fn each_reason_to_keep_a_weight() {
     assert_eq!(found, ["nz.DecodeMatMul", "excluded by --exclude", "not among --include"]);
 }
 
-#[test]
-fn several_weights_of_one_node() {
+/// A model of one LSTM, `lstm`, and one Gemm whose `C` is large enough for a blob.
+fn recurrent(lstm: NodeProto) -> ModelProto {
     let graph = GraphProto {
-        node: vec![
-            node("LSTM", &["x", "w", "r"], &["y"]).int("hidden_size", 16),
-            node("Gemm", &["h", "g", "c"], &["z"]),
-        ],
+        node: vec![lstm, node("Gemm", &["h", "g", "c"], &["z"])],
         initializer: vec![
             raw("w", &[1, 64, 32], 1),
             raw("r", &[1, 64, 16], 2),
+            raw("b", &[1, 128], 5),
+            raw("p", &[1, 48], 6),
             raw("g", &[64, 64], 3),
             raw("c", &[64, 64], 4),
         ],
-        input: vec![info("x", 1, &[-1, 1, 32]), info("h", 1, &[64, 64])],
+        input: vec![info("x", 1, &[-1, 1, 32]), info("h", 1, &[64, 64]), info("s", 1, &[1, 1, 16])],
         output: vec![info("y", 1, &[-1, 1, 1, 16]), info("z", 1, &[64, 64])],
         ..Default::default()
     };
-    let (_folder, _, out) = converted(&model(8, 17, graph));
+    model(8, 17, graph)
+}
+
+fn lstm(inputs: &[&str]) -> NodeProto {
+    node("LSTM", inputs, &["y"]).int("hidden_size", 16)
+}
+
+#[test]
+fn several_weights_of_one_node() {
+    let unusual = lstm(&["x", "w", "r"]).text("activations", &["Relu", "Tanh", "Tanh"]);
+    let (_folder, _, out) = converted(&recurrent(unusual));
     assert_eq!(ops(&out), ["Decode", "Decode", "LSTM", "Decode", "DecodeGemm"]);
     assert_eq!(find(&out, "LSTM").inputs, ["x", "w.nz.decoded", "r.nz.decoded"]);
     assert_eq!(find(&out, "LSTM").int("hidden_size", 0), 16);
     assert_eq!(find(&out, "DecodeGemm").inputs, ["h", "g.nz", "c.nz.decoded"]);
+}
+
+#[test]
+fn an_lstm_multiplies_with_both_its_weights() {
+    let made = |lstm: NodeProto| converted(&recurrent(lstm)).2;
+    let out = made(lstm(&["x", "w", "r"]));
+    assert_eq!(ops(&out), ["DecodeLSTM", "Decode", "DecodeGemm"]);
+    let node = find(&out, "DecodeLSTM");
+    assert_eq!(
+        (&node.inputs[..], node.int("reverse", -1)),
+        (&["x", "w.nz", "r.nz"].map(String::from)[..], 0)
+    );
+    assert_eq!(node.attribute("shape").unwrap().ints, [1, 64, 32]);
+    // Input 4 has the lengths of sequences: the op has none, and the states move up.
+    let all = lstm(&["x", "w", "r", "b", "", "s", "s"])
+        .text("direction", &["reverse"])
+        .text("activations", &["sigmoid", "Tanh", "tanh"]);
+    let out = made(all);
+    let node = find(&out, "DecodeLSTM");
+    assert_eq!(node.inputs, ["x", "w.nz", "r.nz", "b", "s", "s"]);
+    assert_eq!((node.int("reverse", 0), node.attribute("hidden_size").is_none()), (1, true));
+
+    for other in [
+        lstm(&["x", "w", "r", "b", "s"]),
+        lstm(&["x", "w", "r", "b", "", "s", "s", "p"]),
+        lstm(&["x", "w", "r"]).int("layout", 1),
+        lstm(&["x", "w", "r"]).int("input_forget", 1),
+        lstm(&["x", "w", "r"]).int("clip", 1),
+    ] {
+        assert_eq!(ops(&made(other))[..3], ["Decode", "Decode", "LSTM"]);
+    }
+    // With one of the weights kept there is nothing to multiply both with.
+    let folder = TempDir::new().unwrap();
+    let source = write(&folder, "m.onnx", &recurrent(lstm(&["x", "w", "r"])));
+    let path = folder.path().join("m.nz.onnx");
+    convert(&source, &path, &Rules::new(4096, &[], &["w".into()], &[]).unwrap(), None, INLINE);
+    let out = Model::open(&path).unwrap();
+    assert_eq!(find(&out, "LSTM").inputs, ["x", "w", "r.nz.decoded"]);
 }
 
 #[test]

@@ -100,15 +100,19 @@ def run(model, feeds, library=None, **settings):
         model, library, enable_profiling=True, profile_file_prefix=os.path.join(folder, "profile"), **settings
     )
     output = made.run(None, feeds)[0]
+    return output, ran_nodes(made)
+
+
+def ran_nodes(made):
+    """The types of the nodes that ran on the CPU in a session with profiling, which this ends."""
     with open(made.end_profiling()) as file:
         events = json.load(file)
-    ran = {
+    return {
         event["args"]["op_name"]
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
         and event["args"].get("provider") == "CPUExecutionProvider"
     }
-    return output, ran
 
 
 def plain(node, feeds, initializers):

@@ -84,7 +84,7 @@ impl Emulator {
         let flags =
             [flag("--sysroot=", &self.root), flag("-B", &libc.join("lib")), flag("-L", &libc.join("lib"))];
         let mut command = workspace.cargo();
-        command.args(["test", "--quiet", "--release", "--no-fail-fast", "--package", "nz-onnx"]);
+        command.args(["test", "--quiet", "--profile", "quick", "--no-fail-fast", "--package", "nz-onnx"]);
         command.args(["--target", TARGET, "--no-default-features", "--lib"]);
         command.args(TESTS.iter().flat_map(|&test| ["--test", test]));
         self.prepare(&mut command)

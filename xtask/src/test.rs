@@ -52,7 +52,7 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     }
     report.step("cargo test", || {
         let mut command = workspace.cargo();
-        command.args(["test", "--quiet", "--workspace", "--release", "--no-fail-fast"]);
+        command.args(["test", "--quiet", "--workspace", "--profile", "quick", "--no-fail-fast"]);
         command.env("ORT_DYLIB_PATH", &libonnxruntime).env("NZ_MODELS", &models);
         workspace::run(&mut command)
     });

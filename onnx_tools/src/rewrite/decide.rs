@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nz_onnx::format::{Dtype, TensorSpec};
 
 use super::constness::Variables;
-use super::conv;
+use super::costly;
 use super::normalise::NCHWC;
 use super::ops;
 use super::rules::Rules;
@@ -126,7 +126,7 @@ pub fn decide(model: &Model, rules: &Rules) -> Result<Vec<Decision>> {
         model.weights().iter().map(|weight| decider.weight(weight)).collect::<Result<_>>()?;
     // Whoever names weights wants those.
     if !rules.names_weights() {
-        conv::keep_costly(model, &decider.scope, &mut decisions);
+        costly::keep_costly(model, &decider.scope, &mut decisions);
     }
     Ok(decisions)
 }

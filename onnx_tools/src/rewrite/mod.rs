@@ -4,7 +4,7 @@
 //! [`Rope`] over the original's bytes; [`restore()`] undoes it.
 
 pub mod constness;
-mod conv;
+mod costly;
 pub mod decide;
 mod names;
 mod nodes;

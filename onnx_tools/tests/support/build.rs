@@ -80,12 +80,16 @@ pub struct AttributeProto {
     pub f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub s: Option<Vec<u8>>,
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
     #[prost(message, optional, tag = "6")]
     pub g: Option<GraphProto>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub strings: Vec<Vec<u8>>,
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,
 }
@@ -247,6 +251,24 @@ impl NodeProto {
             name: Some(name.into()),
             i: Some(i),
             r#type: Some(2),
+            ..Default::default()
+        });
+        self
+    }
+
+    /// With one more attribute, a string if there is one value.
+    pub fn text(mut self, name: &str, values: &[&str]) -> Self {
+        let bytes = |v: &&str| v.as_bytes().to_vec();
+        let (s, strings) = match values {
+            [value] => (Some(bytes(value)), Vec::new()),
+            _ => (None, values.iter().map(bytes).collect()),
+        };
+        let r#type = Some(if s.is_some() { 3 } else { 8 });
+        self.attribute.push(AttributeProto {
+            name: Some(name.into()),
+            s,
+            strings,
+            r#type,
             ..Default::default()
         });
         self

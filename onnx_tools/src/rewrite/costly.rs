@@ -1,8 +1,9 @@
-//! Convolution weights that are better left alone.
+//! Weights that cost much speed for the bytes that they would save, and are better left alone.
 //!
-//! ONNX Runtime lays constant weights of convolutions out in channel blocks, with kernels to match; a convolution whose
-//! weight is decoded goes without. What that costs grows with the positions that the filter is applied to, what is
-//! saved does not: the first layers of an image model hold a few per cent of its weights and most of the loss.
+//! A `nz.Decode` node takes some microseconds however small its weight is. And ONNX Runtime lays constant weights of
+//! convolutions out in channel blocks, with kernels to match; a convolution whose weight is decoded goes without. What
+//! that costs grows with the positions that the filter is applied to: the first layers of an image model hold a few
+//! per cent of its weights and most of the loss.
 
 use std::collections::HashMap;
 
@@ -13,43 +14,65 @@ use crate::onnx::{Graph, GraphId, Model, Node, ValueInfo};
 
 /// At most one part in this many of a model's weight bytes is left alone for the sake of speed.
 const SHARE: u64 = 16;
-/// Convolutions over fewer positions lose too little.
-const LEAST_POSITIONS: f64 = 512.0;
+/// Weights that cost less than this are compressed, in seconds a byte and run: a `nz.Decode` node of 16 KiB.
+const LEAST_COST: f64 = NODE_COST / 16384.0;
+/// What a node costs, in seconds a run.
+const NODE_COST: f64 = 4e-6;
+/// What a convolution without channel blocks loses at one position, in seconds a byte of its weight: half of the time
+/// that it takes at 50 billion multiplications and additions a second.
+const POSITION_COST: f64 = 0.5 * 2.0 / 4.0 / 50e9;
 /// A side of an image whose size the model leaves open.
 const OPEN_SIDE: u64 = 224;
 
-/// Keeps those weights of `decisions` that cost most speed for the bytes they save. A model that is in channel blocks
-/// already loses nothing.
+/// Keeps those weights of `decisions` that cost most speed for the bytes they save.
 pub(super) fn keep_costly(model: &Model, scope: &Scope<'_>, decisions: &mut [Decision]) {
-    if has_nchwc(model) {
-        return;
-    }
-    let positions = Positions::new(model, scope);
-    let mut costly: Vec<(f64, usize)> = decisions
+    // Where weights are in channel blocks already, decoding them loses nothing.
+    let positions = (!has_nchwc(model)).then(|| Positions::new(model, scope));
+    let mut costly: Vec<Costly> = decisions
         .iter()
         .enumerate()
         .filter_map(|(index, decision)| match decision {
-            Decision::Compress(compression) => Some((positions.of_weight(compression)?, index)),
+            Decision::Compress(compression) => {
+                let positions = positions.as_ref().and_then(|p| p.of_weight(compression)).unwrap_or(0.0);
+                let nodes =
+                    compression.uses.iter().filter(|u| matches!(u.kind, UseKind::Decode { .. })).count();
+                let bytes = model.weights()[index].bytes;
+                let cost = positions * POSITION_COST + nodes as f64 * NODE_COST / bytes as f64;
+                Some(Costly { index, bytes, positions, cost })
+            }
             Decision::Keep { .. } => None,
         })
-        .filter(|(positions, _)| *positions >= LEAST_POSITIONS)
+        .filter(|costly| costly.cost >= LEAST_COST)
         .collect();
-    // By positions, then in the model's order: the sort is stable.
-    costly.sort_by(|a, b| b.0.total_cmp(&a.0));
+    // By cost, then in the model's order: the sort is stable.
+    costly.sort_by(|a, b| b.cost.total_cmp(&a.cost));
     let all = model.weights().iter().fold(0u64, |sum, w| sum.saturating_add(w.bytes));
     let mut left = all / SHARE;
-    for (positions, index) in costly {
-        let bytes = model.weights()[index].bytes;
+    for Costly { index, bytes, positions, .. } in costly {
         if bytes <= left {
             left -= bytes;
             decisions[index] = Decision::Keep {
-                reason: format!(
-                    "weight of a convolution over a large image, which would be slower for few bytes saved (about \
-                     {positions:.0} positions)"
-                ),
+                reason: if positions * POSITION_COST < LEAST_COST {
+                    "small, and not read by an op that multiplies as it decodes: slower for few bytes saved"
+                        .to_string()
+                } else {
+                    format!(
+                        "weight of a convolution over a large image, which would be slower for few bytes saved (about \
+                         {positions:.0} positions)"
+                    )
+                },
             };
         }
     }
+}
+
+/// A weight, and what compressing it costs in seconds a byte.
+struct Costly {
+    index: usize,
+    bytes: u64,
+    /// That it is applied to, as a convolution's.
+    positions: f64,
+    cost: f64,
 }
 
 /// Roughly how many positions, height times width, the values of a model have.
