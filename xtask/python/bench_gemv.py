@@ -25,7 +25,7 @@ from bench_common import (
     value,
     write_report,
 )
-from bench_generate import matmul_chain
+from bench_generate import embedding, matmul_chain
 from bench_sessions import Session, executed
 from bench_variants import CannotMake, matmul_nbits, quiet
 
@@ -41,10 +41,13 @@ class Sizes:
     rows: list
     # Seconds for the rounds of one number of rows, all variants together.
     budget: float
+    # Length of a row to gather, and the most rows; a 64th of those there are.
+    row: int
+    rows_of_table: int
 
 
-FULL = Sizes(layers=6, size=4096, rows=[1, 2, 4, 8, 16, 128], budget=15)
-QUICK = Sizes(layers=2, size=512, rows=[1, 8], budget=0.1)
+FULL = Sizes(layers=6, size=4096, rows=[1, 2, 4, 8, 16, 128], budget=15, row=1024, rows_of_table=1024)
+QUICK = Sizes(layers=2, size=512, rows=[1, 8], budget=0.1, row=256, rows_of_table=64)
 
 
 @dataclass
@@ -170,6 +173,55 @@ def columns(sizes):
     return ["weights", "MiB", "error", *rows, "target"]
 
 
+def measure_gather(sizes, arguments, folder):
+    """Rows of an embedding, against ONNX Runtime's own Gather, on one thread."""
+    vocabulary = 64 * sizes.rows_of_table
+    plain = embedding(folder / "embedding.onnx", vocabulary, sizes.row)
+    tool = Tool(arguments.tool)
+    models = {PLAIN: (plain, None)}
+    for name, options in (
+        ("nz, lossless float32", ["--lossless"]),
+        ("nz, default options", []),
+        ("nz, 3 mantissa bits", ["--mantissa-bits", "3"]),
+    ):
+        path = folder / f"embedding{len(models)}.nz.onnx"
+        tool.convert(plain, path, *options)
+        models[name] = (path, arguments.library)
+    counts = (1, 16, 256, sizes.rows_of_table)
+    found = {name: [] for name in models}
+    rng = np.random.default_rng(0)
+    for count in counts:
+        # Other rows in each run, so that none of them is in a cache.
+        runs = {}
+        for name, (path, library) in models.items():
+            ids = {"ids": rng.integers(0, vocabulary, count)}
+            if library and not executed(path, ids, folder, library).get("DecodeGather"):
+                raise RuntimeError(f"{name}: no DecodeGather ran")
+            session = Session(path, ids, library, 1)
+
+            def run(session=session, count=count):
+                session.feeds = {"ids": rng.integers(0, vocabulary, count)}
+                return session.seconds()
+
+            runs[name] = run
+        times = run_in_turns(runs, sizes.budget, least=5, most=25)
+        for name in models:
+            found[name].append(times[name])
+    rows = []
+    for name, (path, library) in models.items():
+        cells = [
+            samples([count * sizes.row * 4 / t / 1e9 for t in times])
+            if not library
+            else samples(ratios(times, plain_times))
+            for count, times, plain_times in zip(counts, found[name], found[PLAIN], strict=True)
+        ]
+        label = name if library else f"{name}, GB/s"
+        rows.append([label, value(file_bytes(path) / MIB), *cells])
+        remove(path)
+    title = f"Gather of random rows of {sizes.row} from {vocabulary}, 1 thread"
+    return table(title, ["weights", "MiB", *(f"{count} rows" for count in counts)], rows)
+
+
 def main():
     arguments = parser().parse_args()
     quiet()
@@ -183,6 +235,7 @@ def main():
         measure(variants, sizes, threads)
         title = f"{threads} thread{'s' if threads > 1 else ''}"
         tables.append(table(title, columns(sizes), list(rows_of(variants, sizes, threads))))
+    tables.append(measure_gather(sizes, arguments, folder))
     ran = [[v.name, v.ran or v.why] for v in variants]
     tables.append(table("What ONNX Runtime ran", ["weights", "nodes of one run"], ran))
     total = sizes.layers * sizes.size**2 * 4 / MIB
@@ -193,7 +246,8 @@ def main():
         "have gone through the caches. The first line has milliseconds; all others are times over those "
         "of the first line in the same round, so that less is faster. Error: the largest difference from "
         "the first line's output with one row, as a share of its largest magnitude; it grows from layer "
-        "to layer, and has in it what rounding weights to float16, bfloat16 or fewer bits changes."
+        "to layer, and has in it what rounding weights to float16, bfloat16 or fewer bits changes. Gather: "
+        "the first line has gathered bytes a second, the others times over it."
     )
     write_report(arguments.report, [about], tables)
     for variant in variants:

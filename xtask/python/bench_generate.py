@@ -59,6 +59,15 @@ def matmul_chain(path, layers, size, dtype="float32", through=None, compute=None
     return writer.save([info("x", TensorProto.FLOAT, *shape)], [info("y", TensorProto.FLOAT, *shape)])
 
 
+def embedding(path, rows, columns):
+    """Gather of rows named by input "ids" from a float32 weight; output "y"."""
+    writer = Writer(path, "float32")
+    writer.node("Gather", [writer.weight("W", rows, columns, 0.02), "ids"], output="y")
+    return writer.save(
+        [info("ids", TensorProto.INT64, "count")], [info("y", TensorProto.FLOAT, "count", columns)]
+    )
+
+
 def transformer(path, layers, hidden, vocabulary, dtype, heads=None):
     """A decoder-only transformer: causal attention, SwiGLU, RMSNorm, the output layer apart from the
     embedding. float16 computes in float16; bfloat16 weights are cast and computed with in float32, since ONNX

@@ -39,6 +39,13 @@ RUNS = 10  # before memory is read
 # What a converted model may hold beside its weights.
 ALLOWANCE = 8
 PLAIN = "plain"
+# Latency over plain that all real models together should have at most: geometric mean, and the worst.
+TOGETHER = {"native": (1.05, 1.25), "portable": (1.15, 1.60)}
+# What the made float32 transformer should have at most with default options: resident memory, and latency with one
+# token and with many, of plain.
+TRANSFORMER = (0.55, 0.65, 1.05)
+# Shares of a model's decoded weights that are kept, for the table of the cache.
+CACHED = (0, 0.25, 0.5, 0.75, 1)
 
 
 @dataclass
@@ -59,8 +66,9 @@ def nz_options(tool):
     """The ways to convert, by name."""
     found = {"nz, default options": [], "nz --lossless": ["--lossless"]}
     if tool.has("--optimize"):
-        for kind in ("native", "portable"):
+        for kind in ("portable", "native"):
             found[f"nz --optimize {kind}"] = ["--optimize", kind]
+            found[f"nz --optimize {kind} --lossless"] = ["--optimize", kind, "--lossless"]
     return found
 
 
@@ -94,10 +102,11 @@ def variants_of(model, tool, library, folder):
     return made
 
 
-def resident(path, inputs, library):
+def resident(path, inputs, library, cache_mib=None):
     """Resident memory in MiB after ten runs in a process of its own: all of it, and above what the process
     held before there was a session."""
-    with Worker(path, inputs, library=library) as worker:
+    environment = {"NZ_CACHE_MIB": str(cache_mib)} if cache_mib else {}
+    with Worker(path, inputs, library=library, environment=environment) as worker:
         before = worker.memory()["rss"]
         worker.load()
         worker.run(RUNS)
@@ -186,6 +195,26 @@ def rows_of(model, variants, names, targets):
         ]
 
 
+def together(found):
+    """The table of all real models. `found`: {variant's name: {model: time of plain}}."""
+    rows = []
+    for name, ratios_of in found.items():
+        mean = float(np.exp(np.mean(np.log(list(ratios_of.values())))))
+        worst = max(ratios_of, key=ratios_of.get)
+        bounds = next((b for kind, b in TOGETHER.items() if kind in name), (None, None))
+        verdicts = [
+            target(column, at_most=bound) if bound else None
+            for column, bound in zip(TOGETHER_COLUMNS[2:5:2], bounds, strict=True)
+        ]
+        rows.append(
+            [name, value(len(ratios_of), 0), value(mean, 2), verdicts[0], value(ratios_of[worst], 2), verdicts[1], worst]
+        )
+    return table("Latency of all real models, of plain", TOGETHER_COLUMNS, rows)
+
+
+TOGETHER_COLUMNS = ["variant", "models", "geometric mean", "target", "worst", "target of the worst", "the worst"]
+
+
 def real_models(arguments):
     """The models of the folder and MiniLM, with inputs: those kept beside the models, or random ones."""
     for path in known_models(arguments):
@@ -203,21 +232,65 @@ def clean(variants):
 
 
 def measure_real(arguments, tool, folder):
-    rows = []
+    rows, medians = [], {}
     for path, inputs in real_models(arguments):
         variants = variants_of(path, tool, arguments.library, folder)
         measure(variants, {"latency": inputs}, folder, 0.1 if arguments.quick else 3)
         rows += rows_of(path.stem, variants, ["latency"], targets=False)
+        for variant in (v for v in variants if v.library and v.path):
+            found = ratios(variant.times["latency"], variants[0].times["latency"])
+            medians.setdefault(variant.name, {})[path.stem] = float(np.median(found))
         clean(variants)
-    return table("Real models", columns(["latency"]), rows)
+    return [together(medians), table("Real models", columns(["latency"]), rows)]
+
+
+def against_targets(variants, names):
+    """The default conversion of the float32 transformer beside what it should reach."""
+    plain, converted = variants[:2]
+    found = [value(converted.resident / plain.resident, 2)]
+    found += [samples(ratios(converted.times[name], plain.times[name])) for name in names]
+    what = ["resident memory", *(f"latency, {name}" for name in names)]
+    rows = [
+        [line, cell, target("of plain", at_most=most)]
+        for line, cell, most in zip(what, found, TRANSFORMER, strict=True)
+    ]
+    return table("Default options, float32 transformer", ["what", "of plain", "target"], rows)
+
+
+def measure_cache(plain, tool, arguments, folder, feeds, bare):
+    """What `nz.cache_mib` buys: the float32 transformer with default options, more and more of it kept decoded."""
+    converted = folder / "cached.nz.onnx"
+    report = tool.convert(plain, converted)
+    decoded = sum(t["bytes_before"] for t in report["tensors"] if t["decision"] == "compressed") / MIB
+    inputs = folder / "inputs.npz"
+    np.savez(inputs, **feeds)
+    budgets = [int(np.ceil(share * decoded)) for share in CACHED]
+    names = [f"{budget} MiB" for budget in budgets]
+    runs = {PLAIN: Session(plain, feeds).seconds}
+    memory = {PLAIN: resident(plain, inputs, None)[0] - bare}
+    for name, budget in zip(names, budgets, strict=True):
+        session = Session(converted, feeds, arguments.library, cache_mib=budget)
+        # The first runs decide what is kept.
+        for _ in range(3):
+            session.outputs()
+        runs[name] = session.seconds
+        memory[name] = resident(converted, inputs, arguments.library, budget)[0] - bare
+    times = run_in_turns(runs, 0.1 if arguments.quick else 12, least=5, most=25, pause=0.005)
+    remove(converted)
+    rows = [
+        [name, value(memory[name]), value(memory[name] / memory[PLAIN], 2), samples(ratios(times[name], times[PLAIN]))]
+        for name in (PLAIN, *names)
+    ]
+    title = "Memory against speed: `nz.cache_mib`, float32 transformer, default options, 1 token"
+    return table(title, ["kept decoded", "resident, MiB", "resident, of plain", "latency, of plain"], rows)
 
 
 def measure_transformers(arguments, tool, folder):
-    """The table, and the sizes in words."""
+    """The tables, and the sizes in words."""
     layers, hidden, vocabulary, tokens = (2, 128, 512, 16) if arguments.quick else (8, 1536, 16384, 128)
     names = ["1 token", f"{tokens} tokens"]
     rng = np.random.default_rng(0)
-    rows, sizes = [], []
+    rows, sizes, more = [], [], []
     for dtype in ("float32", "float16", "bfloat16"):
         plain = transformer(folder / f"transformer-{dtype}.onnx", layers, hidden, vocabulary, dtype)
         tiny = transformer(folder / "tiny.onnx", layers, 64, 64, dtype)
@@ -230,11 +303,14 @@ def measure_transformers(arguments, tool, folder):
         variants = variants_of(plain, tool, arguments.library, folder)
         measure(variants, feeds, folder, 0.1 if arguments.quick else 12, bare)
         rows += rows_of(f"transformer, {dtype}", variants, names, targets=True)
+        if dtype == "float32":
+            more.append(against_targets(variants, names))
+            more.append(measure_cache(plain, tool, arguments, folder, feeds[names[0]], bare))
         sizes.append(f"{file_bytes(plain) / MIB:.0f} MiB in {dtype}")
         clean(variants)
         remove(plain)
         remove(tiny)
-    return table("Made transformers", columns(names), rows), ", ".join(sizes)
+    return [*more, table("Made transformers", columns(names), rows)], ", ".join(sizes)
 
 
 def main():
@@ -245,7 +321,7 @@ def main():
     folder.mkdir(exist_ok=True)
     tables = []
     if arguments.models or arguments.minilm:
-        tables.append(measure_real(arguments, tool, folder))
+        tables += measure_real(arguments, tool, folder)
     made, sizes = measure_transformers(arguments, tool, folder)
     about = [
         "Sessions with default options. Latency: the variants of a model take turns in one process; \"of "
@@ -260,7 +336,7 @@ def main():
         "`onnxruntime.transformers.float16`, `onnxruntime.quantization.quantize_dynamic` and "
         "`onnxruntime.quantization.matmul_nbits_quantizer`.",
     ]
-    write_report(arguments.report, about, [*tables, made])
+    write_report(arguments.report, about, [*tables, *made])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Drives session_worker.py: an ONNX Runtime session in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,11 @@ class WorkerError(RuntimeError):
 class Worker:
     """A context manager; leaving it ends the process."""
 
-    def __init__(self, model, inputs, library=None, profile=False, threads=None, python=None):
-        """`inputs` is the path of an .npz file; `python` another interpreter than this one."""
+    def __init__(
+        self, model, inputs, library=None, profile=False, threads=None, python=None, environment=None
+    ):
+        """`inputs` is the path of an .npz file; `python` another interpreter than this one; `environment` has
+        further variables."""
         command = [str(python or sys.executable), str(SCRIPT), str(model), str(inputs)]
         self.folder = tempfile.TemporaryDirectory(prefix="nz-worker-")
         if library:
@@ -28,7 +32,12 @@ class Worker:
             command += ["--threads", str(threads)]
         self.model = model
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.folder.name
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.folder.name,
+            env={**os.environ, **(environment or {})},
         )
 
     def __enter__(self):
