@@ -41,13 +41,12 @@ class Sizes:
     rows: list
     # Seconds for the rounds of one number of rows, all variants together.
     budget: float
-    # Length of a row to gather, and the most rows; a 64th of those there are.
-    row: int
-    rows_of_table: int
+    # Rows to gather from, and their length.
+    table: tuple
 
 
-FULL = Sizes(layers=6, size=4096, rows=[1, 2, 4, 8, 16, 128], budget=15, row=1024, rows_of_table=1024)
-QUICK = Sizes(layers=2, size=512, rows=[1, 8], budget=0.1, row=256, rows_of_table=64)
+FULL = Sizes(layers=6, size=4096, rows=[1, 2, 4, 8, 16, 128], budget=15, table=(65536, 1024))
+QUICK = Sizes(layers=2, size=512, rows=[1, 8], budget=0.1, table=(4096, 256))
 
 
 @dataclass
@@ -169,14 +168,17 @@ def rows_of(variants, sizes, threads):
 
 
 def columns(sizes):
-    rows = [f"{rows} row{'s' if rows > 1 else ''}" for rows in sizes.rows]
-    return ["weights", "MiB", "error", *rows, "target"]
+    return ["weights", "MiB", "error", *map(of_rows, sizes.rows), "target"]
+
+
+def of_rows(count):
+    return f"{count} row{'s' if count > 1 else ''}"
 
 
 def measure_gather(sizes, arguments, folder):
     """Rows of an embedding, against ONNX Runtime's own Gather, on one thread."""
-    vocabulary = 64 * sizes.rows_of_table
-    plain = embedding(folder / "embedding.onnx", vocabulary, sizes.row)
+    vocabulary, row = sizes.table
+    plain = embedding(folder / "embedding.onnx", vocabulary, row)
     tool = Tool(arguments.tool)
     models = {PLAIN: (plain, None)}
     for name, options in (
@@ -187,7 +189,7 @@ def measure_gather(sizes, arguments, folder):
         path = folder / f"embedding{len(models)}.nz.onnx"
         tool.convert(plain, path, *options)
         models[name] = (path, arguments.library)
-    counts = (1, 16, 256, sizes.rows_of_table)
+    counts = (1, 16, 256)
     found = {name: [] for name in models}
     rng = np.random.default_rng(0)
     for count in counts:
@@ -210,7 +212,7 @@ def measure_gather(sizes, arguments, folder):
     rows = []
     for name, (path, library) in models.items():
         cells = [
-            samples([count * sizes.row * 4 / t / 1e9 for t in times])
+            samples([count * row * 4 / t / 1e9 for t in times])
             if not library
             else samples(ratios(times, plain_times))
             for count, times, plain_times in zip(counts, found[name], found[PLAIN], strict=True)
@@ -218,8 +220,8 @@ def measure_gather(sizes, arguments, folder):
         label = name if library else f"{name}, GB/s"
         rows.append([label, value(file_bytes(path) / MIB), *cells])
         remove(path)
-    title = f"Gather of random rows of {sizes.row} from {vocabulary}, 1 thread"
-    return table(title, ["weights", "MiB", *(f"{count} rows" for count in counts)], rows)
+    title = f"Gather of random rows of {row} from {vocabulary}, 1 thread"
+    return table(title, ["weights", "MiB", *map(of_rows, counts)], rows)
 
 
 def main():

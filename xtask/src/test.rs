@@ -11,8 +11,8 @@ use crate::python::{CURRENT, OLDER, OLDEST, Python, TOO_OLD};
 use crate::workspace::{self, Workspace, progress};
 
 /// The Python tests that depend on the ONNX Runtime version, beside those of the current one.
-const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", UNREGISTERED];
-const OP_TESTS: &[&str] = &["test_ops.py", "test_cache.py", UNREGISTERED];
+const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", "test_lstm.py", UNREGISTERED];
+const OP_TESTS: &[&str] = &["test_ops.py", "test_lstm.py", "test_cache.py", UNREGISTERED];
 const UNREGISTERED: &str = "test_guidance.py::test_without_the_library";
 const TOO_OLD_TESTS: &[&str] = &["test_ops.py::test_too_old_an_onnxruntime_is_told_apart"];
 
