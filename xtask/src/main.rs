@@ -9,6 +9,7 @@ mod bench;
 mod demo;
 mod python;
 mod test;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ Tasks:
   demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in
           ONNX Runtime; print memory, latency and agreement
   test    Make what the tests need and run every test there is; CI runs this
+  wheel   Build the Python package's wheel, into target/xtask/wheel, and run its tests; part of test
 
 Options:
   -h, --help    Print this text
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Some("aarch64") => Box::new(aarch64::run),
         Some("demo") => Box::new(demo::run),
         Some("test") => Box::new(test::run),
+        Some("wheel") => Box::new(test::run_wheel),
         Some("-h" | "--help" | "help") => {
             println!("{HELP}");
             return ExitCode::SUCCESS;

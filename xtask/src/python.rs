@@ -6,13 +6,20 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace::{Workspace, progress, read};
+use crate::workspace::{Workspace, progress, read, run};
 
 /// The ONNX Runtime that the product is tested with in full and that the demo runs in.
 pub const CURRENT: Environment = Environment {
     onnxruntime: "1.31.1",
     purpose: None,
-    packages: &["numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"],
+    packages: &[
+        "numpy==2.4.6",
+        "safetensors==0.8.0",
+        "tokenizers==0.23.3",
+        // For the Python package: its build backend, and the checker of its types.
+        "maturin==1.16.0",
+        "mypy==2.4.1",
+    ],
     alone: &[],
 };
 /// What the benchmarks compare with.
@@ -160,6 +167,30 @@ impl Python {
         // Nothing is to be written beside the sources, and ONNX Runtime is not to call home.
         command.env("PYTHONDONTWRITEBYTECODE", "1").env("ORT_DISABLE_TELEMETRY", "1").arg(script);
         command
+    }
+
+    /// The environment's folder of programs.
+    pub fn programs(&self) -> Result<&Path> {
+        self.interpreter.parent().context("the interpreter lies in no folder")
+    }
+
+    /// A new environment that pip has installed nothing but this wheel in. It sees the packages of this one.
+    ///
+    /// # Errors
+    /// The environment cannot be made, or the wheel needs a package: there is no index to get it from.
+    pub fn with_wheel(&self, workspace: &Workspace, wheel: &Path) -> Result<Python> {
+        let folder = workspace.scratch("venv")?.join(format!("wheel-{}", self.onnxruntime));
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+        let python = Python { interpreter: folder.join("bin/python"), onnxruntime: self.onnxruntime };
+        run(python.pip("install").args(["--quiet", "--no-index"]).arg(wheel))?;
+        let packages = |python: &Python| {
+            let code = "import sysconfig; print(sysconfig.get_path('purelib'))";
+            read(Command::new(&python.interpreter).args(["-c", code]))
+        };
+        let link = Path::new(packages(&python)?.trim()).join("packages.pth");
+        std::fs::write(&link, packages(self)?)
+            .with_context(|| format!("could not write {}", link.display()))?;
+        Ok(python)
     }
 
     /// A pip command.

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: makes what the tests need and runs every test there is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -8,12 +9,15 @@ use anyhow::{Context, Result};
 use crate::aarch64::Emulator;
 use crate::bench;
 use crate::python::{CURRENT, OLDER, OLDEST, Python, TOO_OLD};
+use crate::wheel;
 use crate::workspace::{self, Workspace, progress};
 
 /// The Python tests that depend on the ONNX Runtime version, beside those of the current one.
 const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", "test_lstm.py", UNREGISTERED];
 const OP_TESTS: &[&str] = &["test_ops.py", "test_lstm.py", "test_cache.py", UNREGISTERED];
 const UNREGISTERED: &str = "test_guidance.py::test_without_the_library";
+/// How pytest is called.
+const PYTEST: &[&str] = &["pytest", "-q", "-rs", "-p", "no:cacheprovider"];
 const TOO_OLD_TESTS: &[&str] = &["test_ops.py::test_too_old_an_onnxruntime_is_told_apart"];
 
 /// Runs everything; goes on after a failed step so that one run shows all that is broken.
@@ -87,6 +91,27 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     if let Some(python) = &too_old {
         pytest.run(&mut report, python, TOO_OLD_TESTS);
     }
+
+    // Last, because cargo leaves the wheel's program, which has no symbols, where it had left the other.
+    pytest.run_packaging(&mut report, &current, oldest.as_ref());
+    Ok(report.finish())
+}
+
+/// Builds the Python package's wheel and runs its tests; true when they pass.
+pub fn run_wheel(workspace: &Workspace) -> Result<bool> {
+    let mut report = Report { task: "wheel", ..Report::default() };
+    let current = CURRENT.require(workspace)?;
+    let pytest = PythonTests {
+        workspace,
+        models: &workspace.models(),
+        scratch: &workspace.scratch("test")?,
+        libonnxruntime: &current.libonnxruntime()?,
+        too_old: None,
+    };
+    let wheel = pytest.run_packaging(&mut report, &current, OLDEST.make(workspace)?.as_ref());
+    if let Some(wheel) = wheel {
+        progress(&format!("the wheel is {}", wheel.display()));
+    }
     Ok(report.finish())
 }
 
@@ -103,26 +128,70 @@ impl PythonTests<'_> {
     /// Runs the named files of tests/python, all of them when none is named.
     fn run(&self, report: &mut Report, python: &Python, files: &[&str]) {
         let version = python.onnxruntime();
-        let tests = self.workspace.root().join("tests/python");
-        let summary = self.scratch.join(format!("pytest-{version}.json"));
-        report.step(&format!("pytest, onnxruntime {version}"), || {
+        self.pytest(report, &format!("pytest, onnxruntime {version}"), "tests/python", || {
             let mut command = python.script("-m");
-            command.args(["pytest", "-q", "-rs", "-p", "no:cacheprovider"]).current_dir(&tests);
-            command.args(files);
+            command.args(PYTEST).args(files);
             command
                 .env("NZ_ONNX", self.workspace.tool())
                 .env("NZ_LIB", self.workspace.library())
                 .env("NZ_ENCODE", self.workspace.built("examples/encode_tensor"))
                 .env("NZ_MODELS", self.models)
-                .env("NZ_PYTEST_SUMMARY", &summary)
                 .env("ORT_DYLIB_PATH", self.libonnxruntime);
             if let Some(too_old) = self.too_old {
                 command.env("NZ_PY_1_16", too_old.interpreter());
             }
+            Ok(command)
+        });
+    }
+
+    /// Builds the wheel, and runs the package's tests with each ONNX Runtime.
+    fn run_packaging(
+        &self,
+        report: &mut Report,
+        current: &Python,
+        oldest: Option<&Python>,
+    ) -> Option<PathBuf> {
+        report.step("mypy", || wheel::check_types(self.workspace, current));
+        let mut built = None;
+        report.step("pip wheel", || {
+            built = Some(wheel::build(self.workspace, current)?);
+            Ok(())
+        });
+        report.step("source distribution", || wheel::build_from_sources(self.workspace, current));
+        for python in [Some(current), oldest].into_iter().flatten() {
+            self.run_package(report, python, built.as_deref()?);
+        }
+        built
+    }
+
+    /// Installs the wheel in an environment of its own, beside the ONNX Runtime of `python`, and runs the package's
+    /// tests there.
+    fn run_package(&self, report: &mut Report, python: &Python, wheel: &Path) {
+        let name = format!("pytest of the wheel, onnxruntime {}", python.onnxruntime());
+        self.pytest(report, &name, "python/tests", || {
+            let python = python.with_wheel(self.workspace, wheel)?;
+            let mut command = python.script("-m");
+            command.args(PYTEST).env("NZ_WHEEL", wheel).env_remove("NZ_LIBRARY").env_remove("ORT_DYLIB_PATH");
+            Ok(command)
+        });
+    }
+
+    /// Runs a prepared pytest in a folder of tests, as one step.
+    fn pytest(
+        &self,
+        report: &mut Report,
+        name: &str,
+        folder: &str,
+        prepare: impl FnOnce() -> Result<Command>,
+    ) {
+        let summary = self.scratch.join(format!("{}.json", name.replace([' ', ','], "-")));
+        report.step(name, || {
             if summary.exists() {
                 std::fs::remove_file(&summary)
                     .with_context(|| format!("could not remove {}", summary.display()))?;
             }
+            let mut command = prepare()?;
+            command.current_dir(self.workspace.root().join(folder)).env("NZ_PYTEST_SUMMARY", &summary);
             workspace::run(&mut command)
         });
         match counts(&summary) {
@@ -149,6 +218,7 @@ fn counts(summary: &Path) -> Result<(u64, u64)> {
 
 /// What happened so far.
 struct Report {
+    task: &'static str,
     started: Instant,
     steps: usize,
     failed: Vec<String>,
@@ -160,6 +230,7 @@ struct Report {
 impl Default for Report {
     fn default() -> Self {
         Self {
+            task: "test",
             started: Instant::now(),
             steps: 0,
             failed: Vec::new(),
@@ -202,9 +273,9 @@ impl Report {
 
     fn line(&self, elapsed: Duration) -> String {
         let mut line = if self.failed.is_empty() {
-            format!("xtask test: passed: all {} steps", self.steps)
+            format!("xtask {}: passed: all {} steps", self.task, self.steps)
         } else {
-            format!("xtask test: FAILED: {}", self.failed.join("; "))
+            format!("xtask {}: FAILED: {}", self.task, self.failed.join("; "))
         };
         line += &format!(
             "; Python tests {} passed, {} skipped; {}",

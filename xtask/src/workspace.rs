@@ -39,6 +39,11 @@ impl Workspace {
         &self.root
     }
 
+    /// Cargo's target folder.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Where the tasks keep what they fetch and make. Created on demand.
     pub fn scratch(&self, name: &str) -> Result<PathBuf> {
         let path = self.target.join("xtask").join(name);
@@ -78,13 +83,18 @@ impl Workspace {
 fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
-    // Set by the `cargo run` that started this program; not meant for the commands that it starts.
+    forget_cargo(&mut command);
+    command
+}
+
+/// Takes what the `cargo run` that started this program has set out of a command's environment: it is not meant for
+/// the cargo that the command is or starts.
+pub fn forget_cargo(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n == "CARGO_MANIFEST_DIR") {
             command.env_remove(&name);
         }
     }
-    command
 }
 
 /// Says on stderr what is being done.

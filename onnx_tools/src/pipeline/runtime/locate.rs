@@ -13,7 +13,7 @@ pub const LIBRARY_VARIABLE: &str = "NZ_LIBRARY";
 /// Environment variable that names libonnxruntime.
 pub const ORT_VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// libnz_onnx: `NZ_LIBRARY`, beside the program, or in `../lib`.
+/// libnz_onnx: `NZ_LIBRARY`, beside the program, in `../lib`, or in the Python package that brought the program.
 pub fn library() -> Option<PathBuf> {
     if let Some(path) = env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
         return Some(PathBuf::from(path)).filter(|p| p.is_file()).map(absolute);
@@ -21,7 +21,11 @@ pub fn library() -> Option<PathBuf> {
     let name = format!("{}nz_onnx{}", consts::DLL_PREFIX, consts::DLL_SUFFIX);
     let program = env::current_exe().and_then(fs::canonicalize).ok()?;
     let folder = program.parent()?;
-    [folder.join(&name), folder.join("../lib").join(&name)].into_iter().find(|p| p.is_file()).map(absolute)
+    let mut places = vec![folder.to_path_buf(), folder.join("../lib")];
+    // `pip install --target` makes no tree of its own for packages.
+    places.push(folder.join("../nz_onnx"));
+    places.extend(packages(&folder.join("..")).into_iter().map(|packages| packages.join("nz_onnx")));
+    places.into_iter().map(|place| place.join(&name)).find(|p| p.is_file()).map(absolute)
 }
 
 /// libnz_onnx as the user names it, or as found.
@@ -43,7 +47,8 @@ pub fn require_library(given: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// libonnxruntime: as given, `ORT_DYLIB_PATH`, the active virtual environment, the Python package.
+/// libonnxruntime: as given, `ORT_DYLIB_PATH`, the active virtual environment, the Python package: of the
+/// environment that the program is in, or of the Python on the path.
 pub fn onnxruntime(given: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = given {
         return Some(path.to_path_buf()).filter(|p| p.is_file()).map(absolute);
@@ -51,7 +56,7 @@ pub fn onnxruntime(given: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = env::var_os(ORT_VARIABLE).filter(|v| !v.is_empty()) {
         return Some(PathBuf::from(path)).filter(|p| p.is_file()).map(absolute);
     }
-    in_virtual_env().or_else(by_python).map(absolute)
+    in_virtual_env().or_else(beside_program).or_else(by_python).map(absolute)
 }
 
 /// As [`onnxruntime`].
@@ -82,16 +87,30 @@ pub fn version_in_name(path: &Path) -> Option<String> {
 }
 
 fn in_virtual_env() -> Option<PathBuf> {
-    let root = PathBuf::from(env::var_os("VIRTUAL_ENV")?);
-    let windows = root.join("Lib/site-packages/onnxruntime/capi");
-    let versions = fs::read_dir(root.join("lib")).into_iter().flatten().flatten();
-    let mut folders: Vec<PathBuf> = versions
+    in_environment(Path::new(&env::var_os("VIRTUAL_ENV")?))
+}
+
+/// In the Python environment that pip put this program in.
+fn beside_program() -> Option<PathBuf> {
+    let program = env::current_exe().and_then(fs::canonicalize).ok()?;
+    in_environment(program.parent()?.parent()?)
+}
+
+fn in_environment(root: &Path) -> Option<PathBuf> {
+    packages(root).iter().find_map(|packages| in_capi(&packages.join("onnxruntime/capi")))
+}
+
+/// The folders of a Python environment that hold packages, in the order of their names.
+fn packages(root: &Path) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = ["lib", "lib64"]
+        .iter()
+        .flat_map(|lib| fs::read_dir(root.join(lib)).into_iter().flatten().flatten())
         .filter(|e| e.file_name().as_encoded_bytes().starts_with(b"python"))
-        .map(|e| e.path().join("site-packages/onnxruntime/capi"))
+        .flat_map(|e| [e.path().join("site-packages"), e.path().join("dist-packages")])
         .collect();
     folders.sort();
-    folders.push(windows);
-    folders.iter().find_map(|folder| in_capi(folder))
+    folders.push(root.join("Lib/site-packages"));
+    folders
 }
 
 /// Asks Python where the package is, without importing it.
@@ -132,6 +151,21 @@ fn absolute(path: PathBuf) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_of_an_environment() {
+        let root = tempfile::tempdir().expect("folder");
+        assert_eq!(in_environment(root.path()), None);
+        let name = format!("{}onnxruntime{}.1.31.1", consts::DLL_PREFIX, consts::DLL_SUFFIX);
+        for environment in ["lib/python3.11/site-packages", "lib/python3/dist-packages", "lib64/other"] {
+            let capi = root.path().join(environment).join("onnxruntime/capi");
+            fs::create_dir_all(&capi).expect("made");
+            fs::write(capi.join(&name), b"").expect("written");
+        }
+        let first = root.path().join("lib/python3/dist-packages");
+        assert!(packages(root.path()).starts_with(&[root.path().join("lib/python3/dist-packages")]));
+        assert_eq!(in_environment(root.path()), Some(first.join("onnxruntime/capi").join(name)));
+    }
 
     #[test]
     fn the_library_and_not_a_provider() {

@@ -1,0 +1,217 @@
+"""What the command does with models, as functions."""
+
+from __future__ import annotations
+
+import os
+from typing import Optional, Union
+from collections.abc import Iterable, Mapping, Sequence
+
+from .command import run as _run
+from .results import ConvertResult, InspectResult, PlanResult, RestoreResult, VerifyResult
+
+StrPath = Union[str, "os.PathLike[str]"]
+Patterns = Union[str, Iterable[str]]
+
+
+def convert(
+    path: StrPath,
+    output: Optional[StrPath] = None,
+    *,
+    ratio: Optional[float] = None,
+    lossless: bool = False,
+    mantissa_bits: Optional[int] = None,
+    min_size: Union[int, str, None] = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    exclude_nodes: Patterns = (),
+    profile: Optional[str] = None,
+    optimize: Optional[str] = None,
+    ort_lib: Optional[StrPath] = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: Optional[int] = None,
+) -> ConvertResult:
+    """Writes a model with compressed weights.
+
+    Without ``ratio``, ``lossless`` or ``mantissa_bits`` (one of them at most) the target is half the weight
+    bytes: for each weight the most exact encoding that gets there. Where that is out of reach the model is
+    written all the same, with a warning in the result.
+
+    >>> result = nz_onnx.convert("model.onnx")
+    >>> result.output.path, round(result.totals.ratio, 2)
+    ('model.nz.onnx', 0.49)
+    >>> nz_onnx.convert("model.onnx", "out/model.nz.onnx", lossless=True, exclude="lm_head.*")
+
+    Args:
+        path: The ONNX model.
+        output: The model to write; its data file has the same name and ".data". Default: beside the
+            input, X.nz.onnx.
+        ratio: Weight bytes after over before that must be reached, above 0 and at most 1.
+        lossless: Change no weight.
+        mantissa_bits: Round every weight to so many (float32 has 23, float16 10, bfloat16 7).
+        min_size: Leave smaller weights alone; bytes, or with a unit, as "4KiB". Default: 4096.
+        include: Glob, or globs: compress only weights whose name matches one.
+        exclude: Glob, or globs: leave weights alone whose name matches one.
+        exclude_nodes: Glob, or globs: leave the weights of nodes alone whose name matches one.
+        profile: "compact", the default, or "fast": faster to decode without AVX-512, 1.1 bits a weight
+            larger.
+        optimize: "off", the default, "portable" or "native": let ONNX Runtime optimise the model first.
+        ort_lib: libonnxruntime to optimise with. Default: the one of the package onnxruntime.
+        force: Replace files that exist.
+        dry_run: Do everything but write.
+        threads: Threads to use. Default: all cores.
+
+    Raises:
+        UsageError: an option is wrong.
+        RatioError: ``ratio`` cannot be reached; nothing was written.
+        CorruptError: the model is corrupt.
+        UnsupportedError: the model uses something that this version does not handle.
+        NzError: a file cannot be read or written.
+    """
+    options = _target(ratio, lossless, mantissa_bits)
+    options += _selection(min_size, include, exclude, exclude_nodes)
+    options += _options(profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(output=output, force=force, dry_run=dry_run)
+    return _run(ConvertResult, "convert", options, [os.fspath(path)])
+
+
+def plan(
+    path: StrPath,
+    *,
+    ratio: Optional[float] = None,
+    lossless: bool = False,
+    mantissa_bits: Optional[int] = None,
+    min_size: Union[int, str, None] = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    exclude_nodes: Patterns = (),
+    profile: Optional[str] = None,
+    optimize: Optional[str] = None,
+    ort_lib: Optional[StrPath] = None,
+    threads: Optional[int] = None,
+) -> PlanResult:
+    """What :func:`convert` would do to each weight, and why, without encoding anything.
+
+    >>> for tensor in nz_onnx.plan("model.onnx", ratio=0.4).tensors:
+    ...     print(tensor.name, tensor.decision, tensor.encoding, tensor.reason)
+
+    Args and errors are those of :func:`convert`.
+    """
+    options = _target(ratio, lossless, mantissa_bits)
+    options += _selection(min_size, include, exclude, exclude_nodes)
+    options += _options(profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    return _run(PlanResult, "plan", options, [os.fspath(path)])
+
+
+def inspect(path: StrPath) -> InspectResult:
+    """What is in a converted model, a plain model or a blob file.
+
+    >>> for blob in nz_onnx.inspect("model.nz.onnx").blobs:
+    ...     print(blob.name, blob.shape, blob.bytes / blob.weight_bytes)
+
+    Raises:
+        CorruptError: the file is corrupt; its ``result`` says which blobs are, if the rest can be read.
+        NzError: the file cannot be read; subclasses as in :func:`convert`.
+    """
+    return _run(InspectResult, "inspect", [], [os.fspath(path)])
+
+
+def verify(
+    path: StrPath,
+    original: Optional[StrPath] = None,
+    *,
+    run: bool = False,
+    inputs: Optional[StrPath] = None,
+    shapes: Optional[Mapping[str, Sequence[int]]] = None,
+    seed: Optional[int] = None,
+    tolerance: Optional[float] = None,
+    ort_lib: Optional[StrPath] = None,
+    library: Optional[StrPath] = None,
+    threads: Optional[int] = None,
+) -> VerifyResult:
+    """Checks a converted model: checksums, with ``original`` its weights, with ``run`` its outputs.
+
+    Returns when all checks passed.
+
+    >>> nz_onnx.verify("model.nz.onnx", "model.onnx", run=True, shapes={"input_ids": (1, 16)})
+    >>> try:
+    ...     nz_onnx.verify("damaged.nz.onnx")
+    ... except nz_onnx.CorruptError as error:
+    ...     print(error.result.blobs)
+
+    Args:
+        path: The converted model.
+        original: The model that it was made from.
+        run: Run both models in ONNX Runtime and compare their outputs; needs ``original``.
+        inputs: An .npz file, or a folder of .npy files, one array per graph input. Default: random.
+        shapes: Dimensions of random inputs by name. Default: 1 for each symbolic dimension.
+        seed: Seed of the random inputs. Default: 0.
+        tolerance: Largest error of an output, relative to its largest magnitude. Default: 1e-5, or 1e-3
+            if the model has float16 or bfloat16 weights, when no weight was changed; else outputs are
+            reported only.
+        ort_lib: libonnxruntime to use. Default: the one of the package onnxruntime.
+        library: libnz_onnx to register. Default: the one of this package.
+        threads: Threads to use. Default: all cores.
+
+    Raises:
+        CorruptError: a check failed, and its ``result`` says which; or a file is corrupt.
+        UsageError: an option is wrong, or there is no ONNX Runtime to run with.
+        NzError: a file cannot be read; subclasses as in :func:`convert`.
+    """
+    options = _options(original=original, run=run, inputs=inputs, seed=seed, tolerance=tolerance)
+    options += _options(ort_lib=ort_lib, library=library, threads=threads)
+    for name, dimensions in (shapes or {}).items():
+        options.append(f"--shape={name}={','.join(map(str, dimensions))}")
+    return _run(VerifyResult, "verify", options, [os.fspath(path)])
+
+
+def restore(
+    path: StrPath,
+    output: Optional[StrPath] = None,
+    *,
+    force: bool = False,
+    threads: Optional[int] = None,
+) -> RestoreResult:
+    """Writes a converted model back as a plain one.
+
+    >>> nz_onnx.restore("model.nz.onnx").identical
+    True
+
+    Args:
+        path: The converted model.
+        output: The model to write. Default: beside the input, X.restored.onnx.
+        force: Replace files that exist.
+        threads: Threads to use. Default: all cores.
+
+    Raises:
+        CorruptError: the model is corrupt.
+        NzError: a file cannot be read or written; subclasses as in :func:`convert`.
+    """
+    options = _options(output=output, force=force, threads=threads)
+    return _run(RestoreResult, "restore", options, [os.fspath(path)])
+
+
+def _target(ratio: Optional[float], lossless: bool, mantissa_bits: Optional[int]) -> list[str]:
+    return _options(ratio=ratio, lossless=lossless, mantissa_bits=mantissa_bits)
+
+
+def _selection(
+    min_size: Union[int, str, None], include: Patterns, exclude: Patterns, exclude_nodes: Patterns
+) -> list[str]:
+    options = _options(min_size=min_size)
+    for name, patterns in (("include", include), ("exclude", exclude), ("exclude-nodes", exclude_nodes)):
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            options.append(f"--{name}={pattern}")
+    return options
+
+
+def _options(**values: Union[str, int, float, os.PathLike[str], None]) -> list[str]:
+    """Command line options; None and False are left out, True is an option without a value."""
+    options = []
+    for name, value in values.items():
+        option = "--" + name.replace("_", "-")
+        if value is True:
+            options.append(option)
+        elif value is not None and value is not False:
+            options.append(f"{option}={os.fspath(value) if isinstance(value, os.PathLike) else value}")
+    return options

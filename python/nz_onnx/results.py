@@ -1,0 +1,405 @@
+"""What the command answers: the documents of its option ``--json``, with the same names and units.
+
+Sizes are in bytes, times in seconds. Fields that a later command may add are ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+
+# Evaluated at run time, by Python 3.9 too: no `X | None`.
+from typing import Any, Optional, TypeVar
+from collections.abc import Mapping
+
+Document = TypeVar("Document")
+
+
+@dataclass(frozen=True)
+class Input:
+    """The file that was read."""
+
+    path: str
+    """As given."""
+    bytes: int
+    """Bytes of the model file, without its external data."""
+    sha256: str
+    """SHA-256 of the model file, in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files that were written."""
+
+    path: str
+    """The model."""
+    data_path: Optional[str]
+    """Its data file, if it has one."""
+    bytes: int
+    """Bytes of both."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """How ONNX Runtime optimised a model before it was converted; weights are the optimised model's."""
+
+    level: str
+    """"portable" or "native"."""
+    ort_version: str
+    """Version of the ONNX Runtime that did it."""
+    nchwc_block: Optional[int]
+    """Channels a block; None if the model runs on any CPU."""
+    original_weight_bytes: int
+    """Bytes of all weights before it was optimised."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all weights of a model."""
+
+    weights: int
+    """Weights of the model, of any dtype."""
+    compressed: int
+    """Those that are compressed."""
+    bytes_before: int
+    """Bytes of all weights before."""
+    bytes_after: int
+    """Bytes of all weights after, kept ones included."""
+    ratio: float
+    """After over before."""
+    lossless: bool
+    """Whether no weight was changed."""
+    max_relative_error: float
+    """The largest over all weights; in a plan a bound."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One weight of a conversion."""
+
+    name: str
+    """Name of the initializer, or of the Constant node's output."""
+    dtype: str
+    """ONNX dtype: "float32", "int8"."""
+    shape: tuple[int, ...]
+    """Dimensions."""
+    bytes_before: int
+    """Bytes before."""
+    bytes_after: int
+    """Bytes after; 0 for a copy of a weight that is stored elsewhere."""
+    bits_per_weight: float
+    """``8 * bytes_after`` over the number of weights."""
+    encoding: Optional[str]
+    """"float-split lossless", "float-split k=12"; None if kept."""
+    lossless: bool
+    """Whether the weight comes back bit for bit."""
+    max_relative_error: float
+    """Largest ``|a - b| / |a|``: measured, in a plan a bound; 0 if lossless."""
+    decision: str
+    """"compressed" or "kept"."""
+    reason: Optional[str]
+    """Why; None where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What :func:`nz_onnx.convert` did."""
+
+    schema: str
+    """Name and version of the document."""
+    input: Input
+    """The model."""
+    output: Optional[Output]
+    """What was written; None for a dry run."""
+    optimized: Optional[Optimized]
+    """How the model was optimised first; None if it was not."""
+    totals: Totals
+    """Sums."""
+    tensors: tuple[Tensor, ...]
+    """All weights, in the model's order."""
+    warnings: tuple[str, ...]
+    """What fell short."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A node that reads a weight."""
+
+    node: str
+    """Name of the node; may be empty."""
+    op: str
+    """Its op type."""
+    becomes: Optional[str]
+    """The op that will read the blob instead; None if kept."""
+
+
+@dataclass(frozen=True)
+class PlannedTensor(Tensor):
+    """One weight of a plan: sizes are upper bounds, nothing is encoded yet."""
+
+    consumers: tuple[Consumer, ...]
+    """Who reads it."""
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What :func:`nz_onnx.convert` would do."""
+
+    schema: str
+    """Name and version of the document."""
+    input: Input
+    """The model."""
+    optimized: Optional[Optimized]
+    """How it was optimised first; None if it was not."""
+    totals: Totals
+    """Sums."""
+    tensors: tuple[PlannedTensor, ...]
+    """All weights, in the model's order."""
+    warnings: tuple[str, ...]
+    """What falls short."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One tier of a blob's cascade."""
+
+    width: int
+    """Bits a code."""
+    symbols: tuple[int, ...]
+    """Exponents that have a code."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One compressed weight."""
+
+    name: Optional[str]
+    """Initializer that holds it; None for a bare file."""
+    weights: tuple[str, ...]
+    """The weights that it stands for."""
+    format: str
+    """Format version, "1.0"."""
+    dtype: str
+    """dtype of the weight."""
+    shape: tuple[int, ...]
+    """Shape of the weight."""
+    layout: str
+    """"row-major", or "column-tiles 256"."""
+    block_len: int
+    """Weights a block."""
+    tiers: tuple[Tier, ...]
+    """The cascade."""
+    mantissa_bits: int
+    """Mantissa bits kept."""
+    weight_bytes: int
+    """Bytes of the weight."""
+    bytes: int
+    """Bytes of the blob."""
+    bits_per_weight: float
+    """``8 * bytes`` over the number of weights."""
+    lossless: bool
+    """Whether the weight comes back bit for bit."""
+    checksum_ok: bool
+    """Whether the payload has the checksum that the header states."""
+
+
+@dataclass(frozen=True)
+class PlainWeight:
+    """A weight that is not compressed."""
+
+    name: str
+    """Name of the initializer."""
+    dtype: str
+    """ONNX dtype."""
+    shape: tuple[int, ...]
+    """Dimensions."""
+    bytes: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """What :func:`nz_onnx.inspect` found."""
+
+    schema: str
+    """Name and version of the document."""
+    path: str
+    """The file."""
+    bytes: int
+    """Its bytes."""
+    kind: str
+    """"converted", "plain" or "blob"."""
+    metadata: dict[str, str]
+    """``nz.*`` entries of the model's metadata."""
+    blobs: tuple[Blob, ...]
+    """The compressed weights."""
+    weights: tuple[PlainWeight, ...]
+    """The others."""
+
+
+@dataclass(frozen=True)
+class BlobCheck:
+    """One compressed weight, checked."""
+
+    name: str
+    """The weight."""
+    checksum_ok: bool
+    """Whether header, payload and decoded weight have the checksums stated."""
+    matches_original: Optional[bool]
+    """Whether it agrees with the original's weight; None if that was not asked for."""
+    lossless: bool
+    """Whether it is lossless."""
+    max_relative_error: Optional[float]
+    """Largest relative error against the original; None if not compared."""
+    problem: Optional[str]
+    """What is wrong."""
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output of both models."""
+
+    name: str
+    """Name of the graph output."""
+    shape: Optional[tuple[int, ...]]
+    """Its dimensions in this run; None if it is no tensor."""
+    max_abs_error: Optional[float]
+    """Largest absolute difference; None if it is not a finite number."""
+    max_error_to_largest: Optional[float]
+    """The same over the output's largest magnitude."""
+    within_tolerance: Optional[bool]
+    """Whether it is within the tolerance; None without one."""
+    skipped: Optional[str]
+    """Why it was not compared."""
+    problem: Optional[str]
+    """What is wrong."""
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    """The runs of both models."""
+
+    ort_lib: str
+    """libonnxruntime used."""
+    library: str
+    """libnz_onnx registered."""
+    custom_nodes: int
+    """Nodes of domain ``nz`` in the session."""
+    tolerance: Optional[float]
+    """Largest error allowed; None: reported only."""
+    original_seconds: float
+    """Seconds of the original's run, without session creation."""
+    converted_seconds: float
+    """Seconds of the converted model's run."""
+    outputs: tuple[OutputCheck, ...]
+    """The outputs."""
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What :func:`nz_onnx.verify` found."""
+
+    schema: str
+    """Name and version of the document."""
+    path: str
+    """The converted model."""
+    original: Optional[str]
+    """The original, if given."""
+    compared_with: Optional[str]
+    """What weights were compared with: the original, or the original as optimised."""
+    not_compared: Optional[str]
+    """Why they were not, although an original was given."""
+    ok: bool
+    """Whether all checks passed."""
+    blobs: tuple[BlobCheck, ...]
+    """The compressed weights."""
+    run: Optional[RunCheck]
+    """The runs, if asked for."""
+    problems: tuple[str, ...]
+    """Failed checks that belong to no single weight or output."""
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """What :func:`nz_onnx.restore` wrote."""
+
+    schema: str
+    """Name and version of the document."""
+    input: str
+    """The converted model."""
+    output: Output
+    """What was written."""
+    weights: int
+    """Weights decoded."""
+    identical: bool
+    """Whether the model is byte-identical to the one that was converted."""
+    rounded: tuple[str, ...]
+    """Weights that are not, because they had been rounded."""
+    optimized: Optional[str]
+    """The level at which ONNX Runtime had optimised the model before it was converted."""
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """What the execution provider did for one session."""
+
+    schema: str
+    """Name and version of the document."""
+    provider: str
+    """The provider's name."""
+    version: str
+    """Version of the library."""
+    process: int
+    """The process that the session was made in."""
+    weights: int
+    """Weights that the provider compressed."""
+    bytes_before: int
+    """Their bytes before."""
+    bytes_after: int
+    """Their bytes after."""
+    seconds: float
+    """Seconds that compressing them took."""
+
+
+def from_document(kind: type[Document], document: object, place: str = "") -> Document:
+    """A result of this kind from a parsed JSON document; unknown fields are ignored.
+
+    Raises:
+        ValueError: a field is missing or of another type; the message names it.
+    """
+    value = _read(kind, document, place or kind.__name__)
+    return typing.cast(Document, value)
+
+
+def _read(kind: Any, value: object, place: str) -> object:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union:
+        return None if value is None else _read(arguments[0], value, place)
+    if origin is tuple:
+        items = _expect(value, list, place)
+        return tuple(_read(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(items))
+    if origin is dict:
+        entries = _expect(value, dict, place)
+        return {key: _read(arguments[1], item, f"{place}.{key}") for key, item in entries.items()}
+    if dataclasses.is_dataclass(kind):
+        return _read_fields(kind, _expect(value, dict, place), place)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _expect(value, kind, place)
+
+
+def _read_fields(kind: Any, document: Mapping[str, object], place: str) -> object:
+    types = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    missing = [name for name in names if name not in document]
+    if missing:
+        raise ValueError(f"{place}: no field {missing[0]!r}")
+    return kind(**{name: _read(types[name], document[name], f"{place}.{name}") for name in names})
+
+
+def _expect(value: Any, kind: Any, place: str) -> Any:
+    # True is an int to Python, but no count.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{place}: expected {kind.__name__}, found {value!r}")
+    return value
