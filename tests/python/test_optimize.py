@@ -89,7 +89,7 @@ def sha256(path):
 
 
 def test_native_computes_what_the_original_does(branches, x, tmp_path):
-    report = optimized(branches, tmp_path / "m.nz.onnx", "native", "--lossless")
+    report = optimized(branches, tmp_path / "m.nz.onnx", "native", "--lossless", "--include", "*")
     assert report["optimized"]["nchwc_block"] == BLOCK
     assert report["input"]["sha256"] == sha256(branches)
     model = onnx.load(tmp_path / "m.nz.onnx", load_external_data=False)
@@ -268,7 +268,7 @@ def test_verify_notices_another_original(branches, tmp_path):
 
 
 def test_plan_shows_the_optimised_model(branches):
-    outcome = nz("plan", branches, "--optimize", "native", "--ort-lib", ORT_LIB, "--json")
+    outcome = nz("plan", branches, "--optimize", "native", "--ort-lib", ORT_LIB, "--include", "*", "--json")
     assert outcome.code == OK, outcome
     assert outcome.json["input"]["path"] == str(branches)
     assert outcome.json["optimized"]["nchwc_block"] == BLOCK
