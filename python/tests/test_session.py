@@ -13,8 +13,7 @@ import pytest
 
 VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 needs_provider = pytest.mark.skipif(
-    VERSION < (1, 24) or b"\0CreateEpFactories\0" not in Path(nz_onnx.get_library_path()).read_bytes(),
-    reason="this onnxruntime has no plugin execution providers, or the library is none",
+    VERSION < (1, 24), reason="this onnxruntime has no plugin execution providers that the library can be"
 )
 X = np.random.default_rng(1).normal(size=(5, 256)).astype(np.float32)
 

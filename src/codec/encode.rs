@@ -151,13 +151,39 @@ pub(super) fn runs(spec: &TensorSpec, slots: std::ops::Range<u64>) -> impl Itera
 /// # Errors
 /// `src` has the wrong length, shape, layout or options do not go together, or the payload would pass 16 GiB.
 pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Vec<u8>> {
-    if let Some(coding) = survey::sampled_coding(src, spec, options)?
-        && let Some(blob) = encode_with(Backend::active(), src, spec, options.block_len, &coding)?
-    {
+    let coding = fitting_coding(src, spec, options)?;
+    if let Some(blob) = encode_into(Vec::new(), src, spec, options.block_len, &coding)? {
         return Ok(blob);
     }
     let coding = survey::survey(src, spec, options)?.coding(options.mantissa_bits);
     encode_as(src, spec, options.block_len, &coding)
+}
+
+/// The coding that [`encode`] takes first: one that suits the tensor, or a part of it if it is large. It may be that
+/// it has no room for words in the rest.
+///
+/// # Errors
+/// As [`encode`].
+pub fn fitting_coding(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Coding> {
+    Ok(match survey::sampled_coding(src, spec, options)? {
+        Some(coding) => coding,
+        None => survey::survey(src, spec, options)?.coding(options.mantissa_bits),
+    })
+}
+
+/// As [`encode_as`], in the memory of `room` as far as that goes, such as [`Coding::size`] bytes that the caller has
+/// allocated where it likes. `None` if the coding has no room for some words.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_into(
+    room: Vec<u8>,
+    src: &[u8],
+    spec: &TensorSpec,
+    block_len: u32,
+    coding: &Coding,
+) -> Result<Option<Vec<u8>>> {
+    encode_with(Backend::active(), room, src, spec, block_len, coding)
 }
 
 /// As [`encode`], with the coding that [`super::Survey::coding`] gave for the same tensor: it is read only once more.
@@ -165,7 +191,7 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
 /// # Errors
 /// As [`encode`], or the coding is of another tensor and cannot hold this one.
 pub fn encode_as(src: &[u8], spec: &TensorSpec, block_len: u32, coding: &Coding) -> Result<Vec<u8>> {
-    encode_with(Backend::active(), src, spec, block_len, coding)?
+    encode_into(Vec::new(), src, spec, block_len, coding)?
         .ok_or_else(|| Error::invalid("the coding is of another tensor: it has no room for some exponents"))
 }
 
@@ -177,6 +203,7 @@ const CHUNKS_A_THREAD: u64 = 4;
 /// `None`: the coding does not fit all words.
 fn encode_with(
     backend: Backend,
+    room: Vec<u8>,
     src: &[u8],
     spec: &TensorSpec,
     block_len: u32,
@@ -185,7 +212,7 @@ fn encode_with(
     let source = Source::new(src, spec, block_len)?;
     let encoder = BlockEncoder { backend, source: &source, tables: Tables::new(&coding.tiers), coding };
     let count = source.blocks.count();
-    let mut blob = Assembly::new(&source, block_len, coding);
+    let mut blob = Assembly::new(room, &source, block_len, coding);
 
     let chunks = (CHUNKS_A_THREAD * rayon::current_num_threads() as u64).min(count.div_ceil(CHUNK));
     let batch = || (0..chunks).map(|_| Chunk::new(count)).collect::<Vec<_>>();
@@ -309,7 +336,7 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn new(source: &Source<'_>, block_len: u32, coding: &Coding) -> Self {
+    fn new(mut blob: Vec<u8>, source: &Source<'_>, block_len: u32, coding: &Coding) -> Self {
         let (spec, count) = (source.spec, source.blocks.count() as usize);
         let mut sections = Sections {
             spec: spec.clone(),
@@ -328,7 +355,8 @@ impl Assembly {
         let payload = sections.write().len();
         sections.widths.clear();
         sections.sizes.clear();
-        let mut blob = Vec::with_capacity(coding.size() as usize);
+        blob.clear();
+        blob.reserve_exact(coding.size() as usize);
         huge_pages(blob.spare_capacity_mut());
         blob.resize(payload, 0);
         Assembly { sections, blob, payload, hash: Xxh3::new() }

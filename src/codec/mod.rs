@@ -4,6 +4,7 @@
 //! worth keeping. The symbols go through a tiered cascade ([`cascade`]), the raw bits into planes. The method
 //! of keeping exponents entropy-coded is NeuZip's (arXiv 2410.20650).
 
+pub mod allocation;
 pub mod cascade;
 mod decode;
 mod encode;
@@ -13,6 +14,6 @@ pub mod word;
 
 pub use cascade::Profile;
 pub use decode::{Decoder, decode};
-pub use encode::{EncodeOptions, encode, encode_as, load_slots};
-pub use survey::{Coding, Survey, survey};
+pub use encode::{EncodeOptions, encode, encode_as, encode_into, fitting_coding, load_slots};
+pub use survey::{Coding, Survey, survey, survey_sample};
 pub use word::max_relative_error;

@@ -82,17 +82,16 @@ const SAMPLED_LEAST: u64 = 1 << 19;
 const SAMPLED_OF: u64 = 16;
 const STRETCH: u64 = 4096;
 
-/// The coding at `options.mantissa_bits` that a part of a large tensor calls for; `None` for a small one. It is not
-/// to be relied on: there can be subnormals, or words that it does not fit, where nobody has looked.
-pub(super) fn sampled_coding(
-    src: &[u8],
-    spec: &TensorSpec,
-    options: &EncodeOptions,
-) -> Result<Option<Coding>> {
+/// A survey of a part of a large tensor, and of the whole of a small one. Sizes that it gives are guesses, and a
+/// coding is not to be relied on: there can be subnormals, or words that it does not fit, where nobody has looked.
+///
+/// # Errors
+/// As [`survey`].
+pub fn survey_sample(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Survey> {
     let source = Source::new(src, spec, options.block_len)?;
     let elements = spec.elements()?;
     if elements < SAMPLED_FROM {
-        return Ok(None);
+        return survey(src, spec, options);
     }
     let sampled_of = (elements / SAMPLED_LEAST).min(SAMPLED_OF);
     let looked_at = STRETCH / sampled_of;
@@ -104,6 +103,20 @@ pub(super) fn sampled_coding(
     };
     let mut survey = survey_slots(Backend::active(), &source, options.profile, elements / STRETCH, slots);
     survey.scale(sampled_of);
+    Ok(survey)
+}
+
+/// The coding at `options.mantissa_bits` that a part of a large tensor calls for; `None` for a small one. It is not
+/// to be relied on either.
+pub(super) fn sampled_coding(
+    src: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+) -> Result<Option<Coding>> {
+    if spec.elements()? < SAMPLED_FROM {
+        return Ok(None);
+    }
+    let survey = survey_sample(src, spec, options)?;
     let mut coding = survey.coding(options.mantissa_bits);
     // A lossless coding with all mantissa bits in all blocks gains nothing from normalising.
     let all_bits = coding.mantissa_bits.is_none() && survey.has_all_bits();

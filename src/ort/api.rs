@@ -13,8 +13,13 @@ use ort_sys::{
     OrtTensorTypeAndShapeInfo, OrtValue,
 };
 
+use bytemuck::AnyBitPattern;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
+
 use super::cache::Cache;
 use super::fence::{self, Failure, Result};
+use crate::format::Dtype;
 
 /// Element types as numbers: the host may know more of them than the enum in `ort-sys` does.
 pub(crate) mod element {
@@ -26,6 +31,10 @@ pub(crate) mod element {
     pub const INT32: i32 = 6;
     /// int64.
     pub const INT64: i32 = 7;
+    /// float16.
+    pub const FLOAT16: i32 = 10;
+    /// bfloat16.
+    pub const BFLOAT16: i32 = 16;
 }
 
 /// The function table of the ONNX Runtime that loaded us, at [`super::API_LEVEL`] or, for error reports only,
@@ -50,6 +59,11 @@ impl Api {
     pub unsafe fn new(table: *const OrtApi, version: HostVersion) -> Option<Self> {
         // SAFETY: the caller's promise; tables are static data of the host.
         unsafe { table.as_ref() }.map(|table| Api(table, version))
+    }
+
+    /// The host's version.
+    pub fn host(self) -> HostVersion {
+        self.1
     }
 
     /// The table itself, for calls that have no wrapper here.
@@ -248,22 +262,22 @@ impl<'a> KernelContext<'a> {
         self.input(index)?.ok_or_else(|| Failure::invalid(format!("input {index} is missing")))
     }
 
-    /// Allocates the node's first output, a float32 tensor, and hands it out.
+    /// Allocates the node's first output, whose elements are as long as a `T`, and hands it out.
     ///
     /// Takes the context mutably, so that there is one such slice at a time.
-    pub fn only_output(&mut self, dims: &[i64]) -> Result<&mut [f32]> {
+    pub fn only_output<T: AnyBitPattern>(&mut self, dims: &[i64]) -> Result<&mut [T]> {
         self.output(0, dims)?.ok_or_else(|| Failure::invalid("output 0 is missing"))
     }
 
     /// The same for output `index`, or nothing if the node leaves it out.
-    pub fn output(&mut self, index: usize, dims: &[i64]) -> Result<Option<&mut [f32]>> {
+    pub fn output<T: AnyBitPattern>(&mut self, index: usize, dims: &[i64]) -> Result<Option<&mut [T]>> {
         let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
-        let count = count.filter(|&n| n <= isize::MAX as usize / 4);
+        let count = count.filter(|&n| n <= isize::MAX as usize / size_of::<T>());
         let count = count.ok_or_else(|| Failure::invalid(format!("output shape {dims:?} is too large")))?;
         let (mut value, mut data): (*mut OrtValue, *mut c_void) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: `raw` is live; the host allocates what `dims` asks for, aligned for any element type. The
         // memory is ours until the call returns. Its bytes may be uninitialised to the host; any bit pattern
-        // is an f32, and kernels write each element before anybody reads it.
+        // is a `T`, and kernels write each element before anybody reads it.
         unsafe {
             let get = self.api.0.KernelContext_GetOutput;
             self.api.check(get(self.raw, index, dims.as_ptr(), dims.len(), &mut value))?;
@@ -279,6 +293,28 @@ impl<'a> KernelContext<'a> {
             }
             Ok(Some(std::slice::from_raw_parts_mut(data.cast(), count)))
         }
+    }
+
+    /// Allocates the node's only output, of floats of type `element`, and has `fill` set it; the shorter types are
+    /// rounded to at the end.
+    pub fn fill_output(
+        &mut self,
+        element: i32,
+        dims: &[i64],
+        fill: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        if element == element::FLOAT {
+            return fill(self.only_output(dims)?);
+        }
+        let out = self.only_output::<u16>(dims)?;
+        let mut values = vec![0f32; out.len()];
+        fill(&mut values)?;
+        if element == element::FLOAT16 {
+            out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&values);
+        } else {
+            out.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(&values);
+        }
+        Ok(())
     }
 
     /// A handle with which to run tasks while an output is borrowed.
@@ -359,6 +395,8 @@ macro_rules! element {
     };
 }
 element!(f32, element::FLOAT, "float32");
+element!(f16, element::FLOAT16, "float16");
+element!(bf16, element::BFLOAT16, "bfloat16");
 element!(u8, element::UINT8, "uint8");
 element!(i32, element::INT32, "int32");
 element!(i64, element::INT64, "int64");
@@ -366,7 +404,7 @@ element!(i64, element::INT64, "int64");
 impl<'a> Tensor<'a> {
     /// # Safety
     /// `value` is live and unchanged for `'a`.
-    unsafe fn new(api: Api, value: *const OrtValue) -> Result<Self> {
+    pub unsafe fn new(api: Api, value: *const OrtValue) -> Result<Self> {
         let mut info = ptr::null_mut();
         // SAFETY: `value` is live; `info` is released once, after its last use.
         let (dims, element) = unsafe {
@@ -409,6 +447,26 @@ impl<'a> Tensor<'a> {
                 Cow::Owned((0..self.count).map(|i| data.add(i).read_unaligned()).collect())
             }
         })
+    }
+
+    /// The elements of a tensor of floats of any length, as float32.
+    pub fn floats(&self) -> Result<Cow<'a, [f32]>> {
+        match self.element {
+            element::FLOAT16 => Ok(Cow::Owned(self.values::<f16>()?.to_f32_vec())),
+            element::BFLOAT16 => Ok(Cow::Owned(self.values::<bf16>()?.to_f32_vec())),
+            _ => self.values::<f32>(),
+        }
+    }
+
+    /// The bytes of a tensor of elements of `dtype`, never copied.
+    pub fn raw(&self, dtype: Dtype) -> Result<&'a [u8]> {
+        let data = match dtype {
+            Dtype::F32 => self.pointer::<f32>()?.map(<*const f32>::cast),
+            Dtype::F16 => self.pointer::<f16>()?.map(<*const f16>::cast),
+            Dtype::Bf16 => self.pointer::<bf16>()?.map(<*const bf16>::cast),
+        };
+        // SAFETY: as in `values`; a byte is always aligned.
+        Ok(data.map_or(&[], |data| unsafe { std::slice::from_raw_parts(data, self.count * dtype.size()) }))
     }
 
     /// The bytes of a uint8 tensor, never copied.

@@ -54,7 +54,12 @@ impl Cache {
                 format!("{source} is '{text}': set it to a whole number of MiB, 0 to keep nothing decoded");
             Failure::invalid(message)
         })?;
-        Ok((budget > 0).then(|| Arc::new(Cache { budget, state: Mutex::default() })))
+        Ok(Cache::of(budget))
+    }
+
+    /// A cache of so many bytes; `None` for 0.
+    pub fn of(budget: usize) -> Option<Arc<Cache>> {
+        (budget > 0).then(|| Arc::new(Cache { budget, state: Mutex::default() }))
     }
 
     /// A place for a weight of `len` elements, if the budget could ever hold it.

@@ -63,6 +63,12 @@ pub(crate) fn guard(api: Api, body: impl FnOnce() -> Result<()>) -> OrtStatusPtr
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

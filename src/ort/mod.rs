@@ -1,11 +1,14 @@
-//! The glue to ONNX Runtime: the custom ops of `docs/ops.md`, behind the C API's plugin entry point.
+//! The glue to ONNX Runtime: the custom ops of `docs/ops.md` and the execution provider of `docs/ep.md`, each behind
+//! its entry point of the C API.
 //!
-//! The library does not link to libonnxruntime. It works with the function table that the host hands over, at
-//! API level 17, which every ONNX Runtime from 1.17 on has. No panic crosses into the host (module `fence`), no
+//! The library does not link to libonnxruntime. It works with the function tables that the host hands over: at API
+//! level 17 for the ops, which every ONNX Runtime from 1.17 on has, and at 24 for the provider. No panic crosses into the host (module `fence`), no
 //! kernel has mutable state, so one session may be run from many threads.
 
 mod api;
 mod cache;
+mod ep;
+mod ep_sys;
 mod fence;
 mod kernels;
 mod ops;
@@ -21,6 +24,7 @@ use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, Or
 use api::{Api, HostVersion};
 use cache::Cache;
 pub use cache::{CACHE_OPTION, CACHE_VARIABLE};
+pub use ep::{LOG_VARIABLE, PROVIDER, STATS_VARIABLE};
 use fence::Result;
 use ops::{DEFINITIONS, Op};
 pub use weight::VERIFY_VARIABLE;
@@ -85,13 +89,18 @@ pub unsafe extern "system" fn RegisterCustomOps(
 fn register(api: Api, options: *mut OrtSessionOptions) -> Result<()> {
     // SAFETY: the options are live.
     let budget = unsafe { api.session_option(options, CACHE_OPTION) }?;
-    let domain = match Cache::configured(budget)? {
-        // Ops of its own, because kernels know their session by the op that creates them.
-        Some(cache) => new_domain(api, Some(&cache))?,
-        None => shared_domain(api)?,
-    };
+    let domain = domain(api, budget)?;
     // SAFETY: the options are live, and the domain is never released.
     api.check(unsafe { (api.table().AddCustomOpDomain)(options, domain) })
+}
+
+/// The ops for sessions that keep as many decoded weights as `budget` says, as [`Cache::configured`] takes it.
+fn domain(api: Api, budget: Option<String>) -> Result<*mut OrtCustomOpDomain> {
+    match Cache::configured(budget)? {
+        // Ops of its own, because kernels know their session by the op that creates them.
+        Some(cache) => new_domain(api, Some(&cache)),
+        None => shared_domain(api),
+    }
 }
 
 /// The domain of all sessions that keep nothing decoded.

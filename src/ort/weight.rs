@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::api::{HostVersion, KernelContext, KernelInfo, Workers, threads};
 use super::cache::{self, Place};
+use super::ep::Slot;
 use super::fence::{Failure, Result};
 use crate::codec::Decoder;
 use crate::error::Error;
@@ -49,6 +50,8 @@ enum State {
     /// The blob comes from elsewhere (an outer graph's initializer, in the body of an If): validated when it
     /// is first seen, and again if another one is seen.
     Late(RwLock<Option<(Vec<u8>, Arc<Decoder>)>>),
+    /// The blob is made from the node's constant input by this library.
+    Packed(Arc<Slot>),
 }
 
 /// A weight during one execution.
@@ -91,6 +94,12 @@ impl Bound<'_> {
         self.kept.as_ref().map(|weights| &weights[first..first + len])
     }
 
+    /// Decodes weights from slot `first` on, in stored order, to elements of the blob's own dtype.
+    pub fn decode_elements(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        let decoded = self.decoder.decode_elements(self.blob, first as u64, out);
+        decoded.map_err(|error| Failure::fail(explain(&error)))
+    }
+
     /// Decodes `out.len()` weights from slot `first` on, in stored order.
     pub fn decode(&self, first: usize, out: &mut [f32]) -> Result<()> {
         if let Some(weights) = self.kept(first, out.len()) {
@@ -108,6 +117,14 @@ impl Bound<'_> {
             let mut weights = vec![0f32; self.header().blocks().elements() as usize];
             self.decode_all(workers, &mut weights)?;
             self.kept = Some(Arc::new(weights));
+        }
+        Ok(self)
+    }
+
+    /// The same with its weights decoded, if `place` has them or room for them.
+    fn keep(mut self, place: Option<&Place>, context: &KernelContext<'_>) -> Result<Self> {
+        if let Some(place) = place {
+            self.kept = place.weights(|out| self.decode_all(&context.workers(), out))?;
         }
         Ok(self)
     }
@@ -141,7 +158,8 @@ fn explain(error: &Error) -> String {
     format!("{error}{advice}")
 }
 
-fn verify_payload() -> Result<bool> {
+/// What [`VERIFY_VARIABLE`] says: whether payloads are read and their checksums compared.
+pub(crate) fn verify_payload() -> Result<bool> {
     match std::env::var_os(VERIFY_VARIABLE) {
         None => Ok(true),
         Some(value) if value.is_empty() || value == "full" => Ok(true),
@@ -195,35 +213,61 @@ impl Weight {
         Ok(weight)
     }
 
+    /// The weight that is compressed to `slot`, as input `input` of a node.
+    pub fn packed(slot: Arc<Slot>, input: usize, host: HostVersion) -> Self {
+        Weight {
+            input,
+            name: slot.name().to_owned(),
+            shape: slot.spec().shape.clone(),
+            stored: Stored::Any,
+            verify: false,
+            host,
+            state: State::Packed(slot),
+        }
+    }
+
     /// The decoded weight's shape, from the node's attribute; the blob's is the same.
     pub fn shape(&self) -> &[u64] {
         &self.shape
     }
 
     /// The weight, ready to be decoded in this execution.
-    pub fn bind<'a>(&self, context: &KernelContext<'a>) -> Result<Bound<'a>> {
-        let blob = context.required(self.input)?.bytes().map_err(|e| e.at(self.label()))?;
-        let cache = match &self.state {
-            State::Constant(decoder, place) => {
-                let decoder = Arc::clone(decoder);
-                let mut bound = Bound { host: self.host, decoder, blob, kept: None };
-                if let Some(place) = place {
-                    bound.kept = place.weights(|out| bound.decode_all(&context.workers(), out))?;
-                }
-                return Ok(bound);
+    pub fn bind<'a>(&'a self, context: &KernelContext<'a>) -> Result<Bound<'a>> {
+        let host = self.host;
+        match &self.state {
+            State::Packed(slot) => {
+                // ONNX Runtime keeps the input only where it did not hand it over when the session was made.
+                let packed = slot.pack(|| context.required(self.input))?;
+                let decoder = Arc::clone(packed.decoder());
+                Bound { host, decoder, blob: packed.blob(), kept: None }.keep(packed.place(), context)
             }
-            State::Late(cache) => cache,
-        };
+            State::Constant(decoder, place) => {
+                let (decoder, blob) = (Arc::clone(decoder), self.blob(context)?);
+                Bound { host, decoder, blob, kept: None }.keep(place.as_ref(), context)
+            }
+            State::Late(known) => {
+                let blob = self.blob(context)?;
+                Ok(Bound { host, decoder: self.late(known, blob)?, blob, kept: None })
+            }
+        }
+    }
+
+    fn blob<'a>(&self, context: &KernelContext<'a>) -> Result<&'a [u8]> {
+        context.required(self.input)?.bytes().map_err(|e| e.at(self.label()))
+    }
+
+    /// The decoder of a blob that was not there when the kernel was created.
+    fn late(&self, cache: &RwLock<Option<(Vec<u8>, Arc<Decoder>)>>, blob: &[u8]) -> Result<Arc<Decoder>> {
         let identity = &blob[..IDENTITY.min(blob.len())];
         if let Some((known, decoder)) = &*cache.read().unwrap_or_else(PoisonError::into_inner)
             && known == identity
         {
-            return Ok(Bound { host: self.host, decoder: Arc::clone(decoder), blob, kept: None });
+            return Ok(Arc::clone(decoder));
         }
         let decoder = Arc::new(self.open(blob)?);
         *cache.write().unwrap_or_else(PoisonError::into_inner) =
             Some((identity.to_vec(), Arc::clone(&decoder)));
-        Ok(Bound { host: self.host, decoder, blob, kept: None })
+        Ok(decoder)
     }
 
     fn label(&self) -> String {

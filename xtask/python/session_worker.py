@@ -12,7 +12,8 @@ Reads one JSON command a line from stdin and answers each with one JSON line on 
 A command that fails is answered with {"error": message}. The session has default options; only the
 library is registered, and profiling switched on, where asked for.
 
-usage: session_worker.py MODEL INPUTS.npz [--library LIB] [--profile PREFIX] [--threads N]
+usage: session_worker.py MODEL INPUTS.npz [--library LIB] [--provider LIB [--option KEY=VALUE]...]
+                         [--profile PREFIX] [--threads N]
 """
 
 import argparse
@@ -86,9 +87,16 @@ class Worker:
             options.profile_file_prefix = self.arguments.profile
         if self.arguments.threads:
             options.intra_op_num_threads = self.arguments.threads
-        self.session = ort.InferenceSession(
-            self.arguments.model, options, providers=["CPUExecutionProvider"]
-        )
+        if self.arguments.provider:
+            ort.register_execution_provider_library("nz", self.arguments.provider)
+            devices = [device for device in ort.get_ep_devices() if device.ep_name == "NzExecutionProvider"]
+            options.add_provider_for_devices(devices, dict(self.arguments.option))
+            # Or a provider that fails would be replaced by the CPU's without a word.
+            self.session = ort.InferenceSession(self.arguments.model, options, enable_fallback=0)
+        else:
+            self.session = ort.InferenceSession(
+                self.arguments.model, options, providers=["CPUExecutionProvider"]
+            )
         return {}
 
     def run(self, command):
@@ -120,6 +128,8 @@ def main():
     parser.add_argument("model")
     parser.add_argument("inputs")
     parser.add_argument("--library")
+    parser.add_argument("--provider")
+    parser.add_argument("--option", action="append", default=[], type=lambda text: text.split("=", 1))
     parser.add_argument("--profile")
     parser.add_argument("--threads", type=int)
     worker = Worker(parser.parse_args())

@@ -18,14 +18,27 @@ class Worker:
     """A context manager; leaving it ends the process."""
 
     def __init__(
-        self, model, inputs, library=None, profile=False, threads=None, python=None, environment=None
+        self,
+        model,
+        inputs,
+        library=None,
+        profile=False,
+        threads=None,
+        python=None,
+        environment=None,
+        provider=None,
+        options=(),
     ):
         """`inputs` is the path of an .npz file; `python` another interpreter than this one; `environment` has
-        further variables."""
+        further variables; `provider` is a library whose NzExecutionProvider the session gets, with `options`."""
         command = [str(python or sys.executable), str(SCRIPT), str(model), str(inputs)]
         self.folder = tempfile.TemporaryDirectory(prefix="nz-worker-")
         if library:
             command += ["--library", str(library)]
+        if provider:
+            command += ["--provider", str(provider)]
+            for key, value in dict(options).items():
+                command += ["--option", f"{key}={value}"]
         if profile:
             command += ["--profile", str(Path(self.folder.name) / "profile")]
         if threads:

@@ -40,6 +40,8 @@ pub const BENCH: Environment = Environment {
     // Its dependency torch takes gigabytes, and its byte interface does without.
     alone: &["zipnn==0.5.4"],
 };
+/// The oldest ONNX Runtime that the execution provider works in.
+pub const OLDEST_PROVIDER: Environment = plain("1.24.4", &["numpy==2.4.6"]);
 /// An ONNX Runtime of two years ago: models must load and run in it too.
 pub const OLDER: Environment = plain("1.20.1", &["numpy==2.2.6"]);
 /// The oldest ONNX Runtime that the library loads in.

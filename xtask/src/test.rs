@@ -8,14 +8,16 @@ use anyhow::{Context, Result};
 
 use crate::aarch64::Emulator;
 use crate::bench;
-use crate::python::{CURRENT, OLDER, OLDEST, Python, TOO_OLD};
+use crate::python::{CURRENT, OLDER, OLDEST, OLDEST_PROVIDER, Python, TOO_OLD};
 use crate::wheel;
 use crate::workspace::{self, Workspace, progress};
 
 /// The Python tests that depend on the ONNX Runtime version, beside those of the current one.
-const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", "test_lstm.py", UNREGISTERED];
+const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", "test_lstm.py", UNREGISTERED, NO_PROVIDER];
+const PROVIDER_TESTS: &[&str] = &["test_ep_ops.py", "test_ep_sessions.py"];
 const OP_TESTS: &[&str] = &["test_ops.py", "test_lstm.py", "test_cache.py", UNREGISTERED];
 const UNREGISTERED: &str = "test_guidance.py::test_without_the_library";
+const NO_PROVIDER: &str = "test_ep_ops.py::test_too_old_an_onnxruntime_is_told_what_is_needed";
 /// How pytest is called.
 const PYTEST: &[&str] = &["pytest", "-q", "-rs", "-p", "no:cacheprovider"];
 const TOO_OLD_TESTS: &[&str] = &["test_ops.py::test_too_old_an_onnxruntime_is_told_apart"];
@@ -35,6 +37,7 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         }
         Ok(python)
     };
+    let oldest_provider = optional(&OLDEST_PROVIDER)?;
     let older = optional(&OLDER)?;
     let oldest = optional(&OLDEST)?;
     let too_old = optional(&TOO_OLD)?;
@@ -82,6 +85,9 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         too_old: too_old.as_ref(),
     };
     pytest.run(&mut report, &current, &[]);
+    if let Some(python) = &oldest_provider {
+        pytest.run(&mut report, python, PROVIDER_TESTS);
+    }
     if let Some(python) = &older {
         pytest.run(&mut report, python, MODEL_TESTS);
     }

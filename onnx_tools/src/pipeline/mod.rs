@@ -1,6 +1,5 @@
 //! What the commands do, without how they talk: each takes options and gives a document of [`crate::report`].
 
-pub mod allocation;
 pub mod check;
 pub mod convert;
 pub mod env;
@@ -13,3 +12,5 @@ pub mod restore;
 pub mod runtime;
 pub mod survey;
 pub mod verify;
+
+pub use nz_onnx::codec::allocation;

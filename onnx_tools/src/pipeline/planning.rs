@@ -5,10 +5,10 @@ use std::path::Path;
 
 use nz_onnx::format::Dtype;
 
-use super::allocation::{Allocation, DEFAULT_RATIO, Encoding, Target, allocate};
+use super::allocation::{Allocation, DEFAULT_RATIO, Encoding, Target, allocate, floor};
 use super::check::{Match, error_bound};
 use super::inspect::encoding_name;
-use super::survey::{Group, Surveyed, floor, survey};
+use super::survey::{Group, Surveyed, survey};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json, units};
 use crate::rewrite::{Decision, Rules, decide};

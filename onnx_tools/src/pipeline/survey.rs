@@ -137,20 +137,6 @@ fn group(
     let Compression { spec, block_len, .. } = compression;
     let options = EncodeOptions { mantissa_bits: None, block_len: *block_len, profile };
     let survey = codec::survey(bytes, spec, &options)?;
-    let precisions = (0..spec.dtype.mantissa_bits()).map(Some).chain([None]);
-    let codings: Vec<Coding> = precisions.map(|k| survey.coding(k)).collect();
-    let mut rounded: Vec<u64> = codings.iter().map(Coding::size).collect();
-    let lossless = rounded.pop().unwrap_or(u64::MAX);
-    let floor = floor(spec.dtype);
-    let candidate = Candidate { bytes: bytes.len() as u64, copies: 1, lossless, rounded, floor };
+    let (candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
     Ok(Group { weights: vec![first], candidate, codings })
-}
-
-/// Fewest mantissa bits that the best-effort default leaves for the sake of the whole model: about 3 decimal
-/// digits of a float32, 1 of the shorter types.
-pub fn floor(dtype: Dtype) -> u8 {
-    match dtype {
-        Dtype::F32 => 10,
-        Dtype::F16 | Dtype::Bf16 => 3,
-    }
 }

@@ -20,9 +20,19 @@ impl Gemm {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let (weight, matrix) = Matrix::new(info)?;
+        Ok(Gemm::with(info, weight, matrix))
+    }
+
+    /// The kernel of an ONNX `Gemm` with this weight as input 1.
+    pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
+        let matrix = Matrix::of(&weight, info.int(c"transB").unwrap_or(0) != 0)?;
+        Ok(Gemm::with(info, weight, matrix))
+    }
+
+    fn with(info: &KernelInfo<'_>, weight: Weight, matrix: Matrix) -> Self {
         let (alpha, beta) = (info.float(c"alpha").unwrap_or(1.0), info.float(c"beta").unwrap_or(1.0));
         let trans_a = info.int(c"transA").unwrap_or(0) != 0;
-        Ok(Gemm { weight, matrix, alpha, beta, trans_a })
+        Gemm { weight, matrix, alpha, beta, trans_a }
     }
 }
 
@@ -59,7 +69,7 @@ impl Kernel for Gemm {
                 a.dims()
             )));
         };
-        let values = a.values::<f32>()?;
+        let values = a.floats()?;
         let c = context.input(2)?;
         let c = match &c {
             None => None,
@@ -70,20 +80,21 @@ impl Kernel for Gemm {
                         "C (input 2) has shape {dims:?}, which does not broadcast to [{m}, {n}]"
                     ))
                 })?;
-                Some((c.values::<f32>()?, row_stride, column_stride))
+                Some((c.floats()?, row_stride, column_stride))
             }
         };
         let addend = c.as_ref().filter(|_| self.beta != 0.0).map(|(data, row_stride, column_stride)| {
             (self.beta, View { data, row_stride: *row_stride, column_stride: *column_stride })
         });
         let workers = context.workers();
-        let y = context.only_output(&[m as i64, n as i64])?;
-        if m == 0 {
-            return Ok(());
-        }
-        let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
-        let x = View { data: &values, row_stride, column_stride };
-        Product { m, k, n, x, alpha: self.alpha, addend, transposed, first: 0 }.run(&weight, &workers, y)
+        context.fill_output(a.element(), &[m as i64, n as i64], |y| {
+            if m == 0 {
+                return Ok(());
+            }
+            let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
+            let x = View { data: &values, row_stride, column_stride };
+            Product { m, k, n, x, alpha: self.alpha, addend, transposed, first: 0 }.run(&weight, &workers, y)
+        })
     }
 }
 

@@ -21,11 +21,17 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// Reads the weight (input 1) and `transB` of a node.
+    /// Reads the weight (input 1) and `transB` of a node of this library's own ops.
     pub fn new(info: &KernelInfo<'_>) -> Result<(Weight, Matrix)> {
         let transposed = info.int(c"transB").unwrap_or(0) != 0;
         let stored = if transposed { Stored::Rows } else { Stored::Tiles };
         let weight = Weight::new(info, 1, Some(2), stored)?;
+        let matrix = Matrix::of(&weight, transposed)?;
+        Ok((weight, matrix))
+    }
+
+    /// A weight of rank 2, `[N, K]` if `transposed` and `[K, N]` otherwise.
+    pub fn of(weight: &Weight, transposed: bool) -> Result<Matrix> {
         let size = |axis: usize| {
             let dim = weight.shape()[axis];
             // `isize`, so that strides and dimensions fit in all that they are passed on as.
@@ -35,7 +41,7 @@ impl Matrix {
         };
         let (rows, columns) = (size(0)?, size(1)?);
         let (k, n) = if transposed { (columns, rows) } else { (rows, columns) };
-        Ok((weight, Matrix { k, n, transposed }))
+        Ok(Matrix { k, n, transposed })
     }
 }
 
@@ -43,6 +49,12 @@ impl MatMul {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let (weight, matrix) = Matrix::new(info)?;
+        Ok(MatMul { weight, matrix })
+    }
+
+    /// The kernel of an ONNX `MatMul` with this weight as input 1.
+    pub fn packed(weight: Weight) -> Result<Self> {
+        let matrix = Matrix::of(&weight, false)?;
         Ok(MatMul { weight, matrix })
     }
 }
@@ -58,15 +70,16 @@ impl Kernel for MatMul {
                 x.dims()
             )));
         };
-        let values = x.values::<f32>()?;
+        let values = x.floats()?;
         let m = values.len() / k;
         let dims: Vec<i64> = batch.iter().copied().chain([n as i64]).collect();
         let workers = context.workers();
-        let y = context.only_output(&dims)?;
-        if m == 0 {
-            return Ok(());
-        }
-        let x = View { data: &values, row_stride: k, column_stride: 1 };
-        Product { m, k, n, x, alpha: 1.0, addend: None, transposed, first: 0 }.run(&weight, &workers, y)
+        context.fill_output(x.element(), &dims, |y| {
+            if m == 0 {
+                return Ok(());
+            }
+            let x = View { data: &values, row_stride: k, column_stride: 1 };
+            Product { m, k, n, x, alpha: 1.0, addend: None, transposed, first: 0 }.run(&weight, &workers, y)
+        })
     }
 }

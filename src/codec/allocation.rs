@@ -1,8 +1,11 @@
 //! How many mantissa bits each weight may keep so that the model fits its target.
 //!
-//! A pure function over the sizes that [`nz_onnx::codec::survey`] gives, so that it is easy to test.
+//! A pure function over the sizes that [`super::survey()`] gives, so that it is easy to test.
 
 use std::cmp::Reverse;
+
+use super::{Coding, Survey};
+use crate::format::Dtype;
 
 /// A blob that saves less than this part of its weight does not pay.
 const MIN_SAVING: f64 = 0.05;
@@ -128,7 +131,26 @@ impl<'a> Ladder<'a> {
     }
 }
 
+/// Fewest mantissa bits that the best-effort default leaves for the sake of the whole model: about 3 decimal
+/// digits of a float32, 1 of the shorter types.
+pub fn floor(dtype: Dtype) -> u8 {
+    match dtype {
+        Dtype::F32 => 10,
+        Dtype::F16 | Dtype::Bf16 => 3,
+    }
+}
+
 impl Candidate {
+    /// One weight of `bytes` bytes of `dtype`, and how `survey` has it coded at 0, 1, ... mantissa bits and, at the
+    /// end, lossless.
+    pub fn new(survey: &Survey, dtype: Dtype, bytes: u64) -> (Candidate, Vec<Coding>) {
+        let precisions = (0..dtype.mantissa_bits()).map(Some).chain([None]);
+        let codings: Vec<Coding> = precisions.map(|k| survey.coding(k)).collect();
+        let mut rounded: Vec<u64> = codings.iter().map(Coding::size).collect();
+        let lossless = rounded.pop().unwrap_or(u64::MAX);
+        (Candidate { bytes, copies: 1, lossless, rounded, floor: floor(dtype) }, codings)
+    }
+
     /// Bytes of all copies as they are.
     fn plain(&self) -> u64 {
         self.bytes.saturating_mul(self.copies)

@@ -1,0 +1,245 @@
+//! The provider's kernels: ONNX's own ops over weights that this library compressed.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+use ort_sys::{
+    ONNXTensorElementDataType as ElementType, OrtAllocator, OrtKernelContext, OrtKernelInfo, OrtStatusPtr,
+    OrtValue,
+};
+
+use super::provider::Provider;
+use super::slot::Slot;
+use super::{EpApi, PROVIDER_C};
+use crate::ort::api::{Api, KernelContext, KernelInfo, Tensor};
+use crate::ort::ep_sys::{
+    EP_API_LEVEL, OrtDataType, OrtKernelImpl, OrtKernelRegistry, OrtSharedPrePackedWeightCache,
+};
+use crate::ort::fence::{self, Failure, Result};
+use crate::ort::kernels::{Gather, Gemm, MatMul};
+use crate::ort::ops::Kernel;
+use crate::ort::weight::Weight;
+
+const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+const INT32: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+const INT64: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+const INDICES: &[ElementType] = &[INT32, INT64];
+
+/// An op that the provider runs.
+struct Definition {
+    op: &'static CStr,
+    /// First and last opset of each version of the op that is supported.
+    versions: &'static [(c_int, c_int)],
+    /// The input that holds the weight.
+    weight: usize,
+    /// Type parameters and what they may be, beside the floats that `T` may be.
+    others: &'static [(&'static CStr, &'static [ElementType])],
+    create: fn(&KernelInfo<'_>, Weight, &Slot) -> Result<Box<dyn Kernel>>,
+}
+
+static DEFINITIONS: [Definition; 3] = [
+    Definition {
+        op: c"MatMul",
+        versions: &[(1, 8), (9, 12), (13, c_int::MAX)],
+        weight: 1,
+        others: &[],
+        create: |_, weight, _| Ok(Box::new(MatMul::packed(weight)?)),
+    },
+    Definition {
+        op: c"Gemm",
+        versions: &[(7, 8), (9, 10), (11, 12), (13, c_int::MAX)],
+        weight: 1,
+        others: &[],
+        create: |info, weight, _| Ok(Box::new(Gemm::packed(info, weight)?)),
+    },
+    Definition {
+        op: c"Gather",
+        versions: &[(1, 10), (11, 12), (13, c_int::MAX)],
+        weight: 0,
+        others: &[(c"Tind", INDICES)],
+        create: |_, weight, slot| Ok(Box::new(Gather::packed(weight, slot.spec().dtype)?)),
+    },
+];
+
+/// What ONNX Runtime looks kernels up in.
+pub(super) struct Registry {
+    api: EpApi,
+    raw: *mut OrtKernelRegistry,
+}
+
+/// What a kernel of the registry is made with.
+pub(super) struct Maker {
+    provider: *const Provider,
+    definition: &'static Definition,
+}
+
+impl Registry {
+    /// A registry of all ops, for kernels of `provider`; the makers must live as long as it.
+    ///
+    /// # Safety
+    /// Registry and makers do not outlive the provider.
+    pub unsafe fn new(api: EpApi, provider: *const Provider) -> Result<(Registry, Box<[Maker]>)> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the registry is ours until it is dropped.
+        api.check(unsafe { (api.ep().CreateKernelRegistry)(&mut raw) })?;
+        let registry = Registry { api, raw };
+        let makers: Box<[Maker]> =
+            DEFINITIONS.iter().map(|definition| Maker { provider, definition }).collect();
+        for maker in &makers {
+            for &versions in maker.definition.versions {
+                registry.add(maker, versions)?;
+            }
+        }
+        Ok((registry, makers))
+    }
+
+    /// The registry to the host.
+    pub fn raw(&self) -> *const OrtKernelRegistry {
+        self.raw
+    }
+
+    fn add(&self, maker: &Maker, (first, last): (c_int, c_int)) -> Result<()> {
+        let (api, ep, definition) = (self.api, self.api.ep(), maker.definition);
+        let floats: &[_] = if first >= 13 { &[FLOAT, FLOAT16, BFLOAT16] } else { &[FLOAT, FLOAT16] };
+        let mut builder = ptr::null_mut();
+        // SAFETY: the builder is ours until its release.
+        api.check(unsafe { (ep.CreateKernelDefBuilder)(&mut builder) })?;
+        // SAFETY: builder and definition are live, strings are C strings that the host copies; the maker's address is
+        // only handed back to `create`.
+        let added = unsafe {
+            (|| {
+                api.check((ep.KernelDefBuilder_SetOperatorType)(builder, definition.op.as_ptr()))?;
+                api.check((ep.KernelDefBuilder_SetDomain)(builder, c"".as_ptr()))?;
+                api.check((ep.KernelDefBuilder_SetSinceVersion)(builder, first, last))?;
+                api.check((ep.KernelDefBuilder_SetExecutionProvider)(builder, PROVIDER_C.as_ptr()))?;
+                for (name, types) in [(c"T", floats)].iter().chain(definition.others) {
+                    let types: Vec<_> = types.iter().map(|&t| data_type(api, t)).collect::<Result<_>>()?;
+                    let constrain = ep.KernelDefBuilder_AddTypeConstraint;
+                    api.check(constrain(builder, name.as_ptr(), types.as_ptr(), types.len()))?;
+                }
+                let mut built = ptr::null_mut();
+                api.check((ep.KernelDefBuilder_Build)(builder, &mut built))?;
+                let state = ptr::from_ref(maker).cast_mut().cast::<c_void>();
+                let added = api.check((ep.KernelRegistry_AddKernel)(self.raw, built, create, state));
+                (ep.ReleaseKernelDef)(built);
+                added
+            })()
+        };
+        // SAFETY: released once, after its last use.
+        unsafe { (ep.ReleaseKernelDefBuilder)(builder) };
+        added
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // SAFETY: ours, released once; the host has a copy of what it needs.
+        unsafe { (self.api.ep().ReleaseKernelRegistry)(self.raw) };
+    }
+}
+
+fn data_type(api: EpApi, element: ElementType) -> Result<*const OrtDataType> {
+    let mut found = ptr::null();
+    // SAFETY: the host's types are static.
+    api.check(unsafe { (api.ep().GetTensorDataType)(element, &mut found) })?;
+    Ok(found)
+}
+
+/// A node's kernel. The host holds the address of `table`, the first field, and so of the whole.
+#[repr(C)]
+struct Instance {
+    table: OrtKernelImpl,
+    api: Api,
+    /// Op and node, for messages.
+    label: String,
+    kernel: Box<dyn Kernel>,
+    slot: Arc<Slot>,
+    weight: usize,
+}
+
+unsafe extern "system" fn create(
+    state: *mut c_void,
+    info: *const OrtKernelInfo,
+    out: *mut *mut OrtKernelImpl,
+) -> OrtStatusPtr {
+    // SAFETY: `state` is a maker, which lives as long as its provider.
+    let (maker, provider) = unsafe {
+        let maker = &*state.cast_const().cast::<Maker>();
+        (maker, &*maker.provider)
+    };
+    let api = provider.api().api();
+    fence::guard(api, || {
+        // SAFETY: the host's kernel info lives for this call.
+        let info = unsafe { KernelInfo::new(api, info, None) };
+        let definition = maker.definition;
+        let label =
+            format!("{} node '{}'", definition.op.to_string_lossy(), info.node_name().unwrap_or_default());
+        let instance = || {
+            let slot = provider.slot(&info.input_name(definition.weight)?)?;
+            let weight = Weight::packed(Arc::clone(&slot), definition.weight, info.host());
+            let kernel = (definition.create)(&info, weight, &slot)?;
+            Ok((kernel, slot))
+        };
+        let (kernel, slot) = instance().map_err(|failure: Failure| failure.at(&label))?;
+        let table = OrtKernelImpl {
+            ort_version_supported: EP_API_LEVEL,
+            flags: 0,
+            Compute: compute,
+            Release: release,
+            PrePackWeight: pack,
+            SetSharedPrePackedWeight: None,
+        };
+        let instance = Box::new(Instance { table, api, label, kernel, slot, weight: definition.weight });
+        // SAFETY: `out` is where the host wants the kernel; `release` takes it back.
+        unsafe { out.write(Box::into_raw(instance).cast()) };
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn pack(
+    this: *mut OrtKernelImpl,
+    tensor: *const OrtValue,
+    input: c_int,
+    _: *mut OrtAllocator,
+    _: *mut OrtSharedPrePackedWeightCache,
+    is_packed: *mut bool,
+) -> OrtStatusPtr {
+    // SAFETY: `this` comes from `create`; it is only read.
+    let instance = unsafe { &*this.cast_const().cast::<Instance>() };
+    fence::guard(instance.api, || {
+        let is_weight = usize::try_from(input).is_ok_and(|input| input == instance.weight);
+        if is_weight {
+            // SAFETY: the tensor lives for this call.
+            let original = || unsafe { Tensor::new(instance.api, tensor) };
+            instance.slot.pack(original).map_err(|failure| failure.at(&instance.label))?;
+        }
+        // SAFETY: the host's place for the answer.
+        unsafe { is_packed.write(is_weight) };
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn compute(this: *mut OrtKernelImpl, context: *mut OrtKernelContext) -> OrtStatusPtr {
+    // SAFETY: as in `pack`, by however many threads.
+    let instance = unsafe { &*this.cast_const().cast::<Instance>() };
+    // SAFETY: the context is live during this call, and used by it alone.
+    let context = unsafe { KernelContext::new(instance.api, context) };
+    fence::guard(instance.api, || {
+        fence::catch(|| instance.kernel.compute(context)).map_err(|failure| failure.at(&instance.label))
+    })
+}
+
+unsafe extern "system" fn release(this: *mut OrtKernelImpl) {
+    let drop = || {
+        if !this.is_null() {
+            // SAFETY: the kernel comes from `create`, and the host is done with it.
+            drop(unsafe { Box::from_raw(this.cast::<Instance>()) });
+        }
+        Ok(())
+    };
+    // There is nobody to report a panic to; it must not leave this function all the same.
+    let _: Result<()> = fence::catch(drop);
+}

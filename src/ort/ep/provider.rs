@@ -1,0 +1,222 @@
+//! One session's provider: it takes the weights that pay and runs the nodes that read them.
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_void};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Instant;
+
+use ort_sys::{OrtGraph, OrtLogger, OrtSessionOptions, OrtStatusPtr};
+
+use super::claim;
+use super::graph::{Graph, Node};
+use super::kernel::{Maker, Registry};
+use super::options::Options;
+use super::plan::{Plan, plan};
+use super::session::{Log, Shared};
+use super::slot::Slot;
+use super::store::Store;
+use super::{EpApi, PROVIDER_C};
+use crate::ort::ep_sys::{self, EP_API_NEWEST, OrtEp, OrtEpGraphSupportInfo, OrtKernelRegistry};
+use crate::ort::fence::{self, Failure, Result};
+
+/// The host holds the address of `table`, the first field, and so of the whole.
+#[repr(C)]
+pub(super) struct Provider {
+    table: OrtEp,
+    api: EpApi,
+    options: Options,
+    shared: Arc<Shared>,
+    log: Log,
+    /// Weights by name: what was decided about them, where ONNX Runtime asked. It may ask more than once.
+    decided: Mutex<Decided>,
+    settled: Once,
+    /// Filled in right after the provider has its address; the kernels' makers lie behind the registry's back.
+    registry: Option<(Registry, Box<[Maker]>)>,
+}
+
+#[derive(Default)]
+struct Decided {
+    slots: HashMap<String, Option<Arc<Slot>>>,
+    failure: Option<Failure>,
+}
+
+impl Provider {
+    /// The provider of a session.
+    ///
+    /// # Safety
+    /// Options and logger are the session's own, and the logger lives as long as the provider is used.
+    pub unsafe fn create(
+        api: EpApi,
+        options: *const OrtSessionOptions,
+        logger: *const OrtLogger,
+    ) -> Result<*mut OrtEp> {
+        // SAFETY: the caller's promise.
+        let mut options = unsafe { Options::read(api, options) }?;
+        let store = options.cache_dir.take().map(Store::open).transpose()?;
+        let table = OrtEp {
+            ort_version_supported: api.api().host().0.min(EP_API_NEWEST),
+            GetName: get_name,
+            GetCapability: get_capability,
+            _3: ep_sys::gap(),
+            OnRunStart: on_run_start,
+            _9: ep_sys::gap(),
+            GetKernelRegistry: get_kernel_registry,
+            IsConcurrentRunSupported: is_concurrent_run_supported,
+            _15: ep_sys::gap(),
+            OnSessionInitializationEnd: on_session_initialization_end,
+            _23: ep_sys::gap(),
+        };
+        let shared = Arc::new(Shared::new(options.cache.take(), store));
+        let (log, decided, settled) = (Log::new(api, logger), Mutex::default(), Once::new());
+        let made = Provider { table, api, options, shared, log, decided, settled, registry: None };
+        let provider = Box::into_raw(Box::new(made));
+        // SAFETY: the provider is ours alone until it is returned; it owns the registry that knows its address.
+        unsafe {
+            match Registry::new(api, provider) {
+                Ok(registry) => (*provider).registry = Some(registry),
+                Err(failure) => {
+                    drop(Box::from_raw(provider));
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(provider.cast())
+    }
+
+    /// Takes a provider back.
+    ///
+    /// # Safety
+    /// `raw` comes from [`Provider::create`] and is not used any more.
+    pub unsafe fn release(raw: *mut OrtEp) {
+        if !raw.is_null() {
+            // SAFETY: the caller's promise.
+            drop(unsafe { Box::from_raw(raw.cast::<Provider>()) });
+        }
+    }
+
+    pub fn api(&self) -> EpApi {
+        self.api
+    }
+
+    /// Where the weight of that name goes.
+    pub fn slot(&self, name: &str) -> Result<Arc<Slot>> {
+        let decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = &decided.failure {
+            return Err(failure.clone());
+        }
+        let slot = decided.slots.get(name).and_then(Option::as_ref);
+        slot.map(Arc::clone)
+            .ok_or_else(|| Failure::fail(format!("internal error: weight '{name}' was not asked for")))
+    }
+
+    /// Takes the nodes of `graph` whose weights pay.
+    fn claim(&self, graph: &Graph<'_>, support: *mut OrtEpGraphSupportInfo) -> Result<()> {
+        let (api, ep) = (self.api, self.api.ep());
+        // In bodies of other nodes there is little to gain.
+        if graph.is_nested()? {
+            return Ok(());
+        }
+        if !self.options.packs {
+            let why = "session.disable_prepacking=1 keeps every original in memory";
+            self.log.warn(&format!("{why}: no weight is compressed"));
+            return Ok(());
+        }
+        let has_kernel = |node: &Node<'_>| {
+            let mut found = std::ptr::null();
+            // SAFETY: graph and support info are live during this call.
+            api.check(unsafe { (ep.EpGraphSupportInfo_LookUpKernel)(support, node.raw(), &mut found) })?;
+            Ok(!found.is_null())
+        };
+        let claims = claim::find(graph, self.options.min_size, has_kernel)?;
+        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, new): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|claim| decided.slots.contains_key(&claim.name));
+        let folder = graph.folder()?;
+        let Plan { slots, failure } =
+            plan(&new, folder.as_deref(), self.options.target, &self.shared, &self.log)?;
+        decided.failure = decided.failure.take().or(failure);
+        decided.slots.extend(new.iter().map(|claim| claim.name.clone()).zip(slots));
+        for claim in
+            known.iter().chain(&new).filter(|claim| matches!(decided.slots.get(&claim.name), Some(Some(_))))
+        {
+            for node in &claim.nodes {
+                // SAFETY: graph and support info are live during this call.
+                api.check(unsafe { (ep.EpGraphSupportInfo_AddSingleNode)(support, node.raw()) })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The session is made.
+    fn settle(&self) {
+        self.settled.call_once(|| {
+            if self.shared.tally.weights() > 0 {
+                self.shared.rest();
+            }
+            self.log.sum_up(&self.shared.tally);
+        });
+    }
+}
+
+/// The provider behind a pointer of the host's.
+///
+/// # Safety
+/// `this` comes from [`Provider::create`] and lives for `'a`.
+unsafe fn provider<'a>(this: *const OrtEp) -> &'a Provider {
+    // SAFETY: the caller's promise; a provider is only read once it is made.
+    unsafe { &*this.cast() }
+}
+
+unsafe extern "system" fn get_name(_: *const OrtEp) -> *const c_char {
+    PROVIDER_C.as_ptr()
+}
+
+unsafe extern "system" fn get_capability(
+    this: *mut OrtEp,
+    graph: *const OrtGraph,
+    support: *mut OrtEpGraphSupportInfo,
+) -> OrtStatusPtr {
+    // SAFETY: the host passes what `create` gave it.
+    let provider = unsafe { provider(this) };
+    fence::guard(provider.api.api(), || {
+        let started = Instant::now();
+        // SAFETY: the graph lives for this call.
+        let graph = unsafe { Graph::new(provider.api, graph) };
+        let claimed = provider.claim(&graph, support);
+        provider.shared.tally.spent(started.elapsed());
+        claimed
+    })
+}
+
+unsafe extern "system" fn get_kernel_registry(
+    this: *mut OrtEp,
+    out: *mut *const OrtKernelRegistry,
+) -> OrtStatusPtr {
+    // SAFETY: as in `get_capability`; the host has a place for the answer.
+    unsafe {
+        let registry = provider(this).registry.as_ref();
+        out.write(registry.map_or(std::ptr::null(), |(registry, _)| registry.raw()));
+    }
+    OrtStatusPtr::default()
+}
+
+unsafe extern "system" fn is_concurrent_run_supported(_: *mut OrtEp, out: *mut bool) -> OrtStatusPtr {
+    // SAFETY: the host's place for the answer.
+    unsafe { out.write(true) };
+    OrtStatusPtr::default()
+}
+
+unsafe extern "system" fn on_session_initialization_end(this: *mut OrtEp) -> OrtStatusPtr {
+    // SAFETY: as in `get_capability`.
+    let provider = unsafe { provider(this) };
+    fence::guard(provider.api.api(), || {
+        provider.settle();
+        Ok(())
+    })
+}
+
+/// ONNX Runtime before 1.27 does not say when a session is made: its first run tells.
+unsafe extern "system" fn on_run_start(this: *mut OrtEp, _: *const c_void) -> OrtStatusPtr {
+    // SAFETY: as in `get_capability`.
+    unsafe { on_session_initialization_end(this) }
+}
