@@ -18,6 +18,7 @@
 
 pub mod arch;
 pub mod codec;
+pub mod cuda;
 pub mod error;
 pub mod format;
 pub mod nchwc;

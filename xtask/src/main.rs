@@ -6,6 +6,7 @@
 
 mod aarch64;
 mod bench;
+mod cuda;
 mod demo;
 mod python;
 mod test;
@@ -27,6 +28,8 @@ Tasks:
   bench   Measure, and write the figures into docs/benchmarks.md; of the parts decode, encode, gemv
           and models only those named. --quick: a smoke test with small sizes, into a file under
           target/xtask/bench
+  cuda    Compile the CUDA kernels to the PTX under cpp/ptx, with a pinned nvcc from PyPI, and write
+          their registers into docs/cuda.md; test compares both with what is there
   demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in
           ONNX Runtime; print memory, latency and agreement
   test    Make what the tests need and run every test there is; CI runs this
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             Err(error) => return usage(&error.to_string()),
         },
         Some("aarch64") => Box::new(aarch64::run),
+        Some("cuda") => Box::new(cuda::run),
         Some("demo") => Box::new(demo::run),
         Some("test") => Box::new(test::run),
         Some("wheel") => Box::new(test::run_wheel),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::aarch64::Emulator;
 use crate::bench;
+use crate::cuda;
 use crate::python::{CURRENT, OLDER, OLDEST, OLDEST_PROVIDER, Python, TOO_OLD};
 use crate::wheel;
 use crate::workspace::{self, Workspace, progress};
@@ -63,6 +64,13 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         command.env("ORT_DYLIB_PATH", &libonnxruntime).env("NZ_MODELS", &models);
         workspace::run(&mut command)
     });
+
+    // nvcc is for x86-64 Linux.
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        report.step("PTX of the CUDA kernels", || cuda::check(workspace));
+    } else {
+        report.left_out("PTX of the CUDA kernels: needs an x86-64 Linux");
+    }
 
     // On aarch64 itself the step above has run them.
     if !cfg!(target_arch = "aarch64") {

@@ -1,7 +1,10 @@
 //! The C++ reader of the blob format (`cpp/include/nz_blob.hpp`), callable from Rust.
 //!
 //! It shares no code with the codec in the crate `nz-onnx`; it was written from `docs/format.md` alone.
-//! Where both read a blob the same way, the page says enough. Only tests use this crate.
+//! Where both read a blob the same way, the page says enough. [`simt`] runs the CUDA kernels (`cpp/cuda`) on the CPU.
+//! Only tests use this crate.
+
+pub mod simt;
 
 /// What C++ hands over; [`decode`] and [`parse_header`] turn it into Rust's own types.
 #[cxx::bridge(namespace = "nz::twin")]

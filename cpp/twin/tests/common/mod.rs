@@ -2,6 +2,7 @@
 #![allow(dead_code)] // every test binary uses another part
 
 pub mod compiler;
+pub mod device;
 pub mod writer;
 
 use nz_onnx::format::{Dtype, TensorSpec};

@@ -1,0 +1,354 @@
+// Products of few rows with a weight that is read only in its compressed form.
+//
+// Every sum has a fixed order: within a lane by slot, over lanes by a butterfly, over warps, blocks and parts by
+// number. So results depend on shapes and block length, and on nothing else.
+#include "words.cuh"
+
+namespace nz {
+
+// float16 to float32, by value.
+NZ_DEVICE float float_of_half(u32 bits) {
+    const float scaled = __uint_as_float((bits & 0x7fffU) << 13) * __uint_as_float(239U << 23);  // times 2^112
+    const u32 magnitude = (bits & 0x7c00U) == 0x7c00U ? 0x7f800000U | (bits & 0x3ffU) << 13 : __float_as_uint(scaled);
+    return __uint_as_float(magnitude | (bits & 0x8000U) << 16);
+}
+
+// float32 to float16, half to even.
+NZ_DEVICE u32 half_of_float(float value) {
+    const u32 bits = __float_as_uint(value), sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7fffffffU;
+    if (magnitude > 0x7f800000U) return sign | 0x7e00U;
+    if (magnitude >= 0x47800000U) return sign | 0x7c00U;  // 65536 and more
+    if (magnitude < 0x38800000U) {
+        // A subnormal: adding 1/2 leaves its units, 2^-24, at the end of the mantissa.
+        return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000U);
+    }
+    const u32 rebased = magnitude - 0x38000000U;
+    return sign | (rebased + 0xfffU + (rebased >> 13 & 1)) >> 13;
+}
+
+// float32 to bfloat16, half to even.
+NZ_DEVICE u32 bfloat_of_float(float value) {
+    const u32 bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffU) > 0x7f800000U) return bits >> 16 | 0x40U;
+    return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
+}
+
+NZ_DEVICE float load_x(const NzCudaProduct& job, u64 at) {
+    if (job.x_type == NZ_CUDA_FLOAT32) return ((const float*)job.x)[at];
+    const u32 bits = ((const u16*)job.x)[at];
+    return job.x_type == NZ_CUDA_FLOAT16 ? float_of_half(bits) : __uint_as_float(bits << 16);
+}
+
+// Four neighbours of X from `at` on, a multiple of 4.
+NZ_DEVICE void load_x_quad(const NzCudaProduct& job, u64 at, float x[4]) {
+    if (job.x_type == NZ_CUDA_FLOAT32) {
+        const Vector16 quad = *(const Vector16*)((const float*)job.x + at);
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) x[i] = __uint_as_float(quad.word[i]);
+    } else {
+        const Vector8 quad = *(const Vector8*)((const u16*)job.x + at);
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            const u32 bits = quad.word[i / 2] >> i % 2 * 16 & 0xffff;
+            x[i] = job.x_type == NZ_CUDA_FLOAT16 ? float_of_half(bits) : __uint_as_float(bits << 16);
+        }
+    }
+}
+
+NZ_DEVICE float warp_sum_float(float value) {
+#pragma unroll
+    for (u32 step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(ALL_LANES, value, step);
+    return value;
+}
+
+// ------------------------------------------------------------------------------------------------------------- rows
+
+// W is [N, K]: each warp sums up the parts of rows that lie in its chunk of a block.
+template <u32 ROWS>
+struct RowSums {
+    const NzCudaProduct* job;
+    float* partial;  // the chunk's
+    u32 k;           // where in its row of W the block's slot 0 is
+    u32 n;           // slots of the block
+    u32 first;       // the segment that the chunk starts in; the block starts in segment 0
+    u32 current;     // the segment that is summed up
+    float sums[ROWS];
+
+    // The segment, that is the row of W counted from the block's first, that `slot` is in.
+    NZ_DEVICE u32 segment_of(u32 slot) const {
+        const u32 at = k + slot, length = (u32)job->k;
+        return at < length ? 0 : at / length;
+    }
+
+    NZ_DEVICE void flush() {
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            const float sum = warp_sum_float(sums[i]);
+            if (lane_id() == 0 && i < job->m) partial[(current - first) * job->m + i] = sum;
+            sums[i] = 0;
+        }
+    }
+
+    // All lanes of a warp come here with weights of the same ROW_SLOTS slots.
+    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four) {
+        u32 words[8];
+        words_of(first_four, job->weight.normalised, words);
+        words_of(next_four, job->weight.normalised, words + 4);
+        const u32 row_first = slot - lane_id() * 8;
+        const u32 last = segment_of(smaller(row_first + ROW_SLOTS, n) - 1);
+        for (u32 segment = segment_of(row_first); segment <= last; ++segment) {
+            if (segment != current) {
+                flush();
+                current = segment;
+            }
+            // Where in the segment the first weight is; before its start that is a great number.
+            const u32 length = (u32)job->k, at = k + slot - segment * length;
+            if (slot + 8 <= n && at < length && length - at >= 8 && (at | length) % 4 == 0) {
+                add_eight(words, at);
+            } else {
+                add_some(words, slot, at, length);
+            }
+        }
+    }
+
+  private:
+    NZ_DEVICE void add_eight(const u32 words[8], u32 at) {
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            if (i >= job->m) break;
+#pragma unroll
+            for (u32 j = 0; j < 8; j += 4) {
+                float x[4];
+                load_x_quad(*job, i * job->k + at + j, x);
+#pragma unroll
+                for (u32 l = 0; l < 4; ++l) sums[i] = __fmaf_rn(__uint_as_float(words[j + l]), x[l], sums[i]);
+            }
+        }
+    }
+
+    // Those of the eight that are in the segment.
+    NZ_DEVICE void add_some(const u32 words[8], u32 slot, u32 at, u32 length) {
+#pragma unroll 1
+        for (u32 j = 0; j < 8; ++j) {
+            const u32 column = at + j;
+            if (slot + j >= n || column >= length) continue;
+            u32 word = 0;
+#pragma unroll
+            for (u32 l = 0; l < 8; ++l) word = j == l ? words[l] : word;
+#pragma unroll
+            for (u32 i = 0; i < ROWS; ++i) {
+                if (i >= job->m) break;
+                sums[i] = __fmaf_rn(__uint_as_float(word), load_x(*job, i * job->k + column), sums[i]);
+            }
+        }
+    }
+};
+
+template <u32 ROWS>
+NZ_DEVICE void multiply_rows(const NzCudaProduct& job, u8* memory) {
+    const Shared shared(memory, job.weight);
+    const NzCudaBlock info = job.weight.blocks[blockIdx.x];
+    const u32 n = (u32)(job.weight.blocks[blockIdx.x + 1].first_slot - info.first_slot);
+    RowSums<ROWS> sums = {};
+    sums.job = &job;
+    sums.n = n;
+    sums.k = info.first_slot >> 32 == 0 ? (u32)info.first_slot % (u32)job.k : (u32)(info.first_slot % job.k);
+    const u32 chunk = blockIdx.x * job.block_chunks + warp_id(), chunk_first = warp_id() * NZ_CUDA_WARP_SLOTS;
+    sums.partial = job.partial + (u64)chunk * job.chunk_segments * job.m;
+    if (chunk_first < n) sums.first = sums.current = sums.segment_of(chunk_first);
+    Block block;
+    if (open_block(job.weight, info, n, shared, block)) {
+        for_each_octet(job.weight, block, shared, sums);
+        if (chunk_first < n) sums.flush();
+        return;
+    }
+    if (threadIdx.x == 0) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
+    for (u32 i = lane_id(); i < job.chunk_segments * job.m && chunk_first < n; i += 32) sums.partial[i] = 0;
+}
+
+// ------------------------------------------------------------------------------------------------------------ tiles
+
+// W is [K, N] in column tiles: a lane keeps the sums of the eight columns that its weights are in.
+template <u32 ROWS>
+struct TileSums {
+    const NzCudaProduct* job;
+    u32 first_row;    // of X
+    u32 rows;         // of X, at most ROWS
+    u64 k;            // row of W of the block's slot 0
+    u32 n;            // slots of the block
+    u32 log_columns;  // of the tile, or 0: the columns are no power of two, and weights go to `weights`
+    float* weights;
+    float sums[8][ROWS];
+
+    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four) {
+        if (slot >= n) return;
+        add<0>(slot, first_four);
+        add<4>(slot, next_four);
+    }
+
+  private:
+    template <u32 FIRST>
+    NZ_DEVICE void add(u32 slot, const Quad& four) {
+        u32 words[4];
+        words_of(four, job->weight.normalised, words);
+        if (log_columns == 0) {
+            *(Vector16*)(weights + slot + FIRST) = {{words[0], words[1], words[2], words[3]}};
+            return;
+        }
+        const u64 row = k + (slot >> log_columns);
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            if (i >= rows) break;
+            const float x = load_x(*job, (first_row + i) * job->k + row);
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) {
+                sums[FIRST + j][i] = __fmaf_rn(__uint_as_float(words[j]), x, sums[FIRST + j][i]);
+            }
+        }
+    }
+};
+
+// Adds the weights of a block, in shared memory, to the sums of one column a thread.
+template <u32 ROWS>
+NZ_DEVICE void add_columns(const NzCudaProduct& job, const TileSums<ROWS>& tile, u64 first_slot, u32 columns,
+                           float sums[ROWS]) {
+    if (threadIdx.x >= columns) return;
+    const u64 row = first_slot / columns;
+    const u32 column = (u32)(first_slot - row * columns);
+    // The first slot of this column in the block.
+    const bool in_row = threadIdx.x >= column;
+    u64 k = in_row ? row : row + 1;
+    for (u32 slot = threadIdx.x + (in_row ? 0 : columns) - column; slot < tile.n; slot += columns, ++k) {
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            if (i >= tile.rows) break;
+            sums[i] = __fmaf_rn(tile.weights[slot], load_x(job, (tile.first_row + i) * job.k + k), sums[i]);
+        }
+    }
+}
+
+// Adds up the sums of all warps, and stores them.
+template <u32 ROWS>
+NZ_DEVICE void store_columns(const NzCudaProduct& job, const TileSums<ROWS>& tile, float* sums, u32 columns,
+                             float* partial) {
+    const u32 lane_column = lane_id() * 8 % columns, warps = blockDim.x / 32;
+#pragma unroll
+    for (u32 i = 0; i < ROWS; ++i) {
+        if (i >= tile.rows) break;
+#pragma unroll
+        for (u32 j = 0; j < 8; ++j) {
+            float sum = tile.sums[j][i];
+            // In a tile of 128 columns the lanes from 16 on have the same ones as those before, of 64 those from 8 on.
+            if (columns <= 128) sum += __shfl_xor_sync(ALL_LANES, sum, 16);
+            if (columns == 64) sum += __shfl_xor_sync(ALL_LANES, sum, 8);
+            sums[warp_id() * NZ_CUDA_MAX_TILE + lane_column + j] = sum;
+        }
+        __syncthreads();
+        for (u32 column = threadIdx.x; column < columns; column += blockDim.x) {
+            float sum = sums[column];
+            for (u32 warp = 1; warp < warps; ++warp) sum += sums[warp * NZ_CUDA_MAX_TILE + column];
+            partial[i * job.n + column] = sum;
+        }
+        __syncthreads();
+    }
+}
+
+template <u32 ROWS>
+NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
+    const Shared shared(memory, job.weight);
+    const u32 tiles = (u32)((job.n + job.tile_width - 1) / job.tile_width), index = blockIdx.y % tiles;
+    const u64 first_column = (u64)index * job.tile_width, left = job.n - first_column;
+    const u32 columns = left < job.tile_width ? (u32)left : job.tile_width;
+    const u64 in_tile = job.k * columns;
+    const bool is_regular = (columns == 64 || columns == 128 || columns == 256) && job.weight.block_len % columns == 0;
+    TileSums<ROWS> tile = {};
+    tile.job = &job;
+    tile.first_row = blockIdx.y / tiles * ROWS;
+    tile.rows = smaller(ROWS, job.m - tile.first_row);
+    tile.log_columns = !is_regular ? 0 : columns == 64 ? 6 : columns == 128 ? 7 : 8;
+    tile.weights = (float*)shared.rest;
+    float column_sums[ROWS] = {};
+    for (u32 i = 0; i < job.split_blocks; ++i) {
+        const u32 in_split = blockIdx.x * job.split_blocks + i;
+        const u64 slot = (u64)in_split * job.weight.block_len;
+        if (slot >= in_tile) break;
+        const u32 n = in_tile - slot < job.weight.block_len ? (u32)(in_tile - slot) : job.weight.block_len;
+        const NzCudaBlock info = job.weight.blocks[index * job.weight.blocks_per_tile + in_split];
+        tile.n = n;
+        if (is_regular) tile.k = slot >> tile.log_columns;
+        Block block;
+        if (open_block(job.weight, info, n, shared, block)) {
+            for_each_octet(job.weight, block, shared, tile);
+            if (!is_regular) {
+                __syncthreads();
+                add_columns<ROWS>(job, tile, slot, columns, column_sums);
+            }
+        } else if (threadIdx.x == 0) {
+            atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
+        }
+        __syncthreads();  // the next block takes the same shared memory
+    }
+    float* const partial = job.partial + ((u64)blockIdx.x * job.m + tile.first_row) * job.n + first_column;
+    if (is_regular) {
+        store_columns<ROWS>(job, tile, (float*)shared.rest, columns, partial);
+    } else if (threadIdx.x < columns) {
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            if (i < tile.rows) partial[i * job.n + threadIdx.x] = column_sums[i];
+        }
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- sum
+
+// The sum of all parts of one element of Y.
+NZ_DEVICE float sum_of_parts(const NzCudaProduct& job, u32 row, u64 column) {
+    float sum = 0;
+    if (!job.is_rows) {
+        for (u32 split = 0; split < job.splits; ++split) {
+            sum += job.partial[((u64)split * job.m + row) * job.n + column];
+        }
+        return sum;
+    }
+    // `column` is a row of W; all blocks but the last have as many slots.
+    const u64 first = column * job.k, end = first + job.k, block_len = job.weight.block_len;
+    for (u64 block = first / block_len; block * block_len < end; ++block) {
+        for (u32 warp = 0; warp < job.block_chunks; ++warp) {
+            const u64 start = block * block_len + warp * NZ_CUDA_WARP_SLOTS;
+            const u64 next = warp + 1 == job.block_chunks ? (block + 1) * block_len : start + NZ_CUDA_WARP_SLOTS;
+            if (next <= first || start >= end) continue;
+            const u64 chunk = block * job.block_chunks + warp, segment = column - start / job.k;
+            sum += job.partial[(chunk * job.chunk_segments + segment) * job.m + row];
+        }
+    }
+    return sum;
+}
+
+NZ_DEVICE void sum_parts(const NzCudaProduct& job) {
+    const u64 column = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= job.n) return;
+    const u64 at = blockIdx.y * job.n + column;
+    const float sum = sum_of_parts(job, blockIdx.y, column);
+    switch (job.x_type) {
+        case NZ_CUDA_FLOAT32: ((float*)job.y)[at] = sum; break;
+        case NZ_CUDA_FLOAT16: ((u16*)job.y)[at] = (u16)half_of_float(sum); break;
+        default: ((u16*)job.y)[at] = (u16)bfloat_of_float(sum);
+    }
+}
+
+}  // namespace nz
+
+#define NZ_PRODUCT_KERNEL(name, blocks, function)                                                               \
+    extern "C" __global__ void __launch_bounds__(256, blocks) name(const __grid_constant__ NzCudaProduct job) { \
+        NZ_DYNAMIC_SHARED(memory);                                                                              \
+        function(job, memory);                                                                                  \
+    }
+
+NZ_PRODUCT_KERNEL(nz_gemv_rows_1, 4, nz::multiply_rows<1>)
+NZ_PRODUCT_KERNEL(nz_gemv_rows_8, 4, nz::multiply_rows<NZ_CUDA_MAX_ROWS>)
+NZ_PRODUCT_KERNEL(nz_gemv_tiles_1, 3, nz::multiply_tiles<1>)
+NZ_PRODUCT_KERNEL(nz_gemv_tiles_4, 2, nz::multiply_tiles<NZ_CUDA_TILE_ROWS>)
+
+extern "C" __global__ void __launch_bounds__(256) nz_gemv_sum(const __grid_constant__ NzCudaProduct job) {
+    nz::sum_parts(job);
+}

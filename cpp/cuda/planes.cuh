@@ -1,0 +1,128 @@
+// Records in shared memory, and the planes in them: four values at a time, one a byte.
+#ifndef NZ_CUDA_PLANES_CUH
+#define NZ_CUDA_PLANES_CUH
+
+#include "types.cuh"
+
+namespace nz {
+
+// The four bytes from `at` on, wherever that is. Reads up to 8 bytes from the word that `at` lies in.
+NZ_DEVICE u32 word_at(const u8* shared, u32 at) {
+    const u32* word = (const u32*)(shared + (at & ~3U));
+    return at % 4 == 0 ? word[0] : __funnelshift_r(word[0], word[1], at % 4 * 8);
+}
+
+// Copies the record of `block` to shared memory in loads of 16 bytes that all lanes of a warp line up. Returns where it
+// starts there: loads are aligned, records are not. No byte outside the blob is read: in front of any record lies the
+// header, and what would reach behind the blob is read in words.
+NZ_DEVICE u32 stage_record(const NzCudaWeight& weight, const NzCudaBlock& block, u8* shared) {
+    const u8* const record = weight.blob + weight.payload + (u64)block.offset * 4;
+    const u32 shift = (u32)((u64)record & 15);
+    const u8* const from = record - shift;
+    const u8* const blob_end = weight.blob + weight.blob_len;
+    const u32 vectors = (shift + block.record * 4U + 15) / 16;
+    for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) {
+        const u8* const source = from + i * 16;
+        Vector16 vector = {{0, 0, 0, 0}};
+        if (blob_end - source >= 16) {
+            vector = *(const Vector16*)source;
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < 4; ++k) {
+                if (blob_end - source >= (long long)(4 * k + 4)) vector.word[k] = ((const u32*)source)[k];
+            }
+        }
+        *(Vector16*)(shared + i * 16) = vector;
+    }
+    return shift;
+}
+
+// Bytes of a plane of `n` values of `width` bits: 1, 2, 3, 4 or 8.
+NZ_DEVICE u32 plane_size(u32 width, u32 n) { return width == 3 ? (n + 7) / 8 * 3 : (n * width + 7) / 8; }
+
+// Bytes of a field of `bits` bits a value, cut into planes.
+NZ_DEVICE u32 field_size(u32 bits, u32 n) {
+    if (n % 8 == 0) return n / 8 * bits;
+    u32 size = bits / 8 * n;
+#pragma unroll 1
+    for (u32 width = 4; width > 0; width >>= 1) size += bits & width ? plane_size(width, n) : 0;
+    return size;
+}
+
+// Four bits spread to the lowest bits of four bytes.
+NZ_DEVICE u32 spread(u32 bits) { return (bits & 15) * 0x00204081U & ONES; }
+
+// Four values from `slot` on, a multiple of 4, out of groups of 64 bytes; `width` is 2 or 4. Only those below `n`
+// count.
+NZ_DEVICE u32 group_quad(const u8* shared, u32 plane, u32 width, u32 n, u32 slot) {
+    const u32 log_group = width == 4 ? 7 : 8;
+    const u32 mask = width == 4 ? 15 * ONES : 3 * ONES;
+    const u32 group = slot >> log_group, in_group = slot & ((1U << log_group) - 1);
+    const u32 left = n - (group << log_group), start = plane + group * NZ_PLANE_GROUP_SIZE;
+    if (left >> log_group != 0) {  // a whole group: steps of 64 slots
+        return word_at(shared, start + (in_group & 63)) >> (in_group >> 6) * width & mask;
+    }
+    const u32 stride = (left * width + 7) / 8;
+    if (stride % 4 == 0) {
+        const u32 step = (in_group >= stride) + (in_group >= 2 * stride) + (in_group >= 3 * stride);
+        return word_at(shared, start + in_group - step * stride) >> step * width & mask;
+    }
+    u32 values = 0;
+#pragma unroll 1
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 j = in_group + i;
+        if (j < left) {
+            const u32 step = (j >= stride) + (j >= 2 * stride) + (j >= 3 * stride);
+            values |= (shared[start + j - step * stride] >> step * width & mask & 255) << 8 * i;
+        }
+    }
+    return values;
+}
+
+// Of four values from `slot` on, one a byte, those below `n`.
+NZ_DEVICE u32 below_end(u32 values, u32 n, u32 slot) {
+    return n - slot >= 4 ? values : values & ((1U << (n - slot) * 8) - 1);
+}
+
+// Four values from `slot` on, below `n` and a multiple of 4; `width` is 1, 2 or 4. What is not below `n` is 0.
+NZ_DEVICE u32 quad_at(const u8* shared, u32 plane, u32 width, u32 n, u32 slot) {
+    const u32 values = width == 1 ? spread(shared[plane + slot / 8] >> (slot & 4))
+                                  : group_quad(shared, plane, width, n, slot);
+    return below_end(values, n, slot);
+}
+
+// Eight values, one a byte.
+struct Octet {
+    u32 first, second;
+};
+
+// The eight bytes from `at` on, wherever that is. Reads 12 bytes from the word that `at` lies in.
+NZ_DEVICE Octet bytes_at(const u8* shared, u32 at) {
+    const u32* const word = (const u32*)(shared + (at & ~3U));
+    const u32 shift = at % 4 * 8, middle = word[1];
+    return {__funnelshift_r(word[0], middle, shift), __funnelshift_r(middle, word[2], shift)};
+}
+
+// Eight values from `slot` on, a multiple of 8 below `n`, of a field of `bits` bits, 0 to 8, whose first plane is at
+// `plane`; moves `plane` behind the last one.
+NZ_DEVICE Octet field_octet(const u8* shared, u32& plane, u32 bits, u32 n, u32 slot) {
+    Octet values = {0, 0};
+    if (bits == 8) {
+        values = bytes_at(shared, plane + slot);
+        plane += n;
+        return values;
+    }
+#pragma unroll 1
+    for (u32 width = 4; width > 0; width >>= 1) {
+        if (bits & width) {
+            values.first = values.first << width | quad_at(shared, plane, width, n, slot);
+            if (slot + 4 < n) values.second = values.second << width | quad_at(shared, plane, width, n, slot + 4);
+            plane += plane_size(width, n);
+        }
+    }
+    return values;
+}
+
+}  // namespace nz
+
+#endif  // NZ_CUDA_PLANES_CUH

@@ -1,0 +1,118 @@
+/* What a CUDA kernel is told: the structs that Rust fills (src/cuda/job.rs) and the kernels in cpp/cuda take by value.
+ *
+ * Plain C99 for 64-bit machines. All memory that a pointer names is the device's. Every field was checked by the host
+ * against the blob's header; only the payload behind `blob` may hold anything, and may change at any time.
+ */
+#ifndef NZ_CUDA_H
+#define NZ_CUDA_H
+
+#include "nz_layout.h"
+
+/* A warp decodes so many slots of a block, a lane NZ_CUDA_LANE_SLOTS of them, in rows of 4 slots a lane. */
+#define NZ_CUDA_WARP_SLOTS 512
+#define NZ_CUDA_LANE_SLOTS 16
+#define NZ_CUDA_MAX_WARPS 8
+
+/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict. */
+#define NZ_CUDA_COUNTS_SIZE 144
+/* Bytes behind a staged record, or a tail, that may be read as part of a word. */
+#define NZ_CUDA_PADDING 16
+
+/* Bits of the status word. */
+#define NZ_CUDA_DAMAGED_RECORD 1U
+#define NZ_CUDA_INDEX_OUT_OF_RANGE 2U
+
+/* How decoded weights are laid out. */
+#define NZ_CUDA_STORED 0U    /* slots in stored order, from `first_slot` on */
+#define NZ_CUDA_ROW_MAJOR 1U /* all elements of a tensor in column tiles, in ONNX order */
+#define NZ_CUDA_GATHER 2U    /* the rows that `indices` name */
+
+/* Element types of activations. */
+#define NZ_CUDA_FLOAT32 0U
+#define NZ_CUDA_FLOAT16 1U
+#define NZ_CUDA_BFLOAT16 2U
+
+/* One block of a blob. */
+typedef struct NzCudaBlock {
+    unsigned long long first_slot; /* in stored order */
+    unsigned int offset;           /* of the record from the payload's start, in units of 4 bytes */
+    unsigned short record;         /* size of the record, in units of 4 bytes */
+    unsigned char unused;
+    unsigned char m; /* stored mantissa bits */
+} NzCudaBlock;
+
+/* A weight on the device. */
+typedef struct NzCudaWeight {
+    const unsigned char *blob;   /* aligned to 4 bytes */
+    const NzCudaBlock *blocks;   /* aligned to 16 bytes, one more than there are: the last starts behind all slots */
+    unsigned long long blob_len; /* bytes, a multiple of 4 */
+    unsigned long long payload;  /* bytes from `blob` to the payload, a multiple of 4 */
+    unsigned long long elements;
+    unsigned int block_len;
+    unsigned int blocks_per_tile; /* of a whole tile; all blocks when row-major */
+    unsigned int tiers;
+    unsigned int normalised;  /* 1: transform 2 */
+    unsigned int record_room; /* bytes of shared memory for a record, a multiple of 16 */
+    unsigned int tail_room;   /* bytes of shared memory for the symbols of a tier behind the first, a multiple of 16 */
+    unsigned char tier_widths[NZ_MAX_TIERS];
+    unsigned int symbols[NZ_MAX_TIERS][4]; /* 16 bytes a tier: the symbol of each code */
+} NzCudaWeight;
+
+/* Arguments of nz_decode_float32, nz_decode_float16 and nz_decode_bfloat16. */
+typedef struct NzCudaDecode {
+    NzCudaWeight weight;
+    void *out;            /* aligned to 16 bytes */
+    unsigned int *status; /* bits NZ_CUDA_* are set in it, none is cleared */
+    unsigned int order;   /* NZ_CUDA_STORED ... */
+    /* Stored order: slots first_slot .. first_slot + slots; thread block x decodes block first_block + x. */
+    unsigned int first_block;
+    unsigned long long first_slot;
+    unsigned long long slots;
+    /* Row-major from column tiles: thread block (x, y) decodes block x of tile y. Fewer than 2^32 slots a tile. */
+    unsigned long long columns;
+    unsigned int tile_width; /* columns of a whole tile */
+    unsigned int tiles;
+    /* Gather: thread block (x, y) decodes block x of rows y, y + gridDim.y, ... of the output. */
+    const void *indices;
+    unsigned long long index_count;
+    unsigned long long rows;
+    unsigned long long row_len; /* weights */
+    unsigned int index_size;    /* bytes: 4 or 8 */
+    unsigned int padding;
+} NzCudaDecode;
+
+/* Rows of X that nz_gemv_* take, at most; those that a thread block of nz_gemv_tiles_4 takes. */
+#define NZ_CUDA_MAX_ROWS 8
+#define NZ_CUDA_TILE_ROWS 4
+/* Thread blocks that the tiles of a product are split into, about. */
+#define NZ_CUDA_TILE_BLOCKS 1024
+/* The widest tile that nz_gemv_tiles_* take. */
+#define NZ_CUDA_MAX_TILE 256
+/* Bytes of shared memory that nz_gemv_tiles_* have for sums of warps, or for the weights of a block. */
+#define NZ_CUDA_SUMS_SIZE 8192
+#define NZ_CUDA_WEIGHTS_SIZE 16384
+
+/* Arguments of nz_gemv_rows_*, nz_gemv_tiles_* and nz_gemv_sum: Y = X W, or X W^T where W is stored as [N, K]. */
+typedef struct NzCudaProduct {
+    NzCudaWeight weight;
+    const void *x;   /* [m, k], row by row, aligned to 16 bytes */
+    void *y;         /* [m, n] */
+    float *partial;  /* sums of parts */
+    unsigned int *status;
+    unsigned long long k;
+    unsigned long long n;
+    unsigned int m;       /* 1 to NZ_CUDA_MAX_ROWS */
+    unsigned int x_type;  /* NZ_CUDA_FLOAT32 ...: of X and Y */
+    unsigned int is_rows; /* 1: W is row-major, [N, K]; 0: in column tiles, [K, N] */
+    /* Rows: a chunk is what a warp decodes. partial is [chunk][segment][m], the sums over the part of each row of W in
+     * the chunk. Segments of a chunk are counted from the row that it starts in. */
+    unsigned int chunk_segments;
+    unsigned int block_chunks; /* chunks a block */
+    /* Tiles: partial is [split][m][n]. Thread block (x, y) sums over blocks x * split_blocks ... of tile
+     * y % tiles, for the rows y / tiles * NZ_CUDA_TILE_ROWS ... of X. */
+    unsigned int tile_width;
+    unsigned int splits;
+    unsigned int split_blocks;
+} NzCudaProduct;
+
+#endif /* NZ_CUDA_H */

@@ -1,0 +1,320 @@
+// Runs CUDA kernels on the CPU, for tests: include this in front of an unmodified .cu file.
+//
+// Each CUDA thread is a fibre. It runs until it comes to a barrier or a warp collective; that is completed when all the
+// threads that it needs have come to the same one, and is an error when they cannot. Thread blocks run one after the
+// other. What a GPU leaves open is chosen by a seed: which warp goes next, and its lanes in which order. Shared memory
+// starts as poison. Any number of launches may run at the same time on different threads of the process.
+//
+// Not shown: tensor cores, asynchronous copies, the memory model between barriers, anything about speed.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fibre.hpp"
+
+#define NZ_SIMT 1
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define NZ_DYNAMIC_SHARED(name) unsigned char* const name = simt::Engine::current->shared()
+
+namespace simt {
+
+struct Dim {
+    unsigned x = 1, y = 1, z = 1;
+};
+
+struct Config {
+    Dim grid;
+    unsigned threads = 32;      // a thread block
+    std::size_t shared = 0;     // bytes a thread block
+    std::uint64_t seed = 0;     // 0: warps and lanes in order
+};
+
+enum class Op { run, shuffle, shuffle_up, shuffle_xor, barrier, named_barrier, exited };
+
+inline const char* name(Op op) {
+    static const char* const names[] = {"no collective", "__shfl_sync",  "__shfl_up_sync", "__shfl_xor_sync",
+                                        "__syncthreads", "barrier.sync", "exit"};
+    return names[static_cast<int>(op)];
+}
+
+// A CUDA thread, and what it waits for.
+struct Thread {
+    Fibre fibre;
+    Dim index;
+    Op op = Op::run;
+    std::uint32_t mask = 0, value = 0, argument = 0, result = 0;
+};
+
+class Engine {
+  public:
+    inline static thread_local Engine* current = nullptr;
+
+    Engine(const Config& config, void (*kernel)(const void*), const void* arguments)
+        : config_(config), kernel_(kernel), arguments_(arguments), random_(config.seed), threads_(config.threads) {}
+
+    // Runs the grid. The error, or nothing.
+    std::string run() {
+        Engine* const outer = current;
+        current = this;
+        for (block.y = 0; block.y < config_.grid.y && error_.empty(); ++block.y) {
+            for (block.x = 0; block.x < config_.grid.x && error_.empty(); ++block.x) run_block();
+        }
+        current = outer;
+        return error_;
+    }
+
+    std::uint32_t collective(Op op, std::uint32_t mask, std::uint32_t value = 0, std::uint32_t argument = 0) {
+        Thread& self = *running_;
+        self.op = op;
+        self.mask = mask;
+        self.value = value;
+        self.argument = argument;
+        self.fibre.pause();
+        return self.result;
+    }
+
+    unsigned char* shared() { return shared_.get(); }
+    const Dim& thread_index() const { return running_->index; }
+    Dim threads() const { return {config_.threads, 1, 1}; }
+    const Dim& grid() const { return config_.grid; }
+    Dim block{0, 0, 0};
+
+  private:
+    static constexpr unsigned warp_size = 32;
+
+    static void enter() {
+        Engine& engine = *current;
+        engine.running_->fibre.entered();
+        engine.kernel_(engine.arguments_);
+        engine.running_->op = Op::exited;
+        engine.running_->fibre.leave();
+    }
+
+    // xorshift64*, below `n`.
+    unsigned below(unsigned n) {
+        random_ ^= random_ >> 12;
+        random_ ^= random_ << 25;
+        random_ ^= random_ >> 27;
+        return static_cast<unsigned>((random_ * 0x2545f4914f6cdd1dULL >> 32) % n);
+    }
+
+    void run_block() {
+        // An allocation of just its size for each block: a sanitizer sees what goes beyond it.
+        shared_.reset(static_cast<unsigned char*>(std::aligned_alloc(16, (config_.shared + 15) / 16 * 16)));
+        std::memset(shared_.get(), 0xcd, config_.shared);
+        for (unsigned i = 0; i < config_.threads; ++i) {
+            threads_[i].index = {i, 0, 0};
+            threads_[i].op = Op::run;
+            threads_[i].fibre.prepare(enter);
+        }
+        const unsigned warps = (config_.threads + warp_size - 1) / warp_size;
+        std::vector<unsigned> ready;
+        while (error_.empty()) {
+            ready.clear();
+            for (unsigned warp = 0; warp < warps; ++warp) {
+                if (can_run(warp)) ready.push_back(warp);
+            }
+            if (!ready.empty()) {
+                const unsigned warp = ready[config_.seed == 0 ? 0 : below(static_cast<unsigned>(ready.size()))];
+                run_warp(warp);
+                complete_collectives(warp);
+            } else if (!pass_barrier()) {
+                break;
+            }
+        }
+    }
+
+    unsigned warp_end(unsigned warp) const { return std::min((warp + 1) * warp_size, config_.threads); }
+
+    bool can_run(unsigned warp) const {
+        for (unsigned i = warp * warp_size; i < warp_end(warp); ++i) {
+            if (threads_[i].op == Op::run) return true;
+        }
+        return false;
+    }
+
+    void run_warp(unsigned warp) {
+        unsigned order[warp_size];
+        const unsigned first = warp * warp_size, count = warp_end(warp) - first;
+        for (unsigned i = 0; i < count; ++i) order[i] = first + i;
+        if (config_.seed != 0) {
+            for (unsigned i = count; i > 1; --i) std::swap(order[i - 1], order[below(i)]);
+        }
+        for (unsigned i = 0; i < count; ++i) {
+            if (threads_[order[i]].op != Op::run) continue;
+            running_ = &threads_[order[i]];
+            running_->fibre.resume();
+        }
+    }
+
+    // Gives their results to the lanes whose collective has all its lanes.
+    void complete_collectives(unsigned warp) {
+        const unsigned first = warp * warp_size, end = warp_end(warp);
+        for (unsigned i = first; i < end && error_.empty(); ++i) {
+            const Thread& lane = threads_[i];
+            if (lane.op != Op::shuffle && lane.op != Op::shuffle_up && lane.op != Op::shuffle_xor) continue;
+            if ((lane.mask >> (i - first) & 1) == 0) return fail(i, "is not in its own mask");
+            if (all_arrived(first, end, lane)) complete(first, lane.op, lane.mask);
+        }
+    }
+
+    bool all_arrived(unsigned first, unsigned end, const Thread& lane) {
+        for (unsigned l = 0; l < warp_size; ++l) {
+            if ((lane.mask >> l & 1) == 0) continue;
+            const unsigned i = first + l;
+            if (i >= end || threads_[i].op == Op::exited) {
+                fail(lane.index.x, "waits for lane " + std::to_string(l) + ", which has exited or never was");
+                return false;
+            }
+            if (threads_[i].op != lane.op || threads_[i].mask != lane.mask) return false;
+        }
+        return true;
+    }
+
+    void complete(unsigned first, Op op, std::uint32_t mask) {
+        for (unsigned l = 0; l < warp_size; ++l) {
+            if ((mask >> l & 1) == 0) continue;
+            Thread& lane = threads_[first + l];
+            unsigned source = l;
+            if (op == Op::shuffle) source = lane.argument % warp_size;
+            if (op == Op::shuffle_up && l >= lane.argument) source = l - lane.argument;
+            if (op == Op::shuffle_xor) source = (l ^ lane.argument) % warp_size;
+            // What a lane outside of the mask gives is undefined.
+            lane.result = (mask >> source & 1) != 0 ? threads_[first + source].value : 0xdeadbeef;
+        }
+        for (unsigned l = 0; l < warp_size; ++l) {
+            if ((mask >> l & 1) != 0) threads_[first + l].op = Op::run;
+        }
+    }
+
+    // No warp can run: threads are at barriers, or done. False when the block is done, or fails.
+    bool pass_barrier() {
+        for (const Thread& thread : threads_) {
+            if (thread.op == Op::named_barrier && pass_named(thread.argument, thread.value)) return true;
+        }
+        unsigned waiting = 0, exited = 0;
+        for (const Thread& thread : threads_) {
+            waiting += thread.op == Op::barrier;
+            exited += thread.op == Op::exited;
+        }
+        if (exited == config_.threads) return false;
+        if (waiting == config_.threads) {
+            for (Thread& thread : threads_) thread.op = Op::run;
+            return true;
+        }
+        for (unsigned i = 0; i < config_.threads; ++i) {
+            if (threads_[i].op == Op::exited) continue;
+            fail(i, "waits for threads that wait elsewhere or have exited");
+            break;
+        }
+        return false;
+    }
+
+    // Lets the threads at barrier `id` go on if there are `count`.
+    bool pass_named(std::uint32_t id, std::uint32_t count) {
+        const auto waits = [&](const Thread& thread) {
+            return thread.op == Op::named_barrier && thread.argument == id && thread.value == count;
+        };
+        if (std::count_if(threads_.begin(), threads_.end(), waits) != static_cast<std::ptrdiff_t>(count)) return false;
+        for (Thread& thread : threads_) {
+            if (waits(thread)) thread.op = Op::run;
+        }
+        return true;
+    }
+
+    void fail(unsigned thread, const std::string& what) {
+        error_ = "thread " + std::to_string(thread) + " of block (" + std::to_string(block.x) + ", " +
+                 std::to_string(block.y) + "), at " + name(threads_[thread].op) + ", " + what;
+    }
+
+    struct Free {
+        void operator()(unsigned char* memory) const { std::free(memory); }
+    };
+
+    Config config_;
+    void (*kernel_)(const void*);
+    const void* arguments_;
+    std::uint64_t random_;
+    std::vector<Thread> threads_;
+    Thread* running_ = nullptr;
+    std::unique_ptr<unsigned char, Free> shared_;
+    std::string error_;
+};
+
+}  // namespace simt
+
+// ------------------------------------------------------------------------------------- what the kernels use of CUDA
+
+#define threadIdx (simt::Engine::current->thread_index())
+#define blockIdx (simt::Engine::current->block)
+#define blockDim (simt::Engine::current->threads())
+#define gridDim (simt::Engine::current->grid())
+
+inline void __syncthreads() { simt::Engine::current->collective(simt::Op::barrier, 0); }
+inline void nz_simt_barrier(unsigned id, unsigned threads) {
+    simt::Engine::current->collective(simt::Op::named_barrier, 0, threads, id);
+}
+
+// 32-bit values, integers or float.
+template <class T>
+T nz_simt_shuffle(simt::Op op, unsigned mask, T value, unsigned argument) {
+    static_assert(sizeof(T) == 4, "a shuffle of 32 bits");
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    bits = simt::Engine::current->collective(op, mask, bits, argument);
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, unsigned lane) {
+    return nz_simt_shuffle(simt::Op::shuffle, mask, value, lane);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
+    return nz_simt_shuffle(simt::Op::shuffle_up, mask, value, delta);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned lanes) {
+    return nz_simt_shuffle(simt::Op::shuffle_xor, mask, value, lanes);
+}
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(std::uint64_t{a} * b >> 32); }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return static_cast<unsigned>((std::uint64_t{high} << 32 | low) >> (shift & 31));
+}
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const std::uint64_t bytes = std::uint64_t{b} << 32 | a;
+    unsigned result = 0;
+    for (unsigned i = 0; i < 4; ++i) {
+        result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    }
+    return result;
+}
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline unsigned atomicOr(unsigned* address, unsigned bits) {
+    const unsigned before = *address;
+    *address |= bits;
+    return before;
+}

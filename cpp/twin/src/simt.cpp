@@ -1,0 +1,49 @@
+#include "nz-cpp-twin/src/simt.hpp"
+
+#include <cstddef>
+
+#include "kernels.hpp"
+#include "nz-cpp-twin/src/simt.rs.h"
+
+namespace nz::twin {
+
+rust::String launch(rust::Str kernel, const Grid& grid, rust::Slice<const std::uint8_t> argument) {
+    simt::Config config;
+    config.grid = {grid.x, grid.y, 1};
+    config.threads = grid.threads;
+    config.shared = grid.shared;
+    config.seed = grid.seed;
+    return simt::launch({kernel.data(), kernel.size()}, config, argument.data(), argument.size());
+}
+
+// Sizes and offsets of the structs in nz_cuda.h, in the order in which tests list them.
+rust::Vec<std::uint64_t> layout() {
+    rust::Vec<std::uint64_t> numbers;
+    for (const std::size_t number : {
+             sizeof(NzCudaBlock), offsetof(NzCudaBlock, first_slot), offsetof(NzCudaBlock, offset),
+             offsetof(NzCudaBlock, record), offsetof(NzCudaBlock, m),
+             sizeof(NzCudaWeight), offsetof(NzCudaWeight, blob), offsetof(NzCudaWeight, blocks),
+             offsetof(NzCudaWeight, blob_len), offsetof(NzCudaWeight, payload), offsetof(NzCudaWeight, elements),
+             offsetof(NzCudaWeight, block_len), offsetof(NzCudaWeight, blocks_per_tile),
+             offsetof(NzCudaWeight, tiers), offsetof(NzCudaWeight, normalised), offsetof(NzCudaWeight, record_room),
+             offsetof(NzCudaWeight, tail_room), offsetof(NzCudaWeight, tier_widths), offsetof(NzCudaWeight, symbols),
+             sizeof(NzCudaDecode), offsetof(NzCudaDecode, weight), offsetof(NzCudaDecode, out),
+             offsetof(NzCudaDecode, status), offsetof(NzCudaDecode, order), offsetof(NzCudaDecode, first_block),
+             offsetof(NzCudaDecode, first_slot), offsetof(NzCudaDecode, slots), offsetof(NzCudaDecode, columns),
+             offsetof(NzCudaDecode, tile_width), offsetof(NzCudaDecode, tiles), offsetof(NzCudaDecode, indices),
+             offsetof(NzCudaDecode, index_count), offsetof(NzCudaDecode, rows), offsetof(NzCudaDecode, row_len),
+             offsetof(NzCudaDecode, index_size),
+             sizeof(NzCudaProduct), offsetof(NzCudaProduct, weight), offsetof(NzCudaProduct, x),
+             offsetof(NzCudaProduct, y), offsetof(NzCudaProduct, partial), offsetof(NzCudaProduct, status),
+             offsetof(NzCudaProduct, k), offsetof(NzCudaProduct, n), offsetof(NzCudaProduct, m),
+             offsetof(NzCudaProduct, x_type), offsetof(NzCudaProduct, is_rows),
+             offsetof(NzCudaProduct, chunk_segments), offsetof(NzCudaProduct, block_chunks),
+             offsetof(NzCudaProduct, tile_width), offsetof(NzCudaProduct, splits),
+             offsetof(NzCudaProduct, split_blocks),
+         }) {
+        numbers.push_back(number);
+    }
+    return numbers;
+}
+
+}  // namespace nz::twin

@@ -1,0 +1,124 @@
+//! "Device" memory for kernels that run on the CPU, and launches over it.
+
+use nz_cpp_twin::simt::{self, Grid};
+use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output, WeightMemory, check_status};
+use nz_onnx::format::{Dtype, Header};
+
+/// What lies around outputs, and must stay there.
+const GUARD: u8 = 0xa5;
+const GUARD_LEN: usize = 64;
+
+/// Memory of which only `bytes[at..]` is given away.
+pub struct Memory {
+    words: Vec<u128>,
+    at: usize,
+    len: usize,
+}
+
+impl Memory {
+    /// `len` bytes of `fill` between guards, `shift` bytes behind a multiple of 16.
+    pub fn filled(len: usize, fill: u8, shift: usize) -> Self {
+        let at = GUARD_LEN + shift;
+        let words = (at + len + GUARD_LEN).div_ceil(16);
+        let mut memory = Memory { words: vec![u128::from_ne_bytes([GUARD; 16]); words], at, len };
+        memory.all_mut()[at..at + len].fill(fill);
+        memory
+    }
+
+    pub fn holding(bytes: &[u8], shift: usize) -> Self {
+        let mut memory = Memory::filled(bytes.len(), 0, shift);
+        let at = memory.at;
+        memory.all_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        memory
+    }
+
+    fn all(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.words)
+    }
+
+    fn all_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.words)
+    }
+
+    pub fn address(&mut self) -> u64 {
+        let at = self.at;
+        self.all_mut()[at..].as_mut_ptr() as u64
+    }
+
+    /// The bytes that were given away, after a look at those around them.
+    pub fn bytes(&self) -> &[u8] {
+        let (before, rest) = self.all().split_at(self.at);
+        let (bytes, behind) = rest.split_at(self.len);
+        assert!(before.iter().chain(behind).all(|&byte| byte == GUARD), "a kernel wrote beside its output");
+        bytes
+    }
+}
+
+/// What is decoded, and into which order.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// The tensor in ONNX order.
+    All,
+    /// Slots from the first on, and how many.
+    Slots(u64, u64),
+    /// Rows by 64-bit indices.
+    Rows(Vec<i64>),
+    /// Rows by 32-bit indices.
+    ShortRows(Vec<i32>),
+}
+
+/// Runs a launch, and says what the shim has to say.
+pub fn run<A: bytemuck::Pod>(launch: &Launch<A>, seed: u64) -> Result<(), String> {
+    let (x, y) = launch.grid;
+    let grid = Grid { x, y, threads: launch.threads, shared: launch.shared as usize, seed };
+    // SAFETY: callers have made the launch over memory of theirs that is alive.
+    unsafe { simt::launch(launch.kernel.name(), &grid, bytemuck::bytes_of(&launch.arguments)) }
+}
+
+/// Decodes a blob that lies `shift` bytes behind a multiple of 16 with the kernel for `dtype`. `header` may be that of
+/// another blob than the one in memory: a payload can change. Elements, and the kernel's own verdict.
+pub fn decode(
+    header: &Header,
+    blob: &[u8],
+    dtype: Dtype,
+    wanted: &Wanted,
+    shift: usize,
+    seed: u64,
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    let weight = DeviceWeight::new(header).expect("a header of ours");
+    let mut table = Memory::holding(bytemuck::cast_slice(weight.blocks()), 0);
+    let mut blob = Memory::holding(blob, shift);
+    let (mut long, mut short) = (vec![], vec![]);
+    let row = weight.elements() / header.spec.shape.first().copied().unwrap_or(1);
+    let count = match wanted {
+        Wanted::All => weight.elements(),
+        Wanted::Slots(_, slots) => *slots,
+        Wanted::Rows(rows) => {
+            long.clone_from(rows);
+            rows.len() as u64 * row
+        }
+        Wanted::ShortRows(rows) => {
+            short.clone_from(rows);
+            rows.len() as u64 * row
+        }
+    };
+    // Every byte is to be written: what is left of the fill would differ.
+    let mut out = Memory::filled(count as usize * dtype.size(), 0x5a, 0);
+    let mut status = Memory::filled(4, 0, 0);
+    let memory = WeightMemory { blob: blob.address(), blocks: table.address() };
+    let output = Output { dtype, address: out.address(), status: status.address() };
+    let launch = match wanted {
+        Wanted::All => weight.decode_all(memory, output),
+        Wanted::Slots(first, slots) => weight.decode_slots(memory, output, *first, *slots),
+        Wanted::Rows(_) | Wanted::ShortRows(_) => {
+            let (address, count, size) = match short.is_empty() {
+                true => (long.as_ptr() as u64, long.len(), 8),
+                false => (short.as_ptr() as u64, short.len(), 4),
+            };
+            weight.gather(memory, output, Indices { address, count: count as u64, size })
+        }
+    };
+    run(&launch.expect("a launch"), seed).unwrap_or_else(|error| panic!("{wanted:?}, seed {seed}: {error}"));
+    let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
+    (out.bytes().to_vec(), check_status(status))
+}

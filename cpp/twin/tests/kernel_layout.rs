@@ -1,0 +1,24 @@
+//! The structs of `nz_cuda.h` are the same to C++ and to Rust.
+
+use std::mem::{offset_of, size_of};
+
+use nz_onnx::cuda::{BlockEntry, DecodeArguments, ProductArguments, WeightArguments};
+
+macro_rules! numbers {
+    ($type:ty: $($field:ident)*) => { [size_of::<$type>(), $(offset_of!($type, $field)),*] };
+}
+
+#[test]
+fn structs_are_laid_out_alike() {
+    let ours = [
+        &numbers!(BlockEntry: first_slot offset record m)[..],
+        &numbers!(WeightArguments: blob blocks blob_len payload elements block_len blocks_per_tile tiers normalised
+            record_room tail_room tier_widths symbols),
+        &numbers!(DecodeArguments: weight out status order first_block first_slot slots columns tile_width tiles
+            indices index_count rows row_len index_size),
+        &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks
+            tile_width splits split_blocks),
+    ];
+    let ours: Vec<u64> = ours.concat().into_iter().map(|number| number as u64).collect();
+    assert_eq!(ours, nz_cpp_twin::simt::layout());
+}

@@ -1,0 +1,237 @@
+//! The CUDA decode kernels on the CPU against the reference decoder: bit for bit, in any order of warps and lanes.
+
+mod common;
+
+use common::device::{Wanted, decode};
+use common::writer::{Plan, write};
+use common::{DTYPES, FILLS, Fill, Rng, specs, tensor};
+use nz_onnx::codec::{self, EncodeOptions, Profile, reference, word};
+use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
+
+fn source(fill: Fill, spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
+    tensor(fill, spec.dtype, spec.elements().expect("small") as usize, rng)
+}
+
+/// Little-endian elements of `dtype` as float32 ones.
+fn as_float32(dtype: Dtype, elements: &[u8]) -> Vec<u8> {
+    let mut words = vec![0u32; elements.len() / dtype.size()];
+    word::load(dtype, elements, &mut words);
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Decodes the whole blob to its own type and to float32, and compares with the reference.
+fn check(blob: &[u8], context: &str, rng: &mut Rng) {
+    let header = Header::parse(blob).expect("whole");
+    let expected = reference::decode(blob).expect("whole");
+    let dtype = header.spec.dtype;
+    for (out, expected) in [(dtype, expected.clone()), (Dtype::F32, as_float32(dtype, &expected))] {
+        let (shift, seed) = (4 * rng.below(4), rng.next() % 3 * rng.next());
+        let (decoded, verdict) = decode(&header, blob, out, &Wanted::All, shift, seed);
+        assert!(verdict.is_ok(), "{context}: {verdict:?}");
+        assert!(decoded == expected, "{context}: to {out:?}, shift {shift}, seed {seed}");
+    }
+}
+
+/// Every dtype, fill, shape and layout that the other tests have, with every block length that they have.
+#[test]
+fn lossless_blobs_decode_as_the_reference_says() {
+    let mut rng = Rng(60);
+    for spec in DTYPES.into_iter().flat_map(specs) {
+        for fill in FILLS {
+            let src = source(fill, &spec, &mut rng);
+            let block_len = [64, 192, 576, 1024, 4096][rng.below(5)];
+            let profile = [Profile::Compact, Profile::Fast][rng.below(2)];
+            let options = EncodeOptions { block_len, profile, ..Default::default() };
+            let blob = codec::encode(&src, &spec, &options).expect("encodes");
+            check(&blob, &format!("{spec:?} {fill:?} blocks of {block_len}, {profile:?}"), &mut rng);
+        }
+    }
+}
+
+/// Every number of mantissa bits of every dtype, with both profiles.
+#[test]
+fn cut_mantissas_decode_as_the_reference_says() {
+    let mut rng = Rng(61);
+    for dtype in DTYPES {
+        for k in 0..dtype.mantissa_bits() {
+            for fill in [Fill::Weights, Fill::Subnormals, Fill::Specials] {
+                let spec = match rng.below(2) {
+                    0 => TensorSpec::row_major(dtype, &[5, 911]),
+                    _ => TensorSpec::column_tiles(dtype, 37, 201, 128),
+                };
+                let src = source(fill, &spec, &mut rng);
+                let profile = [Profile::Compact, Profile::Fast][rng.below(2)];
+                let options = EncodeOptions { mantissa_bits: Some(k), profile, ..Default::default() };
+                let blob = codec::encode(&src, &spec, &options).expect("encodes");
+                check(&blob, &format!("{spec:?} {fill:?} {k} bits, {profile:?}"), &mut rng);
+            }
+        }
+    }
+}
+
+/// Any tiers that the format allows, widths that no writer of ours takes, and more bits than needed.
+#[test]
+fn free_form_blobs_decode_as_the_reference_says() {
+    let mut rng = Rng(62);
+    for round in 0..150 {
+        let dtype = DTYPES[rng.below(3)];
+        let spec = specs(dtype).swap_remove(rng.below(13));
+        let fill = FILLS[rng.below(FILLS.len())];
+        let src = source(fill, &spec, &mut rng);
+        let plan = Plan::random(&mut rng);
+        let blob = write(&src, &spec, &plan, &mut rng);
+        check(&blob, &format!("round {round}: {spec:?} {fill:?} tiers {:?}", plan.tiers), &mut rng);
+    }
+}
+
+/// All 65536 values of the two-byte formats.
+#[test]
+fn every_two_byte_pattern_decodes() {
+    let src: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        for spec in [TensorSpec::row_major(dtype, &[65_536]), TensorSpec::column_tiles(dtype, 256, 256, 64)] {
+            let blob = codec::encode(&src, &spec, &EncodeOptions::default()).expect("encodes");
+            check(&blob, &format!("{spec:?}"), &mut Rng(63));
+        }
+    }
+}
+
+/// All golden files.
+#[test]
+fn golden_files_decode() {
+    let folder = common::compiler::cpp_folder().join("../tests/golden");
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder).expect("there").map(|e| e.expect("there").path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "nzb"));
+    assert!(files.len() > 20);
+    let mut rng = Rng(64);
+    for path in files {
+        check(&std::fs::read(&path).expect("read"), &path.display().to_string(), &mut rng);
+    }
+}
+
+/// Many orders of warps and lanes give the same.
+#[test]
+fn the_order_of_warps_and_lanes_does_not_matter() {
+    let mut rng = Rng(65);
+    let spec = TensorSpec::row_major(Dtype::Bf16, &[4096 + 777]);
+    let src = source(Fill::Weights, &spec, &mut rng);
+    let blob = codec::encode(&src, &spec, &EncodeOptions::default()).expect("encodes");
+    let header = Header::parse(&blob).expect("whole");
+    for seed in 0..40 {
+        let (decoded, verdict) = decode(&header, &blob, Dtype::Bf16, &Wanted::All, 0, seed);
+        assert!(verdict.is_ok() && decoded == src, "seed {seed}");
+    }
+}
+
+/// Ranges of slots, as a product takes them: whole tiles, rows, and any others.
+#[test]
+fn ranges_decode_as_the_codec_says() {
+    let mut rng = Rng(66);
+    for dtype in DTYPES {
+        for spec in [TensorSpec::row_major(dtype, &[31, 700]), TensorSpec::column_tiles(dtype, 70, 301, 128)]
+        {
+            let src = source(Fill::Weights, &spec, &mut rng);
+            let options = EncodeOptions { block_len: 1024, ..Default::default() };
+            let blob = codec::encode(&src, &spec, &options).expect("encodes");
+            let decoder = codec::Decoder::open(&blob).expect("whole");
+            let elements = spec.elements().expect("small");
+            let tile = if spec.layout == Layout::RowMajor { 700 } else { 70 * 128 };
+            let mut ranges = vec![
+                (0, 1),
+                (elements - 1, 1),
+                (0, elements),
+                (tile, tile),
+                (2 * tile, tile.min(elements - 2 * tile)),
+            ];
+            for _ in 0..12 {
+                let first = rng.below(elements as usize) as u64;
+                ranges.push((first, 1 + rng.below((elements - first) as usize) as u64));
+            }
+            for (first, slots) in ranges {
+                let mut expected = vec![0u8; slots as usize * dtype.size()];
+                decoder.decode_elements(&blob, first, &mut expected).expect("in range");
+                let (decoded, verdict) =
+                    decode(decoder.header(), &blob, dtype, &Wanted::Slots(first, slots), 4, rng.next());
+                assert!(verdict.is_ok() && decoded == expected, "{spec:?}: {slots} from {first}");
+            }
+        }
+    }
+}
+
+/// Rows by index of both sizes, of both signs, more than once; rows shorter and longer than blocks.
+#[test]
+fn gathered_rows_are_those_of_the_tensor() {
+    let mut rng = Rng(67);
+    for dtype in DTYPES {
+        for shape in [[50, 96], [50, 97], [9, 1024], [9, 1500], [300, 1]] {
+            let spec = TensorSpec::row_major(dtype, &shape);
+            let src = source(Fill::Weights, &spec, &mut rng);
+            let options = EncodeOptions { block_len: 1024, ..Default::default() };
+            let blob = codec::encode(&src, &spec, &options).expect("encodes");
+            let header = Header::parse(&blob).expect("whole");
+            let rows = shape[0] as i64;
+            let mut indices = vec![0, rows - 1, -1, -rows, 3, 3];
+            indices.extend((0..5).map(|_| rng.below(rows as usize) as i64));
+            let row = shape[1] as usize * dtype.size();
+            let expected: Vec<u8> = indices
+                .iter()
+                .flat_map(|&i| src[i.rem_euclid(rows) as usize * row..][..row].to_vec())
+                .collect();
+            let short = indices.iter().map(|&i| i as i32).collect();
+            for wanted in [Wanted::Rows(indices.clone()), Wanted::ShortRows(short)] {
+                let (decoded, verdict) = decode(&header, &blob, dtype, &wanted, 0, rng.next());
+                assert!(verdict.is_ok() && decoded == expected, "{spec:?} {wanted:?}");
+            }
+        }
+    }
+}
+
+/// An index that names no row gives a row of zeros and a status, whatever it is.
+#[test]
+fn indices_out_of_range_are_told() {
+    let spec = TensorSpec::row_major(Dtype::F32, &[10, 100]);
+    let src = source(Fill::Weights, &spec, &mut Rng(68));
+    let blob = codec::encode(&src, &spec, &EncodeOptions::default()).expect("encodes");
+    let header = Header::parse(&blob).expect("whole");
+    for index in [10, -11, i64::MAX, i64::MIN, 1 << 40] {
+        let wanted = Wanted::Rows(vec![1, index, -2]);
+        let (decoded, verdict) = decode(&header, &blob, Dtype::F32, &wanted, 0, 1);
+        assert!(verdict.expect_err("out of range").to_string().contains("index"));
+        assert_eq!(decoded, [&src[400..800], &[0; 400], &src[3200..3600]].concat(), "{index}");
+    }
+}
+
+/// Whatever comes to be in the payload, other blocks stay right, and a damaged one is told and zero. That nothing
+/// outside is read is for the sanitizer to say (`simt_faults.rs`); what is written, [`common::device::Memory`] sees.
+#[test]
+fn changed_payloads_stay_in_their_blocks() {
+    let mut rng = Rng(69);
+    let (mut told, mut untold) = (0, 0);
+    for dtype in DTYPES {
+        let spec = TensorSpec::row_major(dtype, &[6, 500]);
+        let src = source(Fill::Weights, &spec, &mut rng);
+        let options = EncodeOptions { block_len: 640, ..Default::default() };
+        let blob = codec::encode(&src, &spec, &options).expect("encodes");
+        let header = Header::parse(&blob).expect("whole");
+        for _ in 0..60 {
+            let mut changed = blob.clone();
+            let record = header.record(1);
+            match rng.below(3) {
+                0 => changed[record].fill(0xff),
+                1 => changed[record].iter_mut().for_each(|byte| *byte = rng.next() as u8),
+                _ => changed[record.start + rng.below(record.len())] ^= 1 << rng.below(8),
+            }
+            let (decoded, verdict) = decode(&header, &changed, dtype, &Wanted::All, 8, rng.next());
+            let (before, behind) = (640 * dtype.size(), 1280 * dtype.size());
+            assert!(decoded[..before] == src[..before] && decoded[behind..] == src[behind..]);
+            if verdict.is_err() {
+                assert!(decoded[before..behind].iter().all(|&byte| byte == 0));
+                told += 1;
+            } else {
+                untold += 1;
+            }
+        }
+    }
+    assert!(told > 20 && untold > 5, "both verdicts are met: {told} and {untold}");
+}

@@ -1,0 +1,394 @@
+//! Launches: which kernel, how many threads, and what it is told.
+
+use super::layout::{
+    BlockEntry, COUNTS_SIZE, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, PADDING, ROW_MAJOR,
+    STORED, WARP_SLOTS, WeightArguments,
+};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, HEAD_BITS, Header, Layout, Transform, field_planes, plane_bytes};
+
+/// The most thread blocks that a launch has in its second dimension.
+pub(super) const MAX_GRID_Y: u64 = 65_535;
+
+/// A kernel of `cpp/cuda`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Decodes to elements of this type.
+    Decode(Dtype),
+    /// Sums up parts of a product with a row-major weight; `many`: of up to 8 rows, else of one.
+    Rows {
+        /// More than one row.
+        many: bool,
+    },
+    /// The same, with a weight in column tiles; `many`: four rows a thread block.
+    Tiles {
+        /// More than one row.
+        many: bool,
+    },
+    /// Adds up the parts of a product.
+    Sum,
+}
+
+impl Kernel {
+    /// All of them.
+    pub const ALL: [Kernel; 8] = [
+        Kernel::Decode(Dtype::F32),
+        Kernel::Decode(Dtype::F16),
+        Kernel::Decode(Dtype::Bf16),
+        Kernel::Rows { many: false },
+        Kernel::Rows { many: true },
+        Kernel::Tiles { many: false },
+        Kernel::Tiles { many: true },
+        Kernel::Sum,
+    ];
+
+    /// Its name in the compiled module.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernel::Decode(Dtype::F32) => "nz_decode_float32",
+            Kernel::Decode(Dtype::F16) => "nz_decode_float16",
+            Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
+            Kernel::Rows { many: false } => "nz_gemv_rows_1",
+            Kernel::Rows { many: true } => "nz_gemv_rows_8",
+            Kernel::Tiles { many: false } => "nz_gemv_tiles_1",
+            Kernel::Tiles { many: true } => "nz_gemv_tiles_4",
+            Kernel::Sum => "nz_gemv_sum",
+        }
+    }
+}
+
+/// A kernel with its arguments and as many threads as it needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<A> {
+    /// Which one.
+    pub kernel: Kernel,
+    /// Thread blocks, in two dimensions.
+    pub grid: (u32, u32),
+    /// Threads a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory a block.
+    pub shared: u32,
+    /// The only argument, passed by value.
+    pub arguments: A,
+}
+
+/// What a kernel found, out of the bits of its status word.
+///
+/// # Errors
+/// A record was damaged, or an index named no row.
+pub fn check_status(status: u32) -> Result<()> {
+    if status & DAMAGED_RECORD != 0 {
+        return Err(Error::corrupt("the record of a block is damaged"));
+    }
+    if status & INDEX_OUT_OF_RANGE != 0 {
+        return Err(Error::invalid("an index names no row of the weight"));
+    }
+    Ok(())
+}
+
+/// Device memory that a weight is in: addresses, as integers.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightMemory {
+    /// The blob.
+    pub blob: u64,
+    /// [`DeviceWeight::blocks`].
+    pub blocks: u64,
+}
+
+/// Device memory that decoded weights go to.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// The element type: the blob's own, or float32.
+    pub dtype: Dtype,
+    /// The first element, at a multiple of 16 bytes.
+    pub address: u64,
+    /// A 32-bit word in which the kernel sets bits for [`check_status`].
+    pub status: u64,
+}
+
+/// Device memory with indices of rows, each of `size` bytes (4 or 8, signed).
+#[derive(Clone, Copy, Debug)]
+pub struct Indices {
+    /// The first index, at a multiple of its size.
+    pub address: u64,
+    /// How many.
+    pub count: u64,
+    /// Bytes of each.
+    pub size: u32,
+}
+
+/// A blob's header as kernels want it. Made once; the blob's payload is not read.
+#[derive(Clone, Debug)]
+pub struct DeviceWeight {
+    pub(super) arguments: WeightArguments,
+    blocks: Vec<BlockEntry>,
+    dtype: Dtype,
+    pub(super) layout: Layout,
+    pub(super) shape: Vec<u64>,
+}
+
+impl DeviceWeight {
+    /// Takes from the validated header of a blob what kernels need.
+    ///
+    /// # Errors
+    /// A record is longer than any block's can be, or there are more blocks than a launch has thread blocks.
+    pub fn new(header: &Header) -> Result<Self> {
+        let blocks = header.blocks();
+        let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
+        let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;
+        let mut entries = Vec::with_capacity(count as usize + 1);
+        let mut rooms = Rooms::default();
+        let payload = header.payload_offset();
+        for block in 0..count as usize {
+            let (slots, record) = (blocks.slots(block as u64), header.record(block));
+            rooms.add(header, block, (slots.end - slots.start) as usize, record.len())?;
+            entries.push(BlockEntry {
+                first_slot: slots.start,
+                offset: ((record.start - payload) / 4) as u32,
+                record: (record.len() / 4) as u16,
+                unused: 0,
+                m: header.widths[block],
+            });
+        }
+        entries.push(BlockEntry { first_slot: blocks.elements(), ..Default::default() });
+
+        let mut arguments = WeightArguments {
+            blob_len: header.blob_len,
+            payload: payload as u64,
+            elements: blocks.elements(),
+            block_len: header.block_len,
+            blocks_per_tile: tile_slots(header).div_ceil(header.block_len.into()) as u32,
+            tiers: header.tiers.len() as u32,
+            normalised: u32::from(header.transform == Transform::NormalisedSplit),
+            record_room: rooms.record(),
+            tail_room: rooms.tail(header.tiers.len()),
+            ..Default::default()
+        };
+        for (i, tier) in header.tiers.iter().enumerate() {
+            arguments.tier_widths[i] = tier.width;
+            arguments.symbols[i][..tier.symbols.len()].copy_from_slice(&tier.symbols);
+        }
+        let spec = &header.spec;
+        Ok(DeviceWeight {
+            arguments,
+            blocks: entries,
+            dtype: spec.dtype,
+            layout: spec.layout,
+            shape: spec.shape.clone(),
+        })
+    }
+
+    /// The table that has to be in device memory, at a multiple of 16 bytes.
+    pub fn blocks(&self) -> &[BlockEntry] {
+        &self.blocks
+    }
+
+    /// Weights in the tensor.
+    pub fn elements(&self) -> u64 {
+        self.arguments.elements
+    }
+
+    /// Decodes the whole tensor in ONNX order.
+    ///
+    /// # Errors
+    /// The element type is neither the blob's nor float32, an address is not aligned, or a tile has 2^32 weights.
+    pub fn decode_all(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
+        let Layout::ColumnTiles { tile } = self.layout else {
+            return self.decode_slots(memory, out, 0, self.elements());
+        };
+        let (rows, columns) = (self.shape[0], self.shape[1]);
+        let width = u64::from(tile).min(columns);
+        let tiles = columns.div_ceil(width);
+        if rows.checked_mul(width).is_none_or(|slots| slots > u64::from(u32::MAX)) || tiles > MAX_GRID_Y {
+            return Err(unsupported("a tile of 2^32 weights, or 65536 tiles"));
+        }
+        let mut launch = self.launch(memory, out)?;
+        launch.grid = (self.arguments.blocks_per_tile, tiles as u32);
+        launch.arguments = DecodeArguments {
+            order: ROW_MAJOR,
+            columns,
+            tile_width: width as u32,
+            tiles: tiles as u32,
+            rows,
+            ..launch.arguments
+        };
+        Ok(launch)
+    }
+
+    /// Decodes `slots` weights from slot `first` on, in stored order: a range of rows of a row-major tensor, or one or
+    /// more column tiles, each row by row.
+    ///
+    /// # Errors
+    /// The slots are not all in the tensor, or there are none; as [`DeviceWeight::decode_all`].
+    pub fn decode_slots(
+        &self,
+        memory: WeightMemory,
+        out: Output,
+        first: u64,
+        slots: u64,
+    ) -> Result<Launch<DecodeArguments>> {
+        let end = first.checked_add(slots).filter(|&end| slots > 0 && end <= self.elements());
+        let end = end.ok_or_else(|| {
+            Error::invalid(format!("slots {first}+{slots} of a tensor of {} weights", self.elements()))
+        })?;
+        let block_of = |slot: u64| self.blocks.partition_point(|block| block.first_slot <= slot) - 1;
+        let (first_block, last_block) = (block_of(first), block_of(end - 1));
+        let mut launch = self.launch(memory, out)?;
+        launch.grid = ((last_block - first_block + 1) as u32, 1);
+        launch.arguments = DecodeArguments {
+            order: STORED,
+            first_block: first_block as u32,
+            first_slot: first,
+            slots,
+            ..launch.arguments
+        };
+        Ok(launch)
+    }
+
+    /// Decodes the rows that `indices` name, a negative one counted from the end, one after the other.
+    ///
+    /// # Errors
+    /// The tensor has column tiles or no dimension, there are no indices; as [`DeviceWeight::decode_all`].
+    pub fn gather(
+        &self,
+        memory: WeightMemory,
+        out: Output,
+        indices: Indices,
+    ) -> Result<Launch<DecodeArguments>> {
+        let rows = match (self.layout, self.shape.first()) {
+            (Layout::RowMajor, Some(&rows)) => rows,
+            _ => {
+                return Err(Error::invalid(
+                    "rows are gathered from a row-major tensor with a first dimension",
+                ));
+            }
+        };
+        let Indices { address, count, size } = indices;
+        if count == 0 || !matches!(size, 4 | 8) || !address.is_multiple_of(size.into()) {
+            return Err(Error::invalid(format!("{count} indices of {size} bytes at {address:#x}")));
+        }
+        let row_len = self.elements() / rows;
+        // A row may start in the middle of a block.
+        let block_len = u64::from(self.arguments.block_len);
+        let blocks_per_row = match row_len % block_len {
+            0 => row_len / block_len,
+            _ => (row_len - 1) / block_len + 2,
+        };
+        let mut launch = self.launch(memory, out)?;
+        launch.grid =
+            (blocks_per_row.min(self.arguments.blocks_per_tile.into()) as u32, count.min(MAX_GRID_Y) as u32);
+        launch.arguments = DecodeArguments {
+            order: GATHER,
+            indices: address,
+            index_count: count,
+            rows,
+            row_len,
+            index_size: size,
+            ..launch.arguments
+        };
+        Ok(launch)
+    }
+
+    fn launch(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
+        if out.dtype != self.dtype && out.dtype != Dtype::F32 {
+            let (dtype, wanted) = (self.dtype.name(), out.dtype.name());
+            return Err(Error::invalid(format!(
+                "{dtype} weights decode to {dtype} or float32, not {wanted}"
+            )));
+        }
+        let aligned =
+            [(memory.blob, 4, "blob"), (memory.blocks, 16, "table of blocks"), (out.address, 16, "output")];
+        for (address, align, what) in aligned {
+            if !address.is_multiple_of(align) {
+                return Err(Error::invalid(format!(
+                    "the {what} is at {address:#x}, not at a multiple of {align}"
+                )));
+            }
+        }
+        let weight = WeightArguments { blob: memory.blob, blocks: memory.blocks, ..self.arguments };
+        Ok(Launch {
+            kernel: Kernel::Decode(out.dtype),
+            grid: (1, 1),
+            threads: self.threads(),
+            shared: self.shared(),
+            arguments: DecodeArguments { weight, out: out.address, status: out.status, ..Default::default() },
+        })
+    }
+}
+
+impl DeviceWeight {
+    /// What kernels are told of the weight where it is.
+    pub(super) fn at(&self, memory: WeightMemory) -> Result<WeightArguments> {
+        check_address(memory.blob, 4, "blob")?;
+        check_address(memory.blocks, 16, "table of blocks")?;
+        Ok(WeightArguments { blob: memory.blob, blocks: memory.blocks, ..self.arguments })
+    }
+
+    /// Threads that decode a block.
+    pub(super) fn threads(&self) -> u32 {
+        32 * self.arguments.block_len.div_ceil(WARP_SLOTS)
+    }
+
+    /// Bytes of shared memory that decoding a block takes.
+    pub(super) fn shared(&self) -> u32 {
+        self.arguments.record_room + 2 * self.arguments.tail_room + COUNTS_SIZE as u32
+    }
+}
+
+pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> {
+    if address.is_multiple_of(align) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("the {what} is at {address:#x}, not at a multiple of {align}")))
+}
+
+/// Slots of a whole tile.
+fn tile_slots(header: &Header) -> u64 {
+    match header.spec.layout {
+        Layout::RowMajor => header.blocks().elements(),
+        Layout::ColumnTiles { tile } => header.spec.shape[0] * header.spec.shape[1].min(tile.into()),
+    }
+}
+
+pub(super) fn unsupported(what: &str) -> Error {
+    Error::Unsupported(format!("{what}: too large for a CUDA device"))
+}
+
+/// The shared memory that the largest of some blocks needs.
+#[derive(Default)]
+struct Rooms {
+    record: usize,
+    tail: usize,
+}
+
+impl Rooms {
+    /// Counts in block `block`, of `n` weights in `len` bytes.
+    fn add(&mut self, header: &Header, block: usize, n: usize, len: usize) -> Result<()> {
+        let (tiers, m) = (&header.tiers, header.widths[block]);
+        let in_head = m.min(HEAD_BITS);
+        let planes = field_planes(in_head + 1).chain(field_planes(m - in_head)).chain([tiers[0].width]);
+        let fixed: usize = planes.map(|width| plane_bytes(width, n)).sum();
+        let longest = tiers[1..].iter().map(|tier| plane_bytes(tier.width, n)).sum::<usize>() + n + 3;
+        let tail = len.saturating_sub(fixed);
+        if tail > longest {
+            return Err(Error::corrupt(format!(
+                "record of block {block} is longer than {n} weights can take"
+            )));
+        }
+        self.record = self.record.max(len);
+        // Each code of tier 1 takes its width.
+        if let Some(tier) = tiers.get(1) {
+            self.tail = self.tail.max((8 * tail / usize::from(tier.width)).min(n));
+        }
+        Ok(())
+    }
+
+    /// Records start at any multiple of 4 of the 16 bytes that are loaded at once.
+    fn record(&self) -> u32 {
+        ((self.record + 12).next_multiple_of(16) + PADDING) as u32
+    }
+
+    fn tail(&self, tiers: usize) -> u32 {
+        if tiers == 1 { 0 } else { (self.tail.next_multiple_of(16) + PADDING) as u32 }
+    }
+}

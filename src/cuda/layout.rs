@@ -1,0 +1,154 @@
+//! The structs of `cpp/include/nz_cuda.h`, field by field. A test compares both sides.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Slots that a warp decodes.
+pub(super) const WARP_SLOTS: u32 = 512;
+/// Bytes of shared memory for counts of escapes, and a verdict.
+pub(super) const COUNTS_SIZE: usize = 144;
+/// Bytes behind a record or tail in shared memory.
+pub(super) const PADDING: usize = 16;
+/// Bit of the status word: the planes of a record did not fill it.
+pub(super) const DAMAGED_RECORD: u32 = 1;
+/// Bit of the status word: an index named no row.
+pub(super) const INDEX_OUT_OF_RANGE: u32 = 2;
+/// Slots in stored order.
+pub(super) const STORED: u32 = 0;
+/// All elements of a tensor in column tiles, in ONNX order.
+pub(super) const ROW_MAJOR: u32 = 1;
+/// Rows that indices name.
+pub(super) const GATHER: u32 = 2;
+/// Rows of X that a product takes, at most.
+pub(super) const MAX_ROWS: u32 = 8;
+/// Rows of X that a thread block takes of a product with tiles.
+pub(super) const TILE_ROWS: u32 = 4;
+/// Thread blocks that the tiles of a product are split into, about.
+pub(super) const TILE_BLOCKS: u64 = 1024;
+/// The widest tile that a product takes.
+pub(super) const MAX_TILE: u32 = 256;
+/// Bytes of shared memory for the sums of warps.
+pub(super) const SUMS_SIZE: u32 = 8192;
+/// Bytes of shared memory for the weights of a block.
+pub(super) const WEIGHTS_SIZE: u32 = 16_384;
+
+/// `NzCudaBlock`: one block of a blob, in a table on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(16))]
+pub struct BlockEntry {
+    /// Its first slot in stored order.
+    pub first_slot: u64,
+    /// Where its record starts in the payload, in units of 4 bytes.
+    pub offset: u32,
+    /// Size of the record in units of 4 bytes.
+    pub record: u16,
+    /// Zero.
+    pub unused: u8,
+    /// Stored mantissa bits.
+    pub m: u8,
+}
+
+/// `NzCudaWeight`: a weight on the device. Pointers are device addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct WeightArguments {
+    /// The blob's first byte.
+    pub blob: u64,
+    /// Its table of blocks.
+    pub blocks: u64,
+    /// Bytes of the blob.
+    pub blob_len: u64,
+    /// Where the payload starts in the blob.
+    pub payload: u64,
+    /// Weights.
+    pub elements: u64,
+    /// Weights a block.
+    pub block_len: u32,
+    /// Blocks of a whole tile.
+    pub blocks_per_tile: u32,
+    /// Tiers of the cascade.
+    pub tiers: u32,
+    /// Whether exponents stand for subnormals: 0 or 1.
+    pub normalised: u32,
+    /// Bytes of shared memory for a record.
+    pub record_room: u32,
+    /// Bytes of shared memory for the symbols of a tier behind the first.
+    pub tail_room: u32,
+    /// Bits of a code, by tier.
+    pub tier_widths: [u8; 8],
+    /// The symbol of each code, by tier.
+    pub symbols: [[u8; 16]; 8],
+}
+
+/// `NzCudaDecode`: the argument of the decode kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DecodeArguments {
+    /// What is decoded.
+    pub weight: WeightArguments,
+    /// Where to, at a multiple of 16.
+    pub out: u64,
+    /// A word of status bits.
+    pub status: u64,
+    /// Which of the three orders.
+    pub order: u32,
+    /// Stored order: the block that `first_slot` lies in.
+    pub first_block: u32,
+    /// Stored order: the first slot wanted.
+    pub first_slot: u64,
+    /// Stored order: slots wanted.
+    pub slots: u64,
+    /// Row-major: columns of the matrix.
+    pub columns: u64,
+    /// Row-major: columns of a whole tile.
+    pub tile_width: u32,
+    /// Row-major: tiles.
+    pub tiles: u32,
+    /// Gather: the indices.
+    pub indices: u64,
+    /// Gather: how many.
+    pub index_count: u64,
+    /// Rows of the matrix.
+    pub rows: u64,
+    /// Gather: weights a row.
+    pub row_len: u64,
+    /// Gather: bytes an index.
+    pub index_size: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// `NzCudaProduct`: the argument of the product kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ProductArguments {
+    /// W.
+    pub weight: WeightArguments,
+    /// X, `[m, k]`.
+    pub x: u64,
+    /// Y, `[m, n]`.
+    pub y: u64,
+    /// Sums of parts, float32.
+    pub partial: u64,
+    /// A word of status bits.
+    pub status: u64,
+    /// Length of the sums.
+    pub k: u64,
+    /// Columns of Y.
+    pub n: u64,
+    /// Rows of X and Y.
+    pub m: u32,
+    /// Type of X and Y: 0 float32, 1 float16, 2 bfloat16.
+    pub x_type: u32,
+    /// Whether W is stored as `[n, k]`, row-major: 0 or 1.
+    pub is_rows: u32,
+    /// Rows: sums that a chunk has room for.
+    pub chunk_segments: u32,
+    /// Rows: chunks a block.
+    pub block_chunks: u32,
+    /// Tiles: columns of a whole tile.
+    pub tile_width: u32,
+    /// Tiles: parts that a tile is summed up in.
+    pub splits: u32,
+    /// Tiles: blocks a part.
+    pub split_blocks: u32,
+}

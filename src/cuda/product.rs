@@ -1,0 +1,151 @@
+//! Products of few rows with a weight that stays compressed: sums of parts, then their sum.
+
+use super::job::{DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, unsupported};
+use super::layout::{
+    MAX_ROWS, MAX_TILE, ProductArguments, SUMS_SIZE, TILE_BLOCKS, TILE_ROWS, WARP_SLOTS, WEIGHTS_SIZE,
+};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, Layout};
+
+/// Shared memory that any device has without being asked for more.
+const SHARED_LIMIT: u32 = 48 << 10;
+/// Threads of a block that multiplies tiles: one for each column.
+const TILE_THREADS: u32 = MAX_TILE;
+
+/// Device memory of a product's operands: addresses, as integers.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// Type of X and Y.
+    pub dtype: Dtype,
+    /// X, `[m, k]`, row by row, at a multiple of 16.
+    pub x: u64,
+    /// Y, `[m, n]`, row by row, at a multiple of its elements' size.
+    pub y: u64,
+    /// [`Product::partial_bytes`] of memory, at a multiple of 4.
+    pub partial: u64,
+    /// A 32-bit word in which kernels set bits for [`super::job::check_status`].
+    pub status: u64,
+}
+
+/// How a product of `m` rows is computed: `Y = X W` with a weight `[k, n]` in column tiles, `Y = X W^T` with a row-major
+/// weight `[n, k]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'w> {
+    weight: &'w DeviceWeight,
+    arguments: ProductArguments,
+    blocks: u32,
+    tiles: u32,
+}
+
+impl DeviceWeight {
+    /// Plans a product of `m` rows.
+    ///
+    /// # Errors
+    /// The weight is no matrix, or `m` is not 1 to 8. [`Error::Unsupported`]: it has to be decoded and multiplied then,
+    /// since tiles are wider than 256, or sums longer than 2^31.
+    pub fn product(&self, m: u32) -> Result<Product<'_>> {
+        if !(1..=MAX_ROWS).contains(&m) {
+            return Err(Error::invalid(format!("a product of {m} rows, 1 to {MAX_ROWS} can be")));
+        }
+        let &[outer, inner] = self.shape.as_slice() else {
+            return Err(Error::invalid(format!("a product with a weight of shape {:?}", self.shape)));
+        };
+        let mut arguments = ProductArguments { m, ..Default::default() };
+        let tiles = match self.layout {
+            Layout::RowMajor => {
+                (arguments.n, arguments.k, arguments.is_rows) = (outer, inner, 1);
+                if inner > i32::MAX as u64 {
+                    return Err(unsupported("sums of over 2^31 products"));
+                }
+                arguments.chunk_segments = (WARP_SLOTS - 1) / inner as u32 + 2;
+                arguments.block_chunks = self.arguments.block_len.div_ceil(WARP_SLOTS);
+                1
+            }
+            Layout::ColumnTiles { tile } => {
+                (arguments.k, arguments.n) = (outer, inner);
+                let tiles = inner.div_ceil(tile.into());
+                if tile > MAX_TILE || tiles > MAX_GRID_Y / 2 {
+                    return Err(unsupported("tiles of over 256 columns, or 32768 tiles"));
+                }
+                let blocks = u64::from(self.arguments.blocks_per_tile);
+                let split_blocks = blocks.div_ceil(TILE_BLOCKS.div_ceil(tiles).min(blocks));
+                arguments.tile_width = tile;
+                arguments.split_blocks = split_blocks as u32;
+                arguments.splits = blocks.div_ceil(split_blocks) as u32;
+                tiles as u32
+            }
+        };
+        let blocks = self.blocks().len() as u32 - 1;
+        let product = Product { weight: self, arguments, blocks, tiles };
+        if product.shared() > SHARED_LIMIT {
+            return Err(unsupported("records and a product in the shared memory of 48 KiB"));
+        }
+        Ok(product)
+    }
+}
+
+impl Product<'_> {
+    /// Rows of X and Y.
+    pub fn rows(&self) -> u32 {
+        self.arguments.m
+    }
+
+    /// Bytes of memory for sums of parts. What it holds does not matter.
+    pub fn partial_bytes(&self) -> u64 {
+        let a = &self.arguments;
+        let sums = match a.is_rows {
+            1 => u64::from(self.blocks) * u64::from(a.block_chunks) * u64::from(a.chunk_segments),
+            _ => u64::from(a.splits) * a.n,
+        };
+        4 * sums * u64::from(a.m)
+    }
+
+    /// The two launches, in order.
+    ///
+    /// # Errors
+    /// An address is not aligned.
+    pub fn launches(
+        &self,
+        memory: WeightMemory,
+        operands: Operands,
+    ) -> Result<[Launch<ProductArguments>; 2]> {
+        let Operands { dtype, x, y, partial, status } = operands;
+        check_address(x, 16, "left operand")?;
+        check_address(y, dtype.size() as u64, "output")?;
+        check_address(partial, 4, "memory for sums")?;
+        check_address(status, 4, "status word")?;
+        let x_type = match dtype {
+            Dtype::F32 => 0,
+            Dtype::F16 => 1,
+            Dtype::Bf16 => 2,
+        };
+        let weight = self.weight.at(memory)?;
+        let arguments = ProductArguments { weight, x, y, partial, status, x_type, ..self.arguments };
+        let many = arguments.m > 1;
+        let (kernel, grid, threads) = match arguments.is_rows {
+            1 => (Kernel::Rows { many }, (self.blocks, 1), self.weight.threads()),
+            _ => (
+                Kernel::Tiles { many },
+                (arguments.splits, self.tiles * arguments.m.div_ceil(TILE_ROWS)),
+                TILE_THREADS,
+            ),
+        };
+        let parts = Launch { kernel, grid, threads, shared: self.shared(), arguments };
+        let columns = u32::try_from(arguments.n.div_ceil(256)).map_err(|_| unsupported("2^40 columns"))?;
+        let sum =
+            Launch { kernel: Kernel::Sum, grid: (columns, arguments.m), threads: 256, shared: 0, arguments };
+        Ok([parts, sum])
+    }
+
+    /// Bytes of shared memory of the first launch.
+    fn shared(&self) -> u32 {
+        let Layout::ColumnTiles { tile } = self.weight.layout else { return self.weight.shared() };
+        // As in the kernel: tiles of other widths put the weights of a block there.
+        let block_len = u64::from(self.weight.arguments.block_len);
+        let is_regular =
+            |columns: u64| matches!(columns, 64 | 128 | 256) && block_len.is_multiple_of(columns);
+        let (tile, n) = (u64::from(tile), self.arguments.n);
+        let regular = is_regular(tile.min(n)) && (n <= tile || n % tile == 0 || is_regular(n % tile));
+        self.weight.shared() + if regular { SUMS_SIZE } else { WEIGHTS_SIZE }
+    }
+}

@@ -1,0 +1,207 @@
+//! The CUDA kernels on a device, against the reference decoder. Where there is no driver these tests say so and skip;
+//! with `REQUIRE_GPU=1` they fail there.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{DTYPES, KINDS, Kind, Rng, tensor};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
+use nz_onnx::codec::{self, EncodeOptions, Profile, reference};
+use nz_onnx::cuda::device::{DeviceError, Kernels, is_driver_present};
+use nz_onnx::cuda::job::{DeviceWeight, Indices, Output, WeightMemory, check_status};
+use nz_onnx::cuda::product::Operands;
+use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
+
+/// A device, and a stream on it that its owner keeps.
+struct Device {
+    kernels: Kernels,
+    stream: Arc<CudaStream>,
+}
+
+fn device() -> Option<Device> {
+    if !is_driver_present() {
+        let required = std::env::var("REQUIRE_GPU").is_ok_and(|value| value == "1");
+        assert!(!required, "REQUIRE_GPU=1, and there is no CUDA driver on this machine");
+        eprintln!("SKIPPED: no CUDA driver on this machine; REQUIRE_GPU=1 makes this a failure");
+        return None;
+    }
+    let kernels = Kernels::load(0).expect("the kernels load");
+    let stream = kernels.context().new_stream().expect("a stream");
+    Some(Device { kernels, stream })
+}
+
+impl Device {
+    fn put(&self, bytes: &[u8]) -> CudaSlice<u8> {
+        self.stream.clone_htod(bytes).expect("copied")
+    }
+
+    fn get(&self, memory: &CudaSlice<u8>) -> Vec<u8> {
+        self.stream.clone_dtoh(memory).expect("copied")
+    }
+
+    fn address(&self, memory: &CudaSlice<u8>) -> u64 {
+        memory.device_ptr(&self.stream).0
+    }
+
+    fn raw_stream(&self) -> *mut std::ffi::c_void {
+        self.stream.cu_stream().cast()
+    }
+
+    fn verdict(&self, status: &CudaSlice<u8>) -> nz_onnx::error::Result<()> {
+        check_status(u32::from_le_bytes(self.get(status).try_into().expect("4 bytes")))
+    }
+}
+
+/// A blob on the device.
+struct Weight {
+    device_weight: DeviceWeight,
+    memory: WeightMemory,
+    _keep: [CudaSlice<u8>; 2],
+}
+
+impl Weight {
+    fn new(device: &Device, blob: &[u8]) -> Self {
+        let device_weight =
+            DeviceWeight::new(&Header::parse(blob).expect("whole")).expect("a header of ours");
+        let keep = [device.put(blob), device.put(bytemuck::cast_slice(device_weight.blocks()))];
+        let memory = WeightMemory { blob: device.address(&keep[0]), blocks: device.address(&keep[1]) };
+        Weight { device_weight, memory, _keep: keep }
+    }
+}
+
+fn decode(device: &Device, blob: &[u8], dtype: Dtype) -> Vec<u8> {
+    let weight = Weight::new(device, blob);
+    let out = device.put(&vec![0x5a; weight.device_weight.elements() as usize * dtype.size()]);
+    let status = device.put(&[0; 4]);
+    let output = Output { dtype, address: device.address(&out), status: device.address(&status) };
+    let launch = weight.device_weight.decode_all(weight.memory, output).expect("a launch");
+    // SAFETY: all memory lives until it is read back on the same stream.
+    unsafe { device.kernels.launch(device.raw_stream(), &launch) }.expect("launched");
+    device.verdict(&status).expect("whole");
+    device.get(&out)
+}
+
+#[test]
+fn no_driver_is_told() {
+    if is_driver_present() {
+        return;
+    }
+    let error = Kernels::load(0).err().expect("no driver");
+    assert_eq!(error, DeviceError::NoDriver);
+    assert!(error.to_string().contains("libcuda.so.1"));
+}
+
+/// Bit for bit, all kinds of weights, both layouts, cut and whole.
+#[test]
+fn blobs_decode_bit_for_bit() {
+    let Some(device) = device() else { return };
+    for dtype in DTYPES {
+        for kind in KINDS {
+            for spec in
+                [TensorSpec::row_major(dtype, &[129, 1000]), TensorSpec::column_tiles(dtype, 300, 700, 256)]
+            {
+                let src = tensor(kind, dtype, spec.elements().expect("small") as usize, 1);
+                for (mantissa_bits, profile) in
+                    [(None, Profile::Compact), (None, Profile::Fast), (Some(3), Profile::Compact)]
+                {
+                    let options = EncodeOptions { mantissa_bits, profile, ..Default::default() };
+                    let blob = codec::encode(&src, &spec, &options).expect("encodes");
+                    let expected = reference::decode(&blob).expect("whole");
+                    assert!(decode(&device, &blob, dtype) == expected, "{spec:?} {kind:?} {options:?}");
+                }
+            }
+        }
+    }
+}
+
+/// 10^8 weights; `NZ_GPU_WEIGHTS` asks for another number.
+#[test]
+fn a_large_tensor_decodes_bit_for_bit() {
+    let Some(device) = device() else { return };
+    let wanted =
+        std::env::var("NZ_GPU_WEIGHTS").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000_000usize);
+    let rows = wanted.div_ceil(1 << 20);
+    for dtype in DTYPES {
+        let src = tensor(Kind::Gauss, dtype, 1 << 20, 2).repeat(rows);
+        let spec = TensorSpec::row_major(dtype, &[rows as u64, 1 << 20]);
+        let blob = codec::encode(&src, &spec, &EncodeOptions::default()).expect("encodes");
+        assert!(decode(&device, &blob, dtype) == src, "{rows} x 2^20 of {dtype:?}");
+    }
+}
+
+#[test]
+fn rows_are_gathered() {
+    let Some(device) = device() else { return };
+    let spec = TensorSpec::row_major(Dtype::F16, &[500, 300]);
+    let src = tensor(Kind::Gauss, Dtype::F16, 150_000, 3);
+    let options = EncodeOptions { block_len: 1024, ..Default::default() };
+    let weight = Weight::new(&device, &codec::encode(&src, &spec, &options).expect("encodes"));
+    let rows: Vec<i64> = (0..700).map(|i| i * 37 % 1000 - 500).collect();
+    let (indices, status) = (device.put(bytemuck::cast_slice(&rows)), device.put(&[0; 4]));
+    let out = device.put(&vec![0x5a; rows.len() * 600]);
+    let output = Output { dtype: Dtype::F16, address: device.address(&out), status: device.address(&status) };
+    let indices_memory = Indices { address: device.address(&indices), count: rows.len() as u64, size: 8 };
+    let launch = weight.device_weight.gather(weight.memory, output, indices_memory).expect("a launch");
+    // SAFETY: all memory lives until it is read back on the same stream.
+    unsafe { device.kernels.launch(device.raw_stream(), &launch) }.expect("launched");
+    device.verdict(&status).expect("whole");
+    let expected: Vec<u8> =
+        rows.iter().flat_map(|&row| src[row.rem_euclid(500) as usize * 600..][..600].to_vec()).collect();
+    assert!(device.get(&out) == expected);
+}
+
+/// Small integers, whose sums are exact in any order; the launches are captured in a graph and run from it.
+#[test]
+fn products_are_exact_from_a_captured_graph() {
+    let Some(device) = device() else { return };
+    let mut rng = Rng(4);
+    for spec in [
+        TensorSpec::row_major(Dtype::Bf16, &[700, 1024]),
+        TensorSpec::column_tiles(Dtype::Bf16, 1024, 700, 256),
+    ] {
+        let w: Vec<f32> = (0..700 * 1024).map(|_| (rng.next() >> 62) as f32 - 1.0).collect();
+        let bytes: Vec<u8> = w.iter().flat_map(|&w| half::bf16::from_f32(w).to_le_bytes()).collect();
+        let weight =
+            Weight::new(&device, &codec::encode(&bytes, &spec, &EncodeOptions::default()).expect("encodes"));
+        for m in 1..=8usize {
+            let x: Vec<f32> = (0..m * 1024).map(|_| (rng.next() >> 62) as f32 - 2.0).collect();
+            let product = weight.device_weight.product(m as u32).expect("few rows of a matrix");
+            let (x_memory, status) = (device.put(bytemuck::cast_slice(&x)), device.put(&[0; 4]));
+            let y = device.put(&vec![0x5a; m * 700 * 4]);
+            let partial = device.put(&vec![0xff; product.partial_bytes() as usize]);
+            let operands = Operands {
+                dtype: Dtype::F32,
+                x: device.address(&x_memory),
+                y: device.address(&y),
+                partial: device.address(&partial),
+                status: device.address(&status),
+            };
+            let launches = product.launches(weight.memory, operands).expect("aligned");
+            device.stream.synchronize().expect("done");
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            device.stream.begin_capture(mode).expect("a capture");
+            for launch in &launches {
+                // SAFETY: all memory lives until it is read back on the same stream.
+                unsafe { device.kernels.launch(device.raw_stream(), launch) }.expect("captured");
+            }
+            let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let graph = device.stream.end_capture(flags).expect("captured").expect("a graph");
+            graph.launch().expect("launched");
+            device.verdict(&status).expect("whole");
+            let weight_at = |i: usize, j: usize| match spec.layout {
+                Layout::RowMajor => w[j * 1024 + i],
+                _ => w[i * 700 + j],
+            };
+            let expected: Vec<f32> = (0..m * 700)
+                .map(|at| (0..1024).map(|i| x[at / 700 * 1024 + i] * weight_at(i, at % 700)).sum())
+                .collect();
+            let floats = |bytes: &[u8]| {
+                bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            };
+            let sums: Vec<f32> = floats(&device.get(&y));
+            assert_eq!(sums, expected, "{spec:?}, {m} rows");
+        }
+    }
+}
