@@ -301,8 +301,12 @@ fn fast_blobs_have_one_tier_of_four_bits() {
             let spec = TensorSpec::column_tiles(dtype, 100, 150, 128);
             let src = tensor(kind, dtype, 15_000, 11);
             for k in [None, Some(3)] {
-                let options =
-                    EncodeOptions { mantissa_bits: k, block_len: 1024, profile: codec::Profile::Fast };
+                let options = EncodeOptions {
+                    mantissa_bits: k,
+                    block_len: 1024,
+                    profile: codec::Profile::Fast,
+                    grid: None,
+                };
                 let blob = codec::encode(&src, &spec, &options).unwrap();
                 let tiers = Header::parse(&blob).unwrap().tiers;
                 assert!(tiers.len() == 1 && tiers[0].width == 4, "{dtype:?} {kind:?}: {tiers:?}");

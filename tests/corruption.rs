@@ -5,7 +5,7 @@ mod common;
 
 use common::{DTYPES, Kind, Rng, tensor};
 use nz_onnx::arch::Backend;
-use nz_onnx::codec::{self, Decoder, EncodeOptions, reference};
+use nz_onnx::codec::{self, Decoder, EncodeOptions, GridStep, reference};
 use nz_onnx::error::Error;
 use nz_onnx::format::{Dtype, Header, TensorSpec};
 
@@ -13,6 +13,19 @@ fn blob(dtype: Dtype) -> Vec<u8> {
     let src = tensor(Kind::Gauss, dtype, 100 * 150, 1);
     let spec = TensorSpec::column_tiles(dtype, 100, 150, 128);
     codec::encode(&src, &spec, &EncodeOptions { block_len: 1024, ..Default::default() }).unwrap()
+}
+
+/// The same, and blobs on grids with units of their own for blocks and for rows.
+fn blobs(dtype: Dtype) -> [Vec<u8>; 3] {
+    let mut src = tensor(Kind::Gauss, dtype, 100 * 192, 1);
+    src[..2 * dtype.size()].fill(0);
+    let on_grid = |spec: &TensorSpec, raw_bits| {
+        let grid = Some(GridStep { cell: 2, raw_bits });
+        codec::encode(&src, spec, &EncodeOptions { grid, block_len: 1024, ..Default::default() }).unwrap()
+    };
+    let (rows, tiles) =
+        (TensorSpec::row_major(dtype, &[100, 192]), TensorSpec::column_tiles(dtype, 100, 192, 128));
+    [blob(dtype), on_grid(&rows, 5), on_grid(&tiles, 9)]
 }
 
 /// Both decoders must refuse it.
@@ -23,8 +36,7 @@ fn refused(blob: &[u8], what: &str) {
 
 #[test]
 fn every_header_byte_matters() {
-    for dtype in DTYPES {
-        let good = blob(dtype);
+    for good in DTYPES.into_iter().flat_map(blobs) {
         let header = Header::parse(&good).unwrap().payload_offset();
         for at in 0..header {
             for bit in [0x01, 0x80, 0xff] {
@@ -38,21 +50,21 @@ fn every_header_byte_matters() {
 
 #[test]
 fn every_truncation_is_an_error() {
-    let good = blob(Dtype::Bf16);
-    for len in 0..good.len() {
-        assert!(Header::parse(&good[..len]).is_err(), "header accepted at {len} bytes");
-        assert!(codec::decode(&good[..len]).is_err() && reference::decode(&good[..len]).is_err());
+    for good in blobs(Dtype::Bf16) {
+        for len in 0..good.len() {
+            assert!(Header::parse(&good[..len]).is_err(), "header accepted at {len} bytes");
+            assert!(codec::decode(&good[..len]).is_err() && reference::decode(&good[..len]).is_err());
+        }
+        let mut long = good.clone();
+        long.push(0);
+        refused(&long, "a byte behind it");
     }
-    let mut long = good.clone();
-    long.push(0);
-    refused(&long, "a byte behind it");
 }
 
 #[test]
 fn flips_in_the_payload_are_found() {
     let mut rng = Rng(11);
-    for dtype in DTYPES {
-        let good = blob(dtype);
+    for good in DTYPES.into_iter().flat_map(blobs) {
         let start = Header::parse(&good).unwrap().payload_offset();
         for _ in 0..300 {
             let mut bad = good.clone();
@@ -72,8 +84,7 @@ fn flips_in_the_payload_are_found() {
 fn unchecked_payloads_cannot_harm() {
     let mut rng = Rng(12);
     let mut outcomes = [0u32; 2];
-    for dtype in DTYPES {
-        let good = blob(dtype);
+    for good in DTYPES.into_iter().flat_map(blobs) {
         for backend in Backend::available() {
             let decoder = Decoder::with_backend(&good, backend).unwrap();
             let start = decoder.header().payload_offset();
@@ -102,24 +113,25 @@ fn unchecked_payloads_cannot_harm() {
 /// With a good checksum over nonsense, the checks behind it must hold on their own.
 #[test]
 fn forged_headers_are_refused_or_decoded_safely() {
-    let good = blob(Dtype::F32);
-    let header_len = Header::parse(&good).unwrap().header_len as usize;
     let mut rng = Rng(13);
-    let seal = |at: usize, value: u8| {
-        let mut bad = good.clone();
-        bad[at] = value;
-        let hash = xxhash_rust::xxh3::xxh3_64(&bad[..header_len - 4]) as u32;
-        bad[header_len - 4..header_len].copy_from_slice(&hash.to_le_bytes());
-        if bad != good {
-            let ok = codec::decode(&bad);
-            // The forger may say what he likes of the minor version, the dtype, and how it was encoded, and may
-            // exchange symbols: the tensor he gets is his own. Both decoders must make the same of it.
-            assert_eq!(ok.ok(), reference::decode(&bad).ok(), "byte {at} = {value}");
-        }
-    };
-    for at in 0..header_len - 4 {
-        for value in [0, 1, 0xff, rng.next() as u8] {
-            seal(at, value);
+    for good in blobs(Dtype::F32) {
+        let header_len = Header::parse(&good).unwrap().header_len as usize;
+        let seal = |at: usize, value: u8| {
+            let mut bad = good.clone();
+            bad[at] = value;
+            let hash = xxhash_rust::xxh3::xxh3_64(&bad[..header_len - 4]) as u32;
+            bad[header_len - 4..header_len].copy_from_slice(&hash.to_le_bytes());
+            if bad != good {
+                let ok = codec::decode(&bad);
+                // The forger may say what he likes of the minor version, the dtype, and how it was encoded, and may
+                // exchange symbols: the tensor he gets is his own. Both decoders must make the same of it.
+                assert_eq!(ok.ok(), reference::decode(&bad).ok(), "byte {at} = {value}");
+            }
+        };
+        for at in 0..header_len - 4 {
+            for value in [0, 1, 0xff, rng.next() as u8] {
+                seal(at, value);
+            }
         }
     }
 }

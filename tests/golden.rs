@@ -10,21 +10,21 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::{Kind, tensor};
-use nz_onnx::codec::{self, Decoder, EncodeOptions, reference};
-use nz_onnx::format::{Dtype, TensorSpec, VERSION};
+use nz_onnx::codec::{self, Decoder, EncodeOptions, GridStep, reference};
+use nz_onnx::format::{Dtype, TensorSpec};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-/// Name, tensor and options of what version 1.0 can write.
+/// Name, tensor and options of what versions 1.0 and 1.1 can write.
 fn cases() -> Vec<(String, Kind, TensorSpec, EncodeOptions)> {
     let mut out = Vec::new();
     for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
         let rows = TensorSpec::row_major(dtype, &[5, 1000]);
         let tiles = TensorSpec::column_tiles(dtype, 40, 150, 128);
         let case = |suffix: &str, kind, spec: &TensorSpec, mantissa_bits, block_len| {
-            let file = format!("v{}_{}_{name}_{suffix}", VERSION.0, VERSION.1);
+            let file = format!("v1_0_{name}_{suffix}");
             (file, kind, spec.clone(), EncodeOptions { mantissa_bits, block_len, ..Default::default() })
         };
         out.push(case("lossless", Kind::Gauss, &rows, None, 4096));
@@ -34,6 +34,14 @@ fn cases() -> Vec<(String, Kind, TensorSpec, EncodeOptions)> {
         out.push(case("k3", Kind::Gauss, &tiles, Some(3), 4096));
         out.push(case("subnormal", Kind::Subnormal, &tiles, Some(5), 4096));
         out.push(case("upcast", Kind::Upcast, &rows, None, 4096));
+        let grid = |suffix: &str, kind, spec: &TensorSpec, cell, raw_bits| {
+            let options = EncodeOptions { grid: Some(GridStep { cell, raw_bits }), ..Default::default() };
+            (format!("v1_1_{name}_{suffix}"), kind, spec.clone(), options)
+        };
+        let units_of_rows = TensorSpec::column_tiles(dtype, 40, 192, 128);
+        out.push(grid("grid", Kind::Gauss, &rows, 2, 4));
+        out.push(grid("grid_zeros", Kind::Sparse, &tiles, 0, 9));
+        out.push(grid("grid_rows", Kind::Gauss, &units_of_rows, 1, 7));
     }
     out
 }
@@ -50,7 +58,7 @@ fn golden_files_decode() {
             seen += 1;
         }
     }
-    assert!(seen >= 21, "only {seen} golden files: were some deleted?");
+    assert!(seen >= 30, "only {seen} golden files: were some deleted?");
 }
 
 /// Not a promise of the format, but an encoder that changes its output should do so on purpose.

@@ -11,8 +11,10 @@
 #define NZ_BLOB_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -170,7 +172,58 @@ inline std::uint32_t word_to_float16(std::uint32_t word) {
     return shift > NZ_MANTISSA_BITS_FLOAT16 ? sign : sign | (0x400 | mantissa) >> shift;
 }
 
-// The bits, in the tensor's dtype, of the weight that the coded `word` stands for.
+inline float bits_to_float(std::uint32_t bits) {
+    float value = 0;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint32_t float_to_bits(float value) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// `value` without its lowest `bits` bits, rounded to the nearest; of two, to the even one.
+inline std::uint32_t drop_bits(std::uint32_t value, unsigned bits) {
+    const std::uint32_t kept = value >> bits, dropped = value & ((1U << bits) - 1), half = 1U << (bits - 1);
+    return kept + (dropped > half || (dropped == half && kept % 2 == 1) ? 1 : 0);
+}
+
+// The float16 nearest to the positive float32 of these bits.
+inline std::uint32_t nearest_float16(std::uint32_t bits) {
+    constexpr std::uint32_t bias = 127 - 15, infinity = 0x7c00;
+    const std::uint32_t exponent = bits >> 23;
+    if (exponent > bias) return std::min(drop_bits(bits, 13) - (bias << NZ_MANTISSA_BITS_FLOAT16), infinity);
+    const std::uint32_t shift = 13 + bias + 1 - exponent;  // a subnormal: the leading one moves into the mantissa
+    return shift > 24 ? 0 : drop_bits((bits & 0x7fffff) | 0x800000, shift);
+}
+
+// The bits, in the tensor's dtype, of the weight that a word on a grid with this unit stands for.
+inline std::uint32_t grid_weight_bits(const Header& h, std::uint32_t word, std::uint16_t unit) {
+    const std::uint32_t centre = (unit & NZ_UNIT_CENTRED) != 0 ? 1U << (22 - h.kept_mantissa_bits) : 0;
+    const float scale = bits_to_float(std::uint32_t{unit & 0x7fffU} << 16);
+    const double level = std::ldexp(static_cast<double>((word & 0x7fffffff) | centre), -NZ_WORD_MANTISSA_BITS);
+    const std::uint32_t sign = word >> 31, bits = float_to_bits(static_cast<float>(level * double{scale}));
+    switch (h.dtype) {
+        case Dtype::float32: return sign << 31 | bits;
+        case Dtype::float16: return sign << 15 | nearest_float16(bits);
+        case Dtype::bfloat16: return sign << 15 | drop_bits(bits, 16);
+    }
+    return 0;
+}
+
+// The unit of the weight that is the row-major element `element` and lies in block `block`.
+inline std::uint16_t unit_at(const Header& h, std::uint64_t block, std::uint64_t element) {
+    switch (h.units_of) {
+        case UnitsOf::tensor: return h.units[0];
+        case UnitsOf::block: return h.units[block];
+        case UnitsOf::row: return h.units[element / h.shape[1]];
+    }
+    return 0;
+}
+
+// The bits, in the tensor's dtype, of the weight that the coded `word` stands for, but on a grid.
 inline std::uint32_t weight_bits(const Header& h, std::uint32_t word) {
     if (h.transform == Transform::normalised) word = expand_subnormal(word);
     switch (h.dtype) {
@@ -187,8 +240,11 @@ inline void store_block(const Header& h, const Block& block, const std::vector<s
                         std::vector<std::uint8_t>& out) {
     const std::size_t size = dtype_size(h.dtype);
     for (std::size_t i = 0; i < words.size(); ++i) {
-        const std::uint32_t bits = weight_bits(h, words[i]);
-        const std::size_t at = static_cast<std::size_t>(block.region.element(block.first_slot + i)) * size;
+        const std::uint64_t element = block.region.element(block.first_slot + i);
+        const std::uint32_t bits = h.transform == Transform::grid
+                                       ? grid_weight_bits(h, words[i], unit_at(h, block.index, element))
+                                       : weight_bits(h, words[i]);
+        const std::size_t at = static_cast<std::size_t>(element) * size;
         for (std::size_t byte = 0; byte < size; ++byte) out[at + byte] = static_cast<std::uint8_t>(bits >> (8 * byte));
     }
 }

@@ -90,7 +90,11 @@ enum class Dtype : std::uint8_t {
 enum class Transform : std::uint8_t {
     float_split = NZ_TRANSFORM_FLOAT_SPLIT,
     normalised = NZ_TRANSFORM_NORMALISED,
+    grid = NZ_TRANSFORM_GRID,
 };
+
+// Which weights of a grid share a unit.
+enum class UnitsOf : std::uint8_t { tensor, block, row };
 
 enum class Layout : std::uint8_t { row_major = NZ_LAYOUT_ROW_MAJOR, column_tiles = NZ_LAYOUT_COLUMN_TILES };
 
@@ -121,6 +125,8 @@ struct Header {
     std::vector<Tier> tiers;
     std::vector<std::uint64_t> record_offsets;  // in the payload; one more than there are blocks
     std::vector<std::uint8_t> mantissa_bits;    // stored bits "m" of each block
+    UnitsOf units_of = UnitsOf::tensor;
+    std::vector<std::uint16_t> units;           // on a grid: one, or one for each block or row
 };
 
 inline std::size_t dtype_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
@@ -249,7 +255,7 @@ inline Error known_code(const char* what, unsigned code, std::initializer_list<u
 inline Error check_codes(const std::uint8_t* p) {
     const Error errors[] = {
         known_code("dtype", p[NZ_OFFSET_DTYPE], {NZ_DTYPE_FLOAT32, NZ_DTYPE_FLOAT16, NZ_DTYPE_BFLOAT16}),
-        known_code("transform", p[NZ_OFFSET_TRANSFORM], {NZ_TRANSFORM_FLOAT_SPLIT, NZ_TRANSFORM_NORMALISED}),
+        known_code("transform", p[NZ_OFFSET_TRANSFORM], {NZ_TRANSFORM_FLOAT_SPLIT, NZ_TRANSFORM_NORMALISED, NZ_TRANSFORM_GRID}),
         known_code("coder", p[NZ_OFFSET_CODER], {NZ_CODER_TIERED_CASCADE}),
         known_code("layout", p[NZ_OFFSET_LAYOUT], {NZ_LAYOUT_ROW_MAJOR, NZ_LAYOUT_COLUMN_TILES}),
     };
@@ -265,7 +271,11 @@ inline Error check_limits(const std::uint8_t* p) {
     if (tiers < NZ_MIN_TIERS || tiers > NZ_MAX_TIERS) {
         return corrupt("number of tiers " + std::to_string(tiers) + " is not 1 to 8");
     }
-    if ((p[NZ_OFFSET_FLAGS] & ~unsigned{NZ_FLAGS_KNOWN}) != 0) return corrupt("unknown flags are set");
+    const bool on_grid = p[NZ_OFFSET_TRANSFORM] == NZ_TRANSFORM_GRID;
+    const unsigned flags = p[NZ_OFFSET_FLAGS], known = on_grid ? NZ_FLAGS_KNOWN_GRID : NZ_FLAGS_KNOWN;
+    const unsigned units = flags & (NZ_FLAG_UNIT_PER_BLOCK | NZ_FLAG_UNIT_PER_ROW);
+    if ((flags & ~known) != 0) return corrupt("unknown flags are set");
+    if (units == (NZ_FLAG_UNIT_PER_BLOCK | NZ_FLAG_UNIT_PER_ROW)) return corrupt("units of blocks and of rows");
     return no_error();
 }
 
@@ -278,12 +288,19 @@ inline void read_fixed_part(const std::uint8_t* p, Header& h) {
     h.layout = static_cast<Layout>(p[NZ_OFFSET_LAYOUT]);
     h.kept_mantissa_bits = p[NZ_OFFSET_KEPT_BITS];
     h.lossless = (p[NZ_OFFSET_FLAGS] & NZ_FLAG_LOSSLESS) != 0;
+    if ((p[NZ_OFFSET_FLAGS] & NZ_FLAG_UNIT_PER_BLOCK) != 0) h.units_of = UnitsOf::block;
+    if ((p[NZ_OFFSET_FLAGS] & NZ_FLAG_UNIT_PER_ROW) != 0) h.units_of = UnitsOf::row;
     h.block_length = load_u16(p + NZ_OFFSET_BLOCK_LENGTH);
     h.tile_width = load_u16(p + NZ_OFFSET_TILE_WIDTH);
 }
 
+// The most bits that a weight can keep.
+inline unsigned most_kept_bits(const Header& h) {
+    return h.transform == Transform::grid ? NZ_GRID_MAX_BITS : dtype_mantissa_bits(h.dtype);
+}
+
 inline Error check_kept_bits_and_block_length(const Header& h) {
-    if (h.kept_mantissa_bits > dtype_mantissa_bits(h.dtype)) {
+    if (h.kept_mantissa_bits > most_kept_bits(h)) {
         return corrupt("mantissa bits kept " + std::to_string(h.kept_mantissa_bits) + " are more than the dtype has");
     }
     if (h.block_length < NZ_MIN_BLOCK_LENGTH || h.block_length > NZ_MAX_BLOCK_LENGTH ||
@@ -363,7 +380,35 @@ inline Error read_tiers(unsigned count, TableReader& tables, Header& h) {
     return no_error();
 }
 
-// The record sizes, the mantissa bits and the checksum, which ends the header.
+// How many units the header of a grid has.
+inline std::uint64_t count_units(const Header& h, std::uint64_t blocks) {
+    switch (h.units_of) {
+        case UnitsOf::tensor: return h.transform == Transform::grid ? 1 : 0;
+        case UnitsOf::block: return blocks;
+        case UnitsOf::row: return h.shape[0];
+    }
+    return 0;
+}
+
+inline Error check_units_of(const Header& h) {
+    if (h.units_of != UnitsOf::row) return no_error();
+    if (h.layout == Layout::column_tiles && h.shape[1] % NZ_UNIT_ROW_COLUMNS_STEP == 0) return no_error();
+    return corrupt("units of rows where rows cannot have any");
+}
+
+inline Error read_units(const std::uint8_t* bytes, std::uint64_t count, Header& h) {
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const auto unit = static_cast<std::uint16_t>(load_u16(bytes + NZ_UNIT_SIZE * i));
+        const unsigned value = unit & ~unsigned{NZ_UNIT_CENTRED};
+        if (value < NZ_UNIT_LEAST || value >= NZ_UNIT_END) {
+            return corrupt("unit " + std::to_string(unit) + " is not from 2^-100 to 2^100");
+        }
+        h.units.push_back(unit);
+    }
+    return no_error();
+}
+
+// The record sizes, the mantissa bits, the units and the checksum, which ends the header.
 inline Error read_block_tables(ByteSpan blob, TableReader& tables, Header& h) {
     Error e;
     const std::uint64_t blocks = count_blocks(h);
@@ -372,6 +417,10 @@ inline Error read_block_tables(ByteSpan blob, TableReader& tables, Header& h) {
     if (sizes == nullptr) return e;
     const std::uint8_t* bits = tables.take(bits_per_block ? blocks : 1, e);
     if (bits == nullptr) return e;
+    if (Error wrong = check_units_of(h); wrong.failed()) return wrong;
+    const std::uint64_t unit_count = count_units(h, blocks);
+    const std::uint8_t* units = tables.take(NZ_UNIT_SIZE * unit_count, e);
+    if (units == nullptr) return e;
     const ByteSpan checked{blob.data, static_cast<std::size_t>(tables.at())};
     const std::uint8_t* checksum = tables.take(NZ_CHECKSUM_SIZE, e);
     if (checksum == nullptr) return e;
@@ -384,7 +433,7 @@ inline Error read_block_tables(ByteSpan blob, TableReader& tables, Header& h) {
     if (bits_per_block) h.mantissa_bits.assign(bits, bits + blocks);
     else h.mantissa_bits.assign(static_cast<std::size_t>(blocks), *bits);
     h.payload_size = h.record_offsets.back();
-    return no_error();
+    return read_units(units, unit_count, h);
 }
 
 inline Error check_symbols(const Header& h) {
@@ -399,9 +448,12 @@ inline Error check_symbols(const Header& h) {
 }
 
 inline Error check_mantissa_bits(const Header& h) {
+    const bool on_grid = h.transform == Transform::grid;
+    const unsigned most = on_grid ? h.kept_mantissa_bits : dtype_mantissa_bits(h.dtype);
     for (const unsigned m : h.mantissa_bits) {
-        if (m > dtype_mantissa_bits(h.dtype)) {
-            return corrupt("a block with " + std::to_string(m) + " mantissa bits, more than the dtype has");
+        if (m > most) {
+            return corrupt("a block with " + std::to_string(m) + " mantissa bits, more than the " +
+                           (on_grid ? "grid has" : "dtype has"));
         }
     }
     return no_error();

@@ -1,4 +1,4 @@
-/* The constants of the blob format, version 1.0: see docs/format.md.
+/* The constants of the blob format, version 1.1: see docs/format.md.
  *
  * Plain C99, so that C, C++ and CUDA share them. All integers of a blob are little-endian, all offsets
  * and sizes here are in bytes unless a name says otherwise.
@@ -11,7 +11,7 @@
 #define NZ_MAGIC_U32 0x425A4E89UL
 
 #define NZ_VERSION_MAJOR 1
-#define NZ_VERSION_MINOR 0
+#define NZ_VERSION_MINOR 1
 
 /* Where the fields of the header lie. */
 #define NZ_OFFSET_MAGIC 0
@@ -35,7 +35,10 @@
 
 #define NZ_FLAG_LOSSLESS 1
 #define NZ_FLAG_BITS_PER_BLOCK 2 /* each block has mantissa bits of its own */
+#define NZ_FLAG_UNIT_PER_BLOCK 4 /* on a grid: each block has a unit of its own */
+#define NZ_FLAG_UNIT_PER_ROW 8   /* on a grid in column tiles: each row has; not both */
 #define NZ_FLAGS_KNOWN 3
+#define NZ_FLAGS_KNOWN_GRID 15
 
 /* TensorProto.DataType of ONNX. */
 #define NZ_DTYPE_FLOAT32 1
@@ -44,6 +47,7 @@
 
 #define NZ_TRANSFORM_FLOAT_SPLIT 1
 #define NZ_TRANSFORM_NORMALISED 2 /* float split with normalised subnormals */
+#define NZ_TRANSFORM_GRID 3       /* levels of a uniform grid */
 #define NZ_CODER_TIERED_CASCADE 1
 #define NZ_LAYOUT_ROW_MAJOR 0
 #define NZ_LAYOUT_COLUMN_TILES 1
@@ -69,6 +73,14 @@
 #define NZ_MANTISSA_BITS_FLOAT32 23
 #define NZ_MANTISSA_BITS_FLOAT16 10
 #define NZ_MANTISSA_BITS_BFLOAT16 7
+
+/* A grid: level = (word & 0x7fffffff | centre) / 2^23, value = level * unit with the word's sign. */
+#define NZ_GRID_MAX_BITS 15
+#define NZ_UNIT_SIZE 2                 /* bytes */
+#define NZ_UNIT_CENTRED 0x8000         /* centre is 2^(22 - k), else 0 */
+#define NZ_UNIT_LEAST ((127 - 100) << 7) /* the upper half of the float32 2^-100 */
+#define NZ_UNIT_END ((127 + 100) << 7)
+#define NZ_UNIT_ROW_COLUMNS_STEP 64    /* rows have units only if columns are a multiple of it */
 
 /* The most mantissa bits that share the head plane with the sign. */
 #define NZ_HEAD_MANTISSA_BITS 7

@@ -1,7 +1,7 @@
 //! The block decoder in plain Rust, in loops that a compiler can vectorise. The instruction set rooms compile
 //! it again with their features.
 
-use super::{BLOCK, BadRecord, PADDED, Record, Scratch, Store, Tables};
+use super::{BLOCK, BadRecord, PADDED, Record, Scratch, Store, Tables, grid};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// As [`super::Backend::decode`].
@@ -12,7 +12,13 @@ pub(super) fn decode(
     words: &mut [u32],
     _: Store,
 ) -> Result<(), BadRecord> {
-    one_by_one(records, words, |record, words| decode_inline(tables, record.bytes, record.m, scratch, words))
+    one_by_one(records, words, |record, words| {
+        decode_inline(tables, record.bytes, record.m, scratch, words)?;
+        if let Some(grid) = record.grid {
+            grid::values(words, grid);
+        }
+        Ok(())
+    })
 }
 
 /// Calls `decode` with each record and its words.

@@ -7,6 +7,7 @@
 mod aarch64;
 pub mod dense;
 mod generic;
+mod grid;
 mod pack;
 mod words;
 #[cfg(target_arch = "x86_64")]
@@ -14,7 +15,9 @@ mod x86_64;
 
 use std::sync::OnceLock;
 
-use crate::format::{Dtype, MAX_BLOCK, Tier};
+use crate::format::{Dtype, GRID_BITS, MAX_BLOCK, Tier, Unit};
+pub use grid::{Extent, Grid, STRIP, Step};
+pub(crate) use grid::{FRACTION_ONES, LevelCounts, count_levels};
 use words::WordLoops;
 pub use words::{JointCounts, Kinds, Unions};
 
@@ -109,6 +112,8 @@ pub struct Record<'a> {
     pub m: u8,
     /// Weights in the block.
     pub len: usize,
+    /// The grid that its words are levels of, if they are: at most 15 raw bits then.
+    pub grid: Option<Grid<'a>>,
     /// Bytes that are likely to be read soon after these, but for the next record's: the backend may fetch them
     /// meanwhile.
     pub ahead: &'a [u8],
@@ -159,6 +164,8 @@ type Multiply = fn(&Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> 
 struct Fused {
     /// Blocks of a multiple of so many weights.
     unit: usize,
+    /// Whether they may be on grids.
+    grids: bool,
     halves: DecodeHalves,
     products: Option<Products>,
 }
@@ -209,7 +216,8 @@ impl Backend {
         })
     }
 
-    /// Decodes records to words, one after the other: `words` has room for those of all, and no more.
+    /// Decodes records to words, one after the other: `words` has room for those of all, and no more. Where a record is
+    /// on a grid, to the words of its values.
     ///
     /// Reads nothing outside the records and writes nothing outside `words`, whatever the records hold.
     ///
@@ -217,7 +225,8 @@ impl Backend {
     /// The planes of a record do not fill it; `words` then holds anything.
     ///
     /// # Panics
-    /// `words` has another length, a block is longer than [`BLOCK`], or an `m` is over 23.
+    /// `words` has another length, a block is longer than [`BLOCK`], or an `m` is over 23, or
+    /// over 15 on a grid, or that has too few steps.
     pub fn decode(
         self,
         tables: &Tables,
@@ -301,7 +310,10 @@ impl Backend {
     }
 
     fn fused_for(self, records: &[Record<'_>]) -> Option<Fused> {
-        self.fused.filter(|fused| records.iter().all(|r| r.len.is_multiple_of(fused.unit)))
+        let fits = |fused: &Fused, r: &Record<'_>| {
+            r.len.is_multiple_of(fused.unit) && (fused.grids || r.grid.is_none())
+        };
+        self.fused.filter(|fused| records.iter().all(|r| fits(fused, r)))
     }
 
     /// Writes the record of `words`, without the zeros that align the next one, to the front of `out`. Returns its
@@ -360,6 +372,21 @@ impl Backend {
         (self.words.kinds)(words)
     }
 
+    /// The extent of a block of weights.
+    pub fn extent(self, words: &[u32]) -> Extent {
+        (self.words.extent)(words)
+    }
+
+    /// Turns the words of finite weights into those of the nearest levels with `k` raw bits. Where the unit is too small
+    /// for a weight, its level is the largest.
+    ///
+    /// # Panics
+    /// `k` is over 22.
+    pub fn levels(self, words: &mut [u32], unit: Unit, k: u8) {
+        assert!(k <= 22);
+        (self.words.levels)(words, unit, k);
+    }
+
     /// Adds the words to `counts`.
     ///
     /// # Panics
@@ -373,5 +400,7 @@ impl Backend {
 /// Panics unless the records hold `len` weights and are such as can be decoded.
 fn check(records: &[Record<'_>], len: usize) {
     assert!(records.iter().all(|r| r.len > 0 && r.len <= BLOCK && r.m <= 23));
+    let fits = |r: &Record<'_>, grid: Grid<'_>| r.m <= GRID_BITS && grid.covers(r.len);
+    assert!(records.iter().all(|r| r.grid.is_none_or(|grid| fits(r, grid))));
     assert_eq!(records.iter().map(|r| r.len).sum::<usize>(), len);
 }

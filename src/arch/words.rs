@@ -3,8 +3,9 @@
 //! forms, one word at a time, are in [`crate::codec::word`].
 
 use super::BLOCK;
+use super::grid::{self, Extent};
 use crate::codec::word::SUBNORMAL_CODES;
-use crate::format::Dtype;
+use crate::format::{Dtype, Unit};
 
 const MANTISSA: u32 = 0x7f_ffff;
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -19,10 +20,22 @@ pub(super) struct WordLoops {
     pub(super) denormalise: fn(&mut [u32]),
     pub(super) kinds: fn(&[u32]) -> Kinds,
     pub(super) count: fn(&[u32], &mut JointCounts) -> Unions,
+    pub(super) extent: fn(&[u32]) -> Extent,
+    pub(super) levels: fn(&mut [u32], Unit, u8),
 }
 
 /// The loops with no more than what every machine of the target has.
-pub(super) const GENERIC: WordLoops = WordLoops { load, store, round, normalise, denormalise, kinds, count };
+pub(super) const GENERIC: WordLoops = WordLoops {
+    load,
+    store,
+    round,
+    normalise,
+    denormalise,
+    kinds,
+    count,
+    extent: grid::extent,
+    levels: grid::levels,
+};
 
 fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
     load_inline(dtype, src, out);

@@ -2,7 +2,9 @@
 //!
 //! A pure function over the sizes that [`super::survey()`] gives, so that it is easy to test.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
+
+use super::GridStep;
 
 use super::{Coding, Survey};
 use crate::format::Dtype;
@@ -38,6 +40,20 @@ pub struct Candidate {
     pub rounded: Vec<u64>,
     /// Fewest mantissa bits that the best-effort default may leave.
     pub floor: u8,
+    /// What grids would do, the finest first; none if grids are not wanted.
+    pub grids: Option<Grids>,
+}
+
+/// A weight's choices among grids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grids {
+    /// Each step with the bytes of its blob and the energy of its error over the weights'; empty if no grid can hold
+    /// the weight.
+    pub steps: Vec<(GridStep, u64, f64)>,
+    /// The energy of the error at 0, 1, ... mantissa bits, over the weights'.
+    pub rounded_noise: Vec<f64>,
+    /// Whether no weight may be rounded to mantissa bits where a grid can hold it.
+    pub only: bool,
 }
 
 /// What to do with a candidate.
@@ -49,6 +65,8 @@ pub enum Encoding {
     Lossless,
     /// Rounded to this many mantissa bits.
     Mantissa(u8),
+    /// Rounded to a uniform grid.
+    Grid(GridStep),
 }
 
 /// The outcome of [`allocate`].
@@ -66,12 +84,49 @@ pub struct Allocation {
 struct Ladder<'a> {
     candidate: &'a Candidate,
     steps: Vec<(Encoding, u64)>,
+    /// The energy of each step's error, over the weights'; empty where mantissa bits tell.
+    noise: Vec<f64>,
     at: usize,
 }
 
 impl<'a> Ladder<'a> {
     /// Every choice from lossless down.
     fn new(candidate: &'a Candidate) -> Self {
+        match &candidate.grids {
+            Some(grids) => Ladder::with_grids(candidate, grids),
+            None => Ladder::cuts(candidate),
+        }
+    }
+
+    /// Those of which no other is both smaller and more exact.
+    fn with_grids(candidate: &'a Candidate, grids: &Grids) -> Self {
+        let cut = |(k, (&size, &noise)): (usize, (&u64, &f64))| (Encoding::Mantissa(k as u8), size, noise);
+        let cuts = candidate.rounded.iter().zip(&grids.rounded_noise).enumerate().map(cut);
+        let cuts = cuts.filter(|_| !grids.only || grids.steps.is_empty());
+        let on_grid = grids.steps.iter().map(|&(step, size, noise)| (Encoding::Grid(step), size, noise));
+        let mut all: Vec<_> = cuts.chain(on_grid).collect();
+        // Of equal ones the first: mantissa bits.
+        all.sort_by(|(_, a, x), (_, b, y)| a.cmp(b).then(x.total_cmp(y)));
+        let mut steps: Vec<(Encoding, u64, f64)> = Vec::new();
+        for step in all {
+            if pays(candidate, step.1) && steps.last().is_none_or(|least| step.2 < least.2) {
+                steps.push(step);
+            }
+        }
+        let smallest = steps.first().map_or(u64::MAX, |step| step.1).min(candidate.lossless);
+        let mut ladder = Ladder::only(candidate, Encoding::Lossless, candidate.lossless, smallest);
+        ladder.noise = vec![0.0];
+        for (encoding, size, noise) in steps.into_iter().rev() {
+            if size < ladder.steps[0].1 {
+                ladder.steps.push((encoding, size));
+                ladder.noise.push(noise);
+            }
+        }
+        ladder
+    }
+
+    /// Every number of mantissa bits.
+    fn cuts(candidate: &'a Candidate) -> Self {
         let smallest = candidate.rounded.iter().copied().fold(candidate.lossless, u64::min);
         let mut ladder = Ladder::only(candidate, Encoding::Lossless, candidate.lossless, smallest);
         for (k, &size) in candidate.rounded.iter().enumerate().rev() {
@@ -88,7 +143,7 @@ impl<'a> Ladder<'a> {
             true => (encoding, size),
             false => (Encoding::Keep(best), candidate.plain()),
         };
-        Ladder { candidate, steps: vec![step], at: 0 }
+        Ladder { candidate, steps: vec![step], noise: Vec::new(), at: 0 }
     }
 
     fn lossless(candidate: &'a Candidate) -> Self {
@@ -122,12 +177,45 @@ impl<'a> Ladder<'a> {
 
     /// Mantissa bits that count when the least hurt weight is sought. A lossless step counts as one more than
     /// the next: an upcast float16 has 10 bits, not 23.
-    fn precision(&self) -> u8 {
-        self.bits_at(self.at).unwrap_or_else(|| self.bits_at(self.at + 1).map_or(0, |k| k + 1))
+    ///
+    /// Where errors are known, bits are counted by them: twice the error is one bit less.
+    fn precision(&self) -> Precision {
+        let bits = |noise: f64| -noise.log2() / 2.0;
+        Precision(match (self.noise.get(self.at), self.noise.get(self.at + 1)) {
+            (Some(&noise), _) if noise > 0.0 => bits(noise),
+            (Some(_), next) => next.map_or(0.0, |&noise| bits(noise) + 1.0),
+            (None, _) => {
+                let next = || self.bits_at(self.at + 1).map_or(0, |k| k + 1);
+                self.bits_at(self.at).unwrap_or_else(next).into()
+            }
+        })
     }
 
     fn can_lower(&self, floor: u8) -> bool {
-        self.bits_at(self.at + 1).is_some_and(|k| k >= floor)
+        let Some(noise) = self.noise.get(self.at + 1) else {
+            return self.bits_at(self.at + 1).is_some_and(|k| k >= floor);
+        };
+        let most =
+            self.candidate.grids.as_ref().and_then(|grids| grids.rounded_noise.get(usize::from(floor)));
+        floor == 0 || most.is_none_or(|most| noise <= most)
+    }
+}
+
+/// Bits, in their order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Precision(f64);
+
+impl Eq for Precision {}
+
+impl PartialOrd for Precision {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Precision {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
     }
 }
 
@@ -148,7 +236,7 @@ impl Candidate {
         let codings: Vec<Coding> = precisions.map(|k| survey.coding(k)).collect();
         let mut rounded: Vec<u64> = codings.iter().map(Coding::size).collect();
         let lossless = rounded.pop().unwrap_or(u64::MAX);
-        (Candidate { bytes, copies: 1, lossless, rounded, floor: floor(dtype) }, codings)
+        (Candidate { bytes, copies: 1, lossless, rounded, floor: floor(dtype), grids: None }, codings)
     }
 
     /// Bytes of all copies as they are.
@@ -231,7 +319,7 @@ mod tests {
     fn float32(n: u64) -> Candidate {
         let size = |bits: f64| (n as f64 * bits / 8.0) as u64;
         let rounded = (0..23).map(|k| size(3.6 + f64::from(k))).collect();
-        Candidate { bytes: 4 * n, copies: 1, lossless: size(26.6), rounded, floor: 10 }
+        Candidate { bytes: 4 * n, copies: 1, lossless: size(26.6), rounded, floor: 10, grids: None }
     }
 
     fn upcast(n: u64) -> Candidate {
@@ -248,6 +336,7 @@ mod tests {
             lossless: 4 * n + 100,
             rounded: vec![4 * n + 100; 23],
             floor: 10,
+            grids: None,
         }
     }
 
@@ -327,5 +416,55 @@ mod tests {
         let a = allocate(&[tied], 0, Target::Default);
         assert_eq!(a.encodings, [Encoding::Lossless], "one blob for two is less than half");
         assert_eq!(a.bytes_after, 3325);
+    }
+
+    /// The same weight, whose error grids of the same size make half as large.
+    fn with_grids(candidate: Candidate, only: bool) -> Candidate {
+        let noise = |bits: f64| (-2.0 * bits).exp2();
+        let steps = GridStep::all().map(|step| {
+            let bits = f64::from(step.raw_bits) + step.cell as f64 / 4.0;
+            let size = (candidate.bytes as f64 / 32.0 * (3.6 + bits)) as u64;
+            (step, size, noise(bits + 1.0))
+        });
+        let grids =
+            Grids { steps: steps.collect(), rounded_noise: (0..23).map(|k| noise(k.into())).collect(), only };
+        Candidate { grids: Some(grids), ..candidate }
+    }
+
+    #[test]
+    fn grids_are_taken_where_they_are_closer_at_the_same_size() {
+        let a = allocate(&[with_grids(float32(1000), false)], 0, Target::Ratio(0.25));
+        assert_eq!(a.encodings, [Encoding::Grid(GridStep { cell: 1, raw_bits: 4 })]);
+        assert!(a.reached && a.bytes_after <= 1000);
+        // Beyond the finest grid, mantissa bits; not if only grids are wanted.
+        let a = allocate(&[with_grids(float32(1000), false)], 0, Target::Ratio(0.8));
+        assert_eq!(a.encodings, [Encoding::Mantissa(22)]);
+        let a = allocate(&[with_grids(float32(1000), true)], 0, Target::Ratio(0.8));
+        assert_eq!(a.encodings, [Encoding::Grid(GridStep { cell: 3, raw_bits: 15 })]);
+        let a = allocate(&[with_grids(float32(1000), true)], 0, Target::Ratio(0.9));
+        assert_eq!(a.encodings, [Encoding::Lossless]);
+        // Where no grid can hold it, there is no other way.
+        let mut none = with_grids(float32(1000), true);
+        none.grids.as_mut().expect("just made").steps.clear();
+        let a = allocate(&[none], 0, Target::Ratio(0.5));
+        assert_eq!(a.encodings, [Encoding::Mantissa(12)]);
+    }
+
+    #[test]
+    fn precision_is_evened_out_over_grids_and_mantissa_bits() {
+        let mut cut = with_grids(float32(1000), false);
+        cut.grids.as_mut().expect("just made").steps.clear();
+        let a = allocate(&[cut, with_grids(float32(1000), true)], 0, Target::Ratio(0.4));
+        let [Encoding::Mantissa(k), Encoding::Grid(step)] = a.encodings[..] else { panic!("{a:?}") };
+        let bits = f64::from(step.raw_bits) + step.cell as f64 / 4.0 + 1.0;
+        assert!((f64::from(k) - bits).abs() <= 1.0, "{a:?}");
+    }
+
+    #[test]
+    fn the_floor_holds_for_grids() {
+        let a = allocate(&[with_grids(float32(1000), false)], 4000, Target::Default);
+        assert!(!a.reached);
+        let [Encoding::Grid(step)] = a.encodings[..] else { panic!("{a:?}") };
+        assert_eq!((step.raw_bits, step.cell), (9, 0), "as exact as 10 mantissa bits");
     }
 }

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use super::encode::runs;
-use crate::arch::{self, BLOCK, Backend, BadRecord, Half, Record, Scratch, Store, Tables};
+use crate::arch::{self, BLOCK, Backend, BadRecord, Grid, Half, Record, STRIP, Scratch, Step, Store, Tables};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, Header, Layout, Transform, payload_hash};
+use crate::format::{Dtype, Header, Layout, Transform, Units, payload_hash};
 
 /// A validated header and the tables to decode its blob with.
 ///
@@ -14,6 +14,8 @@ use crate::format::{Dtype, Header, Layout, Transform, payload_hash};
 pub struct Decoder {
     header: Header,
     tables: Tables,
+    /// Of each unit.
+    steps: Vec<Step>,
     backend: Backend,
 }
 
@@ -62,7 +64,8 @@ impl Decoder {
     pub fn with_backend(blob: &[u8], backend: Backend) -> Result<Decoder> {
         let header = Header::parse(blob)?;
         let tables = Tables::new(&header.tiers);
-        Ok(Decoder { header, tables, backend })
+        let steps = header.units.iter().map(|&unit| Step::new(unit, header.mantissa_bits)).collect();
+        Ok(Decoder { header, tables, steps, backend })
     }
 
     /// The blob's header.
@@ -158,7 +161,7 @@ impl Decoder {
             Dtype::Bf16 => Half::Bf16,
         };
         let Ok(out) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
-        if self.header.transform != Transform::Split {
+        if self.header.transform == Transform::NormalisedSplit {
             return Ok(false);
         }
         match self.backend.decode_halves(&self.tables, records, scratch, format, out, store) {
@@ -237,7 +240,7 @@ impl Decoder {
         y: &mut [f32],
         with: impl Fn(Backend, &Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> Fused,
     ) -> Result<bool> {
-        if self.header.transform != Transform::Split {
+        if self.header.transform == Transform::NormalisedSplit {
             return Ok(false);
         }
         let mut records = Vec::new();
@@ -253,6 +256,23 @@ impl Decoder {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
             Some(Err(BadRecord)) => Err(damaged()),
+        }
+    }
+
+    /// The grid of the block that starts at slot `first`.
+    fn grid(&self, block: usize, first: u64) -> Option<Grid<'_>> {
+        let Header { spec, units_of, transform, .. } = &self.header;
+        let dtype = spec.dtype;
+        match (transform, units_of) {
+            (Transform::Split | Transform::NormalisedSplit, _) => None,
+            (Transform::Grid, Units::Tensor) => Some(Grid::uniform(&self.steps[0], dtype)),
+            (Transform::Grid, Units::Block) => Some(Grid::uniform(&self.steps[block], dtype)),
+            (Transform::Grid, Units::Row) => {
+                let row = spec.grid_row(first)?;
+                let (strips, before) =
+                    ((row.columns / STRIP as u64) as u32, (row.column / STRIP as u64) as u32);
+                Some(Grid::of_rows(&self.steps[row.row as usize..], strips, before, dtype))
+            }
         }
     }
 
@@ -285,6 +305,7 @@ impl Decoder {
                 bytes: &blob[bytes.clone()],
                 m: self.header.widths[block as usize],
                 len: (slots.end - slots.start) as usize,
+                grid: self.grid(block as usize, slots.start),
                 ahead: &blob[at(1)..at(2)],
             };
             next = slots.end.min(end);

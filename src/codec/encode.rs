@@ -6,17 +6,20 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::cascade::Profile;
+use super::grid::{self, GridStep};
 use super::survey;
 use super::survey::Coding;
 use crate::arch::{BLOCK, Backend, RECORD_ROOM, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{ALIGN, Blocks, Dtype, Layout, MAX_BLOCK, Sections, TensorSpec, Transform};
+use crate::format::{ALIGN, Blocks, Dtype, Layout, MAX_BLOCK, Sections, TensorSpec, Transform, Units};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncodeOptions {
     /// Round weights to this many mantissa bits; `None`, or as many as the dtype has: lossless.
     pub mantissa_bits: Option<u8>,
+    /// Round weights to a uniform grid of this step instead.
+    pub grid: Option<GridStep>,
     /// Weights a block: a multiple of 64 up to 4096. Short blocks are cheaper to read at random, and larger.
     pub block_len: u32,
     /// Size or speed.
@@ -25,7 +28,7 @@ pub struct EncodeOptions {
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        EncodeOptions { mantissa_bits: None, block_len: MAX_BLOCK, profile: Profile::default() }
+        EncodeOptions { mantissa_bits: None, grid: None, block_len: MAX_BLOCK, profile: Profile::default() }
     }
 }
 
@@ -149,8 +152,15 @@ pub(super) fn runs(spec: &TensorSpec, slots: std::ops::Range<u64>) -> impl Itera
 /// [`encode_as`].
 ///
 /// # Errors
-/// `src` has the wrong length, shape, layout or options do not go together, or the payload would pass 16 GiB.
+/// `src` has the wrong length, shape, layout or options do not go together, the payload would pass 16 GiB, or there are
+/// weights that the grid asked for cannot hold.
 pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Vec<u8>> {
+    if let Some(step) = options.grid {
+        let survey = grid::survey_grid(src, spec, options)?;
+        let survey = survey
+            .ok_or_else(|| Error::invalid("weights that no grid can hold: not all finite, or too large"))?;
+        return encode_as(src, spec, options.block_len, &survey.coding(step));
+    }
     let coding = fitting_coding(src, spec, options)?;
     if let Some(blob) = encode_into(Vec::new(), src, spec, options.block_len, &coding)? {
         return Ok(blob);
@@ -288,6 +298,16 @@ impl BlockEncoder<'_> {
             chunk.fits &= !(coding.no_subnormals && backend.kinds(words).subnormal);
             return words;
         }
+        if let (Some(units), Some(k)) = (&coding.grid, coding.mantissa_bits) {
+            let first = slots.start;
+            let words = self.source.load(backend, slots, room);
+            // A source that is on the grid by chance is none the less stated to be rounded.
+            chunk.lossless = false;
+            units.for_units(self.source.spec, block, first, words, |words, unit| {
+                backend.levels(words, unit, k);
+            });
+            return words;
+        }
         let words = self.source.load(backend, slots, room);
         if normalised || coding.no_subnormals {
             let kinds = backend.kinds(words);
@@ -346,6 +366,8 @@ impl Assembly {
             block_len,
             tiers: coding.tiers.clone(),
             widths: vec![0; count],
+            units: coding.grid.as_ref().map_or(Vec::new(), |grid| grid.units.clone()),
+            units_of: coding.grid.as_ref().map_or(Units::Tensor, |grid| grid.of),
             sizes: vec![0; count],
             payload_hash: 0,
         };

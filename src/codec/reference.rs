@@ -23,7 +23,13 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
         let words = header.decode_record(record, n, header.widths[block])?;
         for (i, word) in words.into_iter().enumerate() {
             let (at, size) = (header.element_of(slot + i), header.element_size());
-            let value = header.element(word);
+            let value = match &header.grid {
+                Some(grid) => {
+                    let row = if grid.of_rows { at / header.shape[1] } else { block };
+                    header.on_grid(word, grid.k, grid.units[row.min(grid.units.len() - 1)])
+                }
+                None => header.element(word),
+            };
             elements[at * size..(at + 1) * size].copy_from_slice(&value.to_le_bytes()[..size]);
         }
         slot += n;
@@ -54,6 +60,8 @@ struct Header {
     dtype: Dtype,
     /// Whether exponents 232 to 254 stand for subnormals.
     normalised: bool,
+    /// `None` unless on a grid.
+    grid: Option<Grid>,
     shape: Vec<usize>,
     elements: usize,
     /// Tile width; `None` when row-major.
@@ -63,6 +71,14 @@ struct Header {
     /// Starts of the records in the payload, and its end.
     offsets: Vec<usize>,
     widths: Vec<usize>,
+}
+
+struct Grid {
+    /// Raw bits of a level.
+    k: usize,
+    /// One, one for each block, or one for each row.
+    units: Vec<u16>,
+    of_rows: bool,
 }
 
 struct Reader<'a> {
@@ -117,14 +133,15 @@ impl Header {
             other => return Err(format!("unknown dtype {other}")),
         };
         let (transform, coder, layout) = (r.uint(1)?, r.uint(1)?, r.uint(1)?);
-        check(transform == 1 || transform == 2, "unknown transform")?;
+        check((1..=3).contains(&transform), "unknown transform")?;
+        let on_grid = transform == 3;
         check(coder == 1, "unknown coder")?;
         check(layout <= 1, "unknown layout")?;
         let (rank, tier_count, mantissa_bits, flags) = (r.size(1)?, r.size(1)?, r.size(1)?, r.uint(1)?);
         check(rank <= 8, "rank")?;
         check((1..=8).contains(&tier_count), "number of tiers")?;
-        check(mantissa_bits <= dtype.mantissa_bits(), "mantissa bits")?;
-        check(flags <= 3, "flags")?;
+        check(mantissa_bits <= if on_grid { 15 } else { dtype.mantissa_bits() }, "mantissa bits")?;
+        check(flags <= if on_grid { 11 } else { 3 }, "flags")?;
         let (block_len, tile, payload_hash) = (r.size(2)?, r.size(2)?, r.uint(8)?);
         check(block_len % 64 == 0 && (64..=4096).contains(&block_len), "block length")?;
         check(if layout == 0 { tile == 0 } else { tile > 0 && tile % 64 == 0 && rank == 2 }, "tile width")?;
@@ -151,10 +168,24 @@ impl Header {
         let blocks = columns / width * in_tile(width) + in_tile(columns % width);
         let sizes = r.take(blocks.checked_mul(2).ok_or("number of blocks")?)?;
         let widths = r.take(if flags & 2 == 0 { 1 } else { blocks })?;
+        let of_rows = flags & 8 != 0;
+        check(!of_rows || layout == 1 && shape[1] % 64 == 0, "units of rows")?;
+        let units = match (on_grid, flags & 4) {
+            (false, _) => 0,
+            (true, 0) if of_rows => shape[0],
+            (true, 0) => 1,
+            (true, _) => blocks,
+        };
+        let units = r.take(units.checked_mul(2).ok_or("number of units")?)?;
         let header_hash = xxh3_64(&blob[..r.at]) & 0xffff_ffff;
         check(r.uint(4)? == header_hash, "header checksum differs")?;
         let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
-        check(widths.iter().all(|&m| m <= dtype.mantissa_bits()), "mantissa bits of a block")?;
+        let most = if on_grid { mantissa_bits } else { dtype.mantissa_bits() };
+        check(widths.iter().all(|&m| m <= most), "mantissa bits of a block")?;
+        let units: Vec<u16> = units.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
+        // 2^-100 up to 2^100, but for the sign bit.
+        check(units.iter().all(|unit| (27 << 7..227 << 7).contains(&(unit & 0x7fff))), "unit")?;
+        let grid = on_grid.then_some(Grid { k: mantissa_bits, units, of_rows });
         let mut offsets = vec![0];
         for size in sizes.chunks(2) {
             offsets.push(offsets[offsets.len() - 1] + 4 * (usize::from(size[0]) | usize::from(size[1]) << 8));
@@ -169,6 +200,7 @@ impl Header {
             payload_hash,
             dtype,
             normalised: transform == 2,
+            grid,
             shape,
             elements,
             tile,
@@ -237,6 +269,26 @@ impl Header {
         let symbol =
             |code| if code == escape { below.next() } else { symbols.get(usize::from(code)).copied() };
         codes.into_iter().map(symbol).collect::<Option<Vec<u8>>>().ok_or("too few symbols".to_string())
+    }
+
+    /// The dtype's bit pattern of a word on a grid with `k` raw bits.
+    fn on_grid(&self, word: u32, k: usize, unit: u16) -> u32 {
+        let centre = if unit >> 15 == 1 { 1 << (22 - k) } else { 0 };
+        // At most 24 bits times 8: exact, and then rounded once.
+        let level = f64::from(word & 0x7fff_ffff | centre) / f64::from(1 << 23);
+        let value = (level * f64::from(f32::from_bits(u32::from(unit & 0x7fff) << 16))) as f32;
+        let (sign, bits) = (word >> 31, value.to_bits());
+        // Half to even, by as many bits as there are too many.
+        let rounded = |drop: u32| (bits + (1 << (drop - 1)) - 1 + (bits >> drop & 1)) >> drop;
+        match self.dtype {
+            Dtype::F32 => sign << 31 | bits,
+            Dtype::Bf16 => sign << 15 | rounded(16),
+            // Below the least normal float16, a multiple of 2^-24.
+            Dtype::F16 if bits >> 23 < 113 => {
+                sign << 15 | (f64::from(value) * f64::from(1 << 24)).round_ties_even() as u32
+            }
+            Dtype::F16 => sign << 15 | (rounded(13) - (112 << 10)).min(31 << 10),
+        }
     }
 
     /// The dtype's bit pattern of a word.

@@ -1,9 +1,12 @@
 //! What a tensor would cost at each precision, from one pass over it.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known, Profile};
 use super::encode::{EncodeOptions, Source};
+use super::grid::GridUnits;
 use super::word;
 use crate::arch::{BLOCK, Backend, JointCounts};
 use crate::error::Result;
@@ -40,7 +43,9 @@ pub struct Coding {
     pub(super) one_width: bool,
     /// Whether it is no longer the right one once there is a subnormal.
     pub(super) no_subnormals: bool,
-    size: u64,
+    /// The units of a grid.
+    pub(super) grid: Option<Arc<GridUnits>>,
+    pub(super) size: u64,
 }
 
 impl Coding {
@@ -317,15 +322,20 @@ impl Survey {
         // can also have ragged code and raw planes, at most 11 bytes of them.
         let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
         let (tail, ragged) = ((planes + 3) * self.blocks, 11 * self.tiles());
-        let size = header_bound(&self.spec, &tiers, self.blocks) + bits.div_ceil(8) + tail + ragged;
+        let size = header_bound(&self.spec, &tiers, self.blocks, 0) + bits.div_ceil(8) + tail + ragged;
         let one_width = kept.iter().filter(|&&kept| kept).count() == 1;
-        Coding { mantissa_bits, transform, tiers, one_width, no_subnormals: false, size }
+        Coding { mantissa_bits, transform, tiers, one_width, no_subnormals: false, grid: None, size }
     }
 
     fn tiles(&self) -> u64 {
-        match (self.spec.layout, self.spec.shape.as_slice()) {
-            (Layout::ColumnTiles { tile }, &[_, n]) => n.div_ceil(u64::from(tile)),
-            _ => 1,
-        }
+        tiles(&self.spec)
+    }
+}
+
+/// Tiles of a tensor; one if it has none.
+pub(super) fn tiles(spec: &TensorSpec) -> u64 {
+    match (spec.layout, spec.shape.as_slice()) {
+        (Layout::ColumnTiles { tile }, &[_, n]) => n.div_ceil(u64::from(tile)),
+        _ => 1,
     }
 }

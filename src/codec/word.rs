@@ -1,6 +1,6 @@
 //! Words: the float32 bit pattern through which all three dtypes are coded, and rounding of their mantissas.
 
-use crate::format::Dtype;
+use crate::format::{Dtype, Unit};
 
 const MANTISSA: u32 = 0x7f_ffff;
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -110,6 +110,33 @@ pub fn round(word: u32, k: u8, dtype: Dtype) -> u32 {
     let largest = if dtype == Dtype::F16 { 142 } else { 254 };
     let rounded = if up >> 23 > largest { magnitude & keep } else { up };
     word & !MAGNITUDE | rounded & MAGNITUDE
+}
+
+/// The word of the nearest level with `k` raw bits to the value of `word`, which is finite. Where the unit is too small
+/// for it, the largest level.
+pub fn level(word: u32, unit: Unit, k: u8) -> u32 {
+    let value = f64::from(f32::from_bits(word & MAGNITUDE));
+    let scaled = value * (f64::from(1 << 23) / f64::from(unit.value()));
+    let step = 1u32 << (23 - k);
+    let up = if unit.is_centred() { 0 } else { step / 2 };
+    let level = (scaled + f64::from(up)).min(f64::from(MAGNITUDE)) as u32;
+    word & !MAGNITUDE | level / step * step
+}
+
+/// The word of the value that a level stands for, as `dtype` has it.
+pub fn level_value(level: u32, unit: Unit, k: u8, dtype: Dtype) -> u32 {
+    let centre = if unit.is_centred() { (1u32 << (23 - k)) / 2 } else { 0 };
+    let fraction = f64::from((level & MAGNITUDE) + centre) / f64::from(1 << 23);
+    let value = (fraction * f64::from(unit.value())) as f32;
+    let multiple = |of: f64| ((f64::from(value) / of).round_ties_even() * of) as f32;
+    let exponent = (value.to_bits() >> 23) as i32 - 127;
+    let rounded = match dtype {
+        Dtype::F32 => value,
+        Dtype::Bf16 => multiple(f64::from(exponent - 7).exp2()),
+        Dtype::F16 if value >= 65520.0 => f32::INFINITY,
+        Dtype::F16 => multiple(f64::from(exponent.max(-14) - 10).exp2()),
+    };
+    level & !MAGNITUDE | rounded.to_bits()
 }
 
 /// The largest `|a - b| / |a|` over finite non-zero `a` of `original`, with `b` its counterpart in `decoded`,

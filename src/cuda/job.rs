@@ -131,8 +131,12 @@ impl DeviceWeight {
     /// Takes from the validated header of a blob what kernels need.
     ///
     /// # Errors
-    /// A record is longer than any block's can be, or there are more blocks than a launch has thread blocks.
+    /// The weights are on a grid, a record is longer than any block's can be, or there are more blocks than a launch
+    /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
+        if header.transform == Transform::Grid {
+            return Err(Error::Unsupported("weights on a grid: the CUDA kernels do not know them".into()));
+        }
         let blocks = header.blocks();
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;

@@ -3,7 +3,8 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, TensorSpec, Transform, VERSION, field_planes, plane_bytes,
+    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, TensorSpec, Transform, Unit, Units, VERSION, field_planes,
+    plane_bytes,
 };
 use crate::error::{Error, Result};
 
@@ -11,6 +12,8 @@ const FIXED: usize = 26;
 const CODER_CASCADE: u8 = 1;
 const FLAG_LOSSLESS: u8 = 1;
 const FLAG_OWN_WIDTHS: u8 = 2;
+const FLAG_BLOCK_UNITS: u8 = 4;
+const FLAG_ROW_UNITS: u8 = 8;
 const MAX_RANK: usize = 8;
 /// The most tiers that a cascade may have.
 pub(crate) const MAX_TIERS: usize = 8;
@@ -37,7 +40,8 @@ pub struct Header {
     pub spec: TensorSpec,
     /// How weights became symbols and raw bits.
     pub transform: Transform,
-    /// Mantissa bits kept: all of the dtype's, or the number that weights were rounded to.
+    /// Mantissa bits kept: all of the dtype's, or the number that weights were rounded to. On a grid the raw bits of a
+    /// level.
     pub mantissa_bits: u8,
     /// Weights a block.
     pub block_len: u32,
@@ -45,6 +49,10 @@ pub struct Header {
     pub tiers: Vec<Tier>,
     /// Stored mantissa bits of each block.
     pub widths: Vec<u8>,
+    /// Units on a grid: one, one for each block, or one for each row; else none.
+    pub units: Vec<Unit>,
+    /// Whose units those are.
+    pub units_of: Units,
     /// Bytes of the header, checksum included.
     pub header_len: u64,
     /// Bytes of the blob.
@@ -74,6 +82,10 @@ pub struct Sections {
     pub tiers: Vec<Tier>,
     /// As in [`Header`].
     pub widths: Vec<u8>,
+    /// As in [`Header`], but that equal units of blocks may be written as one.
+    pub units: Vec<Unit>,
+    /// As in [`Header`].
+    pub units_of: Units,
     /// The size of each record in units of 4 bytes.
     pub sizes: Vec<u16>,
     /// As in [`Header`].
@@ -102,10 +114,10 @@ fn tier_bytes(tiers: &[Tier]) -> usize {
     tiers.len().div_ceil(4) + tiers.iter().map(|t| t.symbols.len()).sum::<usize>()
 }
 
-/// The most bytes that header and padding take for a tensor with so many blocks.
-pub(crate) fn header_bound(spec: &TensorSpec, tiers: &[Tier], blocks: u64) -> u64 {
+/// The most bytes that header and padding take for a tensor with so many blocks and units.
+pub(crate) fn header_bound(spec: &TensorSpec, tiers: &[Tier], blocks: u64, units: u64) -> u64 {
     let shape: usize = spec.shape.iter().map(|&d| leb128(d).count()).sum();
-    (FIXED + shape + tier_bytes(tiers) + 4 + ALIGN) as u64 + 3 * blocks
+    (FIXED + shape + tier_bytes(tiers) + 4 + ALIGN) as u64 + 3 * blocks + 2 * units
 }
 
 /// The bytes of a number, 7 bits at a time.
@@ -122,6 +134,11 @@ impl Sections {
     /// The header's bytes and the zeros between it and the payload.
     pub fn write(&self) -> Vec<u8> {
         let own_widths = self.widths.windows(2).any(|pair| pair[0] != pair[1]);
+        let units = match self.units_of {
+            Units::Block if self.units.windows(2).all(|pair| pair[0] == pair[1]) => &self.units[..1],
+            _ => &self.units,
+        };
+        let units_of = if units.len() == 1 { Units::Tensor } else { self.units_of };
         let (layout, tile) = match self.spec.layout {
             Layout::RowMajor => (0, 0),
             Layout::ColumnTiles { tile } => (1, tile),
@@ -130,18 +147,25 @@ impl Sections {
         out.extend(MAGIC);
         out.extend([
             VERSION.0,
-            VERSION.1,
+            self.transform.minor(),
             self.spec.dtype.onnx() as u8,
             match self.transform {
                 Transform::Split => 1,
                 Transform::NormalisedSplit => 2,
+                Transform::Grid => 3,
             },
             CODER_CASCADE,
             layout,
             self.spec.shape.len() as u8,
             self.tiers.len() as u8,
             self.mantissa_bits,
-            if self.lossless { FLAG_LOSSLESS } else { 0 } | if own_widths { FLAG_OWN_WIDTHS } else { 0 },
+            if self.lossless { FLAG_LOSSLESS } else { 0 }
+                | if own_widths { FLAG_OWN_WIDTHS } else { 0 }
+                | match units_of {
+                    Units::Tensor => 0,
+                    Units::Block => FLAG_BLOCK_UNITS,
+                    Units::Row => FLAG_ROW_UNITS,
+                },
         ]);
         out.extend((self.block_len as u16).to_le_bytes());
         out.extend((tile as u16).to_le_bytes());
@@ -153,6 +177,7 @@ impl Sections {
         self.tiers.iter().for_each(|tier| out.extend(&tier.symbols));
         self.sizes.iter().for_each(|size| out.extend(size.to_le_bytes()));
         out.extend(&self.widths[..if own_widths { self.widths.len() } else { 1 }]);
+        units.iter().for_each(|unit| out.extend(unit.bits().to_le_bytes()));
         out.extend(header_hash(&out).to_le_bytes());
         out.resize(out.len().next_multiple_of(ALIGN), 0);
         out
@@ -231,6 +256,7 @@ impl Header {
         let transform = match transform {
             1 => Transform::Split,
             2 => Transform::NormalisedSplit,
+            3 => Transform::Grid,
             other => return Err(unknown("transform", other)),
         };
         if coder != CODER_CASCADE {
@@ -244,8 +270,12 @@ impl Header {
         require(layout != Layout::RowMajor || tile == 0, || "tile width in a row-major blob".into())?;
         require(usize::from(rank) <= MAX_RANK, || format!("rank {rank}"))?;
         require((1..=MAX_TIERS).contains(&usize::from(tier_count)), || format!("{tier_count} tiers"))?;
-        require(mantissa_bits <= dtype.mantissa_bits(), || format!("{mantissa_bits} mantissa bits"))?;
-        require(flags & !(FLAG_LOSSLESS | FLAG_OWN_WIDTHS) == 0, || format!("flags {flags:#x}"))?;
+        let most = transform.most_bits(dtype);
+        require(mantissa_bits <= most, || format!("{mantissa_bits} mantissa bits"))?;
+        let on_grid = transform == Transform::Grid;
+        let known =
+            FLAG_LOSSLESS | FLAG_OWN_WIDTHS | if on_grid { FLAG_BLOCK_UNITS | FLAG_ROW_UNITS } else { 0 };
+        require(flags & !known == 0, || format!("flags {flags:#x}"))?;
 
         let shape = (0..rank).map(|_| c.leb128()).collect::<Result<Vec<_>>>()?;
         let spec = TensorSpec { dtype, shape, layout };
@@ -255,10 +285,22 @@ impl Header {
         let sizes = c.take(blocks.count().saturating_mul(2))?;
         let own_widths = flags & FLAG_OWN_WIDTHS != 0;
         let widths = c.take(if own_widths { blocks.count() } else { 1 })?;
+        let (units_of, units) = match (flags & FLAG_BLOCK_UNITS, flags & FLAG_ROW_UNITS) {
+            (0, 0) => (Units::Tensor, u64::from(on_grid)),
+            (_, 0) => (Units::Block, blocks.count()),
+            (0, _) => (Units::Row, spec.grid_rows().ok_or_else(|| Error::corrupt("units of rows"))?),
+            _ => return Err(Error::corrupt(format!("flags {flags:#x}"))),
+        };
+        let units = c.take(units.saturating_mul(2))?;
         let body = &blob[..c.at];
         require(header_hash(body) == u32::from_le_bytes(c.array()?), || "header checksum differs".into())?;
 
         let widths = if own_widths { widths.to_vec() } else { vec![widths[0]; blocks.count() as usize] };
+        let unit = |bytes: &[u8]| {
+            let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
+            Unit::from_bits(bits).ok_or_else(|| Error::corrupt(format!("unit {bits:#x}")))
+        };
+        let units = units.chunks_exact(2).map(unit).collect::<Result<Vec<_>>>()?;
         let mut end = 0u32;
         let mut offsets = vec![0];
         for size in sizes.chunks_exact(2) {
@@ -275,6 +317,8 @@ impl Header {
             block_len: block_len.into(),
             tiers,
             widths,
+            units,
+            units_of,
             header_len: c.at as u64,
             blob_len: (c.at.next_multiple_of(ALIGN) as u64) + u64::from(end) * ALIGN as u64,
             payload_hash,
@@ -296,8 +340,10 @@ impl Header {
         let padding = &blob[self.header_len as usize..self.payload_offset()];
         require(padding.iter().all(|&b| b == 0), || "padding is not zero".into())?;
         let tier0 = self.tiers[0].width;
+        let on_grid = self.transform == Transform::Grid;
+        let most = if on_grid { self.mantissa_bits } else { self.spec.dtype.mantissa_bits() };
         for (b, (pair, &m)) in self.offsets.windows(2).zip(&self.widths).enumerate() {
-            require(m <= self.spec.dtype.mantissa_bits(), || format!("block {b} has {m} mantissa bits"))?;
+            require(m <= most, || format!("block {b} has {m} mantissa bits"))?;
             let slots = self.blocks.slots(b as u64);
             let least = fixed_record_bytes(tier0, (slots.end - slots.start) as usize, m);
             let have = (pair[1] - pair[0]) as usize * ALIGN;
@@ -314,6 +360,16 @@ impl Header {
     /// Whether decoding gives the source back, bit for bit.
     pub fn is_lossless(&self) -> bool {
         self.lossless
+    }
+
+    /// The unit of the weight in `slot`, on a grid.
+    pub fn unit(&self, slot: u64) -> Option<Unit> {
+        let at = match self.units_of {
+            Units::Tensor => 0,
+            Units::Block => self.blocks.block_of(slot),
+            Units::Row => self.spec.grid_row(slot)?.row,
+        };
+        self.units.get(at as usize).copied()
     }
 
     /// Where the payload starts in the blob.

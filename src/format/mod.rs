@@ -5,22 +5,27 @@
 mod blocks;
 mod header;
 mod plane;
+mod unit;
 
 pub use blocks::Blocks;
 pub(crate) use header::{ALIGN, MAX_TIERS, header_bound};
 pub use header::{Header, Sections, Tier, payload_hash};
 pub use plane::{field_planes, plane_bytes};
+pub use unit::{Unit, Units};
 
 use crate::error::{Error, Result};
 
 /// The first bytes of every blob.
 pub const MAGIC: [u8; 4] = [0x89, b'N', b'Z', b'B'];
-/// The format version that this library writes, and the newest major it reads.
-pub const VERSION: (u8, u8) = (1, 0);
+/// The newest format version that this library writes, and the newest major it reads.
+pub const VERSION: (u8, u8) = (1, 1);
 /// Weights in a block unless asked otherwise, and the most there can be.
 pub const MAX_BLOCK: u32 = 4096;
 /// Mantissa bits that share the head field with the sign.
 pub const HEAD_BITS: u8 = 7;
+/// The most raw bits that a level on a grid has: with its symbol and the bit of a centred one, float32 still holds it.
+pub const GRID_BITS: u8 = 15;
+
 /// Element type of a coded tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Dtype {
@@ -81,6 +86,20 @@ pub enum Transform {
     Split,
     /// The same, with 23 exponent codes that nothing else uses for subnormals, by the place of their top bit.
     NormalisedSplit,
+    /// Levels of a uniform grid: symbol and raw bits are those of a level.
+    Grid,
+}
+
+impl Transform {
+    /// The minor format version that has it first: what a blob states, so that what it needs is all that it asks for.
+    pub(crate) fn minor(self) -> u8 {
+        if self == Transform::Grid { 1 } else { 0 }
+    }
+
+    /// The most raw bits of a weight, beside its sign.
+    pub(crate) fn most_bits(self, dtype: Dtype) -> u8 {
+        if self == Transform::Grid { GRID_BITS } else { dtype.mantissa_bits() }
+    }
 }
 
 /// In which order the weights of a tensor are stored.
@@ -106,6 +125,17 @@ pub struct TensorSpec {
     pub layout: Layout,
 }
 
+/// The row of a tile that a slot lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GridRow {
+    /// Its number.
+    pub row: u64,
+    /// How far the slot is from its start.
+    pub column: u64,
+    /// Its length in this tile: a multiple of 64.
+    pub columns: u64,
+}
+
 impl TensorSpec {
     /// A tensor of any rank, stored in ONNX order.
     pub fn row_major(dtype: Dtype, shape: &[u64]) -> Self {
@@ -128,6 +158,25 @@ impl TensorSpec {
             Some(n) if n <= u64::MAX / 64 => Ok(n),
             _ => Err(Error::invalid(format!("shape {:?} is too large", self.shape))),
         }
+    }
+
+    /// The rows that can have units of their own on a grid: those of a matrix in column tiles, all of which are
+    /// multiples of 64 columns wide.
+    pub fn grid_rows(&self) -> Option<u64> {
+        match (self.layout, self.shape.as_slice()) {
+            (Layout::ColumnTiles { .. }, &[rows, columns]) if columns.is_multiple_of(64) => Some(rows),
+            _ => None,
+        }
+    }
+
+    /// Where `slot` is, if rows can have units of their own.
+    pub fn grid_row(&self, slot: u64) -> Option<GridRow> {
+        let (Layout::ColumnTiles { tile }, Some(rows)) = (self.layout, self.grid_rows()) else { return None };
+        let width = u64::from(tile).min(self.shape[1]);
+        let left = slot / (rows * width) * width;
+        let columns = width.min(self.shape[1] - left);
+        let inside = slot - left * rows;
+        Some(GridRow { row: inside / columns, column: inside % columns, columns })
     }
 
     /// Bytes of the plain tensor.

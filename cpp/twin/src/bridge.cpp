@@ -43,6 +43,8 @@ HeaderFields fields(const Header& h) {
     f.tiers = copy_tiers(h);
     f.record_offsets = copy(h.record_offsets);
     f.widths = copy(h.mantissa_bits);
+    f.units = copy(h.units);
+    f.units_of = static_cast<std::uint8_t>(h.units_of);
     f.payload_offset = h.payload_offset;
     f.payload_size = h.payload_size;
     f.payload_hash = h.payload_hash;

@@ -33,7 +33,7 @@ mod ffi {
         minor: u8,
         /// ONNX `TensorProto.DataType`.
         dtype: u8,
-        /// Transform: 1 float split, 2 with normalised subnormals.
+        /// Transform: 1 float split, 2 with normalised subnormals, 3 grid.
         transform: u8,
         /// Mantissa bits kept of each weight.
         mantissa_bits: u8,
@@ -51,6 +51,10 @@ mod ffi {
         record_offsets: Vec<u64>,
         /// Stored mantissa bits of each block.
         widths: Vec<u8>,
+        /// Units on a grid: one, or one for each block or row.
+        units: Vec<u16>,
+        /// Whose those are: 0 of all weights, 1 of blocks, 2 of rows.
+        units_of: u8,
         /// Where the payload starts.
         payload_offset: u64,
         /// Size of the payload.

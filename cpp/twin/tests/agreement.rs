@@ -3,7 +3,7 @@
 mod common;
 
 use common::{DTYPES, FILLS, Fill, Rng, specs, tensor};
-use nz_onnx::codec::{self, EncodeOptions};
+use nz_onnx::codec::{self, EncodeOptions, GridStep};
 use nz_onnx::format::{self, Dtype, Layout, TensorSpec, Transform};
 
 fn source(fill: Fill, spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
@@ -47,6 +47,33 @@ fn cut_mantissas_decode_alike() {
     }
 }
 
+/// Grids of every number of raw bits: header and weights are those that Rust reads, wherever a grid can hold them.
+#[test]
+fn grids_decode_alike() {
+    let mut rng = Rng(13);
+    let mut units_of = std::collections::BTreeSet::new();
+    for dtype in DTYPES {
+        let more = [TensorSpec::column_tiles(dtype, 37, 192, 128), TensorSpec::row_major(dtype, &[5, 911])];
+        for spec in specs(dtype).into_iter().chain(more) {
+            for fill in FILLS {
+                let src = source(fill, &spec, &mut rng);
+                for raw_bits in 0..=15 {
+                    let grid = Some(GridStep { cell: usize::from(raw_bits % 4), raw_bits });
+                    let options = EncodeOptions { grid, block_len: 320, ..Default::default() };
+                    let Ok(blob) = codec::encode(&src, &spec, &options) else { continue };
+                    let at = format!("{spec:?} {fill:?} {raw_bits}");
+                    let decoded = nz_cpp_twin::decode(&blob).unwrap_or_else(|e| panic!("{at}: {e}"));
+                    assert!(decoded == codec::decode(&blob).expect("decodes"), "{at}");
+                    let header = nz_cpp_twin::parse_header(&blob).expect("parses");
+                    units_of.insert(header.units_of);
+                    assert_eq!(header, expected(&format::Header::parse(&blob).expect("parses")), "{at}");
+                }
+            }
+        }
+    }
+    assert_eq!(units_of.len(), 3);
+}
+
 /// All 65536 values of the two-byte formats survive, whichever way they are blocked.
 #[test]
 fn every_two_byte_pattern_survives() {
@@ -84,6 +111,7 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
         transform: match h.transform {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
+            Transform::Grid => 3,
         },
         mantissa_bits: h.mantissa_bits,
         lossless: h.is_lossless(),
@@ -100,6 +128,8 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
             .collect(),
         record_offsets: std::iter::once(0).chain(ends).collect(),
         widths: h.widths.clone(),
+        units: h.units.iter().map(|unit| unit.bits()).collect(),
+        units_of: h.units_of as u8,
         payload_offset: start as u64,
         payload_size: h.blob_len - start as u64,
         payload_hash: h.payload_hash,

@@ -137,6 +137,18 @@ pub struct TargetArgs {
     pub mantissa_bits: Option<u8>,
 }
 
+/// How weights are rounded that must be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum TransformArg {
+    /// To fewer mantissa bits: no weight's relative error passes a bound
+    #[default]
+    Cut,
+    /// To a uniform grid: the least error in all, with no bound for weights near zero
+    Grid,
+    /// To whichever has the least error in all at the same size
+    Auto,
+}
+
 /// What ONNX Runtime does first.
 #[derive(Debug, Clone, Args)]
 pub struct OptimizeArgs {
@@ -219,6 +231,11 @@ pub struct ConvertArgs {
     /// Size or speed of the encoded weights
     #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
     pub profile: ProfileArg,
+    /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
+    /// (a uniform grid: the least error in all), or auto (whichever is closer at the same size)
+    #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
+        conflicts_with_all = ["lossless", "mantissa_bits"])]
+    pub transform: TransformArg,
     /// Do everything but write
     #[arg(long)]
     pub dry_run: bool,
@@ -241,6 +258,11 @@ pub struct PlanArgs {
     /// Size or speed of the encoded weights
     #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
     pub profile: ProfileArg,
+    /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
+    /// (a uniform grid: the least error in all), or auto (whichever is closer at the same size)
+    #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
+        conflicts_with_all = ["lossless", "mantissa_bits"])]
+    pub transform: TransformArg,
 }
 
 /// Options of `inspect`.

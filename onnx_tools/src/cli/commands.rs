@@ -5,13 +5,15 @@ use std::time::Instant;
 use nz_onnx::codec::Profile;
 
 use super::Outcome;
-use super::args::{Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs};
+use super::args::{
+    Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs, TransformArg,
+};
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::convert::{ConvertOptions, convert};
 use crate::pipeline::optimize::{self, Level, OptimizeOptions};
-use crate::pipeline::planning::{Options, plan};
+use crate::pipeline::planning::{Options, Rounding, plan};
 use crate::pipeline::runtime::locate;
 use crate::pipeline::verify::{RunOptions, VerifyOptions, verify};
 use crate::pipeline::{env, inspect, restore};
@@ -58,7 +60,7 @@ impl Talk<'_> {
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
         let options = ConvertOptions {
-            plan: options(&args.target, &args.select, args.profile)?,
+            plan: options(&args.target, &args.select, args.profile, args.transform)?,
             optimize: optimizing(&args.optimize)?,
             output: args.output.output.clone(),
             force: args.output.force,
@@ -72,7 +74,7 @@ impl Talk<'_> {
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
-        let options = options(&args.target, &args.select, args.profile)?;
+        let options = options(&args.target, &args.select, args.profile, args.transform)?;
         let document = match optimizing(&args.optimize)? {
             None => plan(&args.model, &options, self.progress)?,
             Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
@@ -137,7 +139,12 @@ fn optimizing(args: &OptimizeArgs) -> Result<Option<OptimizeOptions>> {
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
 }
 
-fn options(target: &TargetArgs, select: &SelectArgs, profile: ProfileArg) -> Result<Options> {
+fn options(
+    target: &TargetArgs,
+    select: &SelectArgs,
+    profile: ProfileArg,
+    transform: TransformArg,
+) -> Result<Options> {
     let target = match (target.lossless, target.ratio, target.mantissa_bits) {
         (true, ..) => Target::Lossless,
         (_, Some(ratio), _) => Target::Ratio(ratio),
@@ -149,5 +156,10 @@ fn options(target: &TargetArgs, select: &SelectArgs, profile: ProfileArg) -> Res
         ProfileArg::Compact => Profile::Compact,
         ProfileArg::Fast => Profile::Fast,
     };
-    Ok(Options { target, rules, profile })
+    let rounding = match transform {
+        TransformArg::Cut => Rounding::Cut,
+        TransformArg::Grid => Rounding::Grid,
+        TransformArg::Auto => Rounding::Auto,
+    };
+    Ok(Options { target, rules, profile, rounding })
 }

@@ -1,8 +1,9 @@
 //! Is a blob what its source says? Compared a few blocks at a time: memory does not grow with the tensor.
 
+use nz_onnx::arch::STRIP;
 use nz_onnx::codec::{Decoder, load_slots, word};
 use nz_onnx::error::{Error, Result};
-use nz_onnx::format::{Dtype, Header, TensorSpec};
+use nz_onnx::format::{Dtype, Header, TensorSpec, Transform};
 use rayon::prelude::*;
 
 /// Weights a task compares at once: some whole blocks, whose words stay in a core's cache.
@@ -15,10 +16,54 @@ pub struct Match {
     pub lossless: bool,
     /// Largest `|a - b| / |a|` over finite non-zero weights; 0 if lossless.
     pub max_relative_error: f64,
+    /// Largest `|a - b|` over the root of the mean square, of finite weights; none if there is no error, or it is not
+    /// known.
+    pub max_error_to_rms: Option<f64>,
+    /// The energy of finite weights over that of their errors, in decibels; none if there is no error.
+    pub snr_db: Option<f64>,
 }
 
-/// Decodes `blob` and compares each weight with that of `source`, rounded to the mantissa bits that the blob
-/// states. Checksums are compared too.
+impl Match {
+    /// No weight is changed.
+    pub const EXACT: Match =
+        Match { lossless: true, max_relative_error: 0.0, max_error_to_rms: None, snr_db: None };
+}
+
+/// Errors of some weights.
+#[derive(Debug, Clone, Copy, Default)]
+struct Errors {
+    relative: f64,
+    absolute: f64,
+    /// Sums of squares: of the errors and of the weights.
+    noise: f64,
+    energy: f64,
+}
+
+impl Errors {
+    fn add(&mut self, weight: f64, error: f64) {
+        if !weight.is_finite() {
+            return;
+        }
+        self.energy += weight * weight;
+        self.noise += error * error;
+        self.absolute = self.absolute.max(error.abs());
+        if weight != 0.0 {
+            self.relative = self.relative.max(error.abs() / weight.abs());
+        }
+    }
+
+    fn and(self, other: Errors) -> Errors {
+        Errors {
+            relative: self.relative.max(other.relative),
+            absolute: self.absolute.max(other.absolute),
+            noise: self.noise + other.noise,
+            energy: self.energy + other.energy,
+        }
+    }
+}
+
+/// Decodes `blob` and compares each weight with that of `source`, rounded to the mantissa bits or the grid that the
+/// blob states. Checksums are compared too.
 ///
 /// # Errors
 /// The blob is corrupt, its dtype, shape or layout is not `spec`, or a weight differs: the message says which.
@@ -31,38 +76,49 @@ pub fn against_source(blob: &[u8], source: &[u8], spec: &TensorSpec) -> Result<M
     if spec.bytes()? != source.len() as u64 {
         return Err(Error::InvalidArgument(format!("{} bytes for {spec:?}", source.len())));
     }
-    let max_relative_error = compare(&decoder, blob, source)?;
-    Ok(Match { lossless: header.is_lossless(), max_relative_error })
+    let Errors { relative, absolute, noise, energy } = compare(&decoder, blob, source)?;
+    let rms = (energy / spec.elements()? as f64).sqrt();
+    Ok(Match {
+        lossless: header.is_lossless(),
+        max_relative_error: relative,
+        max_error_to_rms: (absolute > 0.0).then_some(absolute / rms),
+        snr_db: (noise > 0.0).then(|| 10.0 * (energy / noise).log10()),
+    })
 }
 
-/// Every decoded weight against its source; the largest relative error.
-fn compare(decoder: &Decoder, blob: &[u8], source: &[u8]) -> Result<f64> {
+/// Every decoded weight against its source.
+fn compare(decoder: &Decoder, blob: &[u8], source: &[u8]) -> Result<Errors> {
     let elements = decoder.header().spec.elements()?;
-    (0..elements.div_ceil(CHUNK))
+    let errors: Vec<Errors> = (0..elements.div_ceil(CHUNK))
         .into_par_iter()
         .map(|chunk| {
             let first = chunk * CHUNK;
             compare_chunk(decoder, blob, source, first, CHUNK.min(elements - first))
         })
-        .try_reduce(|| 0.0, |a, b| Ok(f64::max(a, b)))
+        .collect::<Result<_>>()?;
+    // In order: sums must not depend on the number of threads.
+    Ok(errors.into_iter().fold(Errors::default(), Errors::and))
 }
 
-fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, count: u64) -> Result<f64> {
-    let Header { spec, mantissa_bits, .. } = decoder.header();
+fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, count: u64) -> Result<Errors> {
+    let Header { spec, mantissa_bits, transform, .. } = decoder.header();
     let exact = decoder.header().is_lossless();
     let mut decoded = vec![0f32; count as usize];
     decoder.decode_f32(blob, first, &mut decoded)?;
     let mut words = vec![0u32; count as usize];
     load_slots(spec, source, first, &mut words);
     if exact && decoded.iter().zip(&words).all(|(value, &word)| value.to_bits() == word) {
-        return Ok(0.0);
+        return Ok(energy_of(&decoded));
     }
     let mut rounded = words.clone();
     if !exact {
         // The plain function, not the encoder's loops, which it is to find fault with.
-        rounded.iter_mut().for_each(|w| *w = word::round(*w, *mantissa_bits, spec.dtype));
+        match transform {
+            Transform::Grid => to_grid(decoder.header(), first, &mut rounded)?,
+            _ => rounded.iter_mut().for_each(|w| *w = word::round(*w, *mantissa_bits, spec.dtype)),
+        }
     }
-    let mut worst = 0f64;
+    let mut errors = Errors::default();
     for (i, ((&word, &expected), value)) in words.iter().zip(&rounded).zip(&decoded).enumerate() {
         if value.to_bits() != expected {
             return Err(Error::Corrupt(format!(
@@ -73,11 +129,28 @@ fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, coun
             )));
         }
         let (a, b) = (f64::from(f32::from_bits(word)), f64::from(*value));
-        if word != expected && a.is_finite() && a != 0.0 {
-            worst = worst.max((a - b).abs() / a.abs());
-        }
+        errors.add(a, a - b);
     }
-    Ok(worst)
+    Ok(errors)
+}
+
+/// Exact weights.
+fn energy_of(weights: &[f32]) -> Errors {
+    let mut errors = Errors::default();
+    weights.iter().for_each(|&weight| errors.add(weight.into(), 0.0));
+    errors
+}
+
+/// Turns the words of slots from `first` on, the start of a strip, into those of the values nearest on the blob's grid.
+fn to_grid(header: &Header, first: u64, words: &mut [u32]) -> Result<()> {
+    let (k, dtype) = (header.mantissa_bits, header.spec.dtype);
+    for (strip, words) in words.chunks_mut(STRIP).enumerate() {
+        let unit = header
+            .unit(first + (strip * STRIP) as u64)
+            .ok_or_else(|| Error::Corrupt("a grid without units".to_string()))?;
+        words.iter_mut().for_each(|w| *w = word::level_value(word::level(*w, unit, k), unit, k, dtype));
+    }
+    Ok(())
 }
 
 /// The smallest bound of the relative error of a weight rounded to `k` mantissa bits.
@@ -87,7 +160,7 @@ pub fn error_bound(k: u8, dtype: Dtype) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use nz_onnx::codec::{EncodeOptions, encode, max_relative_error};
+    use nz_onnx::codec::{EncodeOptions, GridStep, encode, max_relative_error};
 
     use super::*;
 
@@ -115,6 +188,37 @@ mod tests {
                 assert_eq!(found.max_relative_error, max_relative_error(&source, &decoded, Dtype::F32));
                 assert!(found.max_relative_error <= k.map_or(0.0, |k| error_bound(k, Dtype::F32)));
             }
+        }
+    }
+
+    #[test]
+    fn weights_on_a_grid_are_those_that_the_clear_form_gives() {
+        let source = floats(1000 * 320);
+        for spec in [
+            TensorSpec::row_major(Dtype::F32, &[1000, 320]),
+            TensorSpec::column_tiles(Dtype::F32, 1000, 320, 128),
+        ] {
+            let grid = Some(GridStep { cell: 1, raw_bits: 6 });
+            let blob =
+                encode(&source, &spec, &EncodeOptions { grid, ..Default::default() }).expect("encoded");
+            let found = against_source(&blob, &source, &spec).expect("matches");
+            let decoded = nz_onnx::codec::decode(&blob).expect("decoded");
+            let values = |bytes: &[u8]| -> Vec<f64> {
+                bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().expect("four")).into()).collect()
+            };
+            let (a, b) = (values(&source), values(&decoded));
+            let energy: f64 = a.iter().map(|x| x * x).sum();
+            let noise: f64 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
+            let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+            let rms = (energy / a.len() as f64).sqrt();
+            assert!((found.snr_db.expect("rounded") - 10.0 * (energy / noise).log10()).abs() < 1e-6);
+            assert!((found.max_error_to_rms.expect("rounded") / (worst / rms) - 1.0).abs() < 1e-9);
+            assert_eq!(found.max_relative_error, max_relative_error(&source, &decoded, Dtype::F32));
+            // Half a step, and a step is a small part of a row's size.
+            assert!(worst / rms < 0.01 && !found.lossless);
+            let mut other = source.clone();
+            other[4321 * 4 + 3] ^= 0x80;
+            assert!(matches!(against_source(&blob, &other, &spec), Err(Error::Corrupt(_))));
         }
     }
 

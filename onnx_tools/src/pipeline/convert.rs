@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::allocation::Target;
 use super::check;
-use super::inspect::encoding_name;
+use super::inspect::Coded;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
@@ -141,21 +141,19 @@ fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress
         let mut tasks = weights.iter().filter_map(|weight| {
             let task = match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
                 (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
-                (Choice::Encoded { group, mantissa_bits, .. }, Decision::Compress(compression)) => {
-                    next(&reads).and_then(|read| encode(prepared, weight, compression, *group, read)).map(
-                        |(blob, found, memory)| {
-                            progress.note(&format!(
-                                "{}: {} -> {} bytes, {}",
-                                weight.name,
-                                weight.bytes,
-                                blob.len(),
-                                encoding_name(mantissa_bits.filter(|_| !found.lossless))
-                            ));
-                            encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
-                            Task::Place { blob, memory }
-                        },
-                    )
-                }
+                (Choice::Encoded { group, encoding, .. }, Decision::Compress(compression)) => next(&reads)
+                    .and_then(|read| encode(prepared, weight, compression, *group, read))
+                    .map(|(blob, found, memory)| {
+                        progress.note(&format!(
+                            "{}: {} -> {} bytes, {}",
+                            weight.name,
+                            weight.bytes,
+                            blob.len(),
+                            Coded::of(*encoding, found.lossless).name()
+                        ));
+                        encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
+                        Task::Place { blob, memory }
+                    }),
                 _ if weight.is_external() && !dry_run => Ok(Task::Copy),
                 _ => return None,
             };

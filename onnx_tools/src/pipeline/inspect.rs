@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use nz_onnx::format::{Header, Layout, MAGIC};
+use nz_onnx::format::{Header, Layout, MAGIC, Transform};
 
+use super::allocation::Encoding;
 use super::optimize;
 use crate::onnx::{Error, Model, Result, Source};
 use crate::report::json;
@@ -94,11 +95,42 @@ pub fn layout_name(layout: Layout) -> String {
     }
 }
 
-/// The encoding in words: "float-split lossless", "float-split k=12".
-pub fn encoding_name(mantissa_bits: Option<u8>) -> String {
-    match mantissa_bits {
-        None => "float-split lossless".to_string(),
-        Some(k) => format!("float-split k={k}"),
+/// What was done to weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coded {
+    /// Nothing.
+    Lossless,
+    /// They were rounded to so many mantissa bits.
+    Mantissa(u8),
+    /// They were rounded to levels of so many raw bits.
+    Grid(u8),
+}
+
+impl Coded {
+    /// What `encoding` asked for, unless rounding changed nothing.
+    pub fn of(encoding: Encoding, lossless: bool) -> Coded {
+        match encoding {
+            Encoding::Mantissa(k) if !lossless => Coded::Mantissa(k),
+            Encoding::Grid(step) if !lossless => Coded::Grid(step.raw_bits),
+            _ => Coded::Lossless,
+        }
+    }
+
+    /// In words: "float-split lossless", "float-split k=12", "grid k=5".
+    pub fn name(self) -> String {
+        match self {
+            Coded::Lossless => "float-split lossless".to_string(),
+            Coded::Mantissa(k) => format!("float-split k={k}"),
+            Coded::Grid(k) => format!("grid k={k}"),
+        }
+    }
+}
+
+fn coded(header: &Header) -> Coded {
+    match header.transform {
+        _ if header.is_lossless() => Coded::Lossless,
+        Transform::Grid => Coded::Grid(header.mantissa_bits),
+        Transform::Split | Transform::NormalisedSplit => Coded::Mantissa(header.mantissa_bits),
     }
 }
 
@@ -119,6 +151,7 @@ fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
             .iter()
             .map(|t| json::Tier { width: t.width, symbols: t.symbols.clone() })
             .collect(),
+        encoding: coded(&header).name(),
         mantissa_bits: header.mantissa_bits,
         weight_bytes,
         bytes: header.blob_len,

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use nz_onnx::format::Dtype;
 
-use super::allocation::{Allocation, DEFAULT_RATIO, Encoding, Target, allocate, floor};
+use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, floor};
 use super::check::{Match, error_bound};
-use super::inspect::encoding_name;
+use super::inspect::Coded;
 use super::survey::{Group, Surveyed, survey};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json, units};
@@ -23,6 +23,20 @@ pub struct Options {
     pub rules: Rules,
     /// Smaller or faster blobs.
     pub profile: Profile,
+    /// How weights are rounded that have to be.
+    pub rounding: Rounding,
+}
+
+/// How weights are rounded, if they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// To fewer mantissa bits: the relative error of each weight has a bound.
+    #[default]
+    Cut,
+    /// To a uniform grid where one can hold the weight: the least error in all.
+    Grid,
+    /// To whichever has the smaller error at the size in question.
+    Auto,
 }
 
 /// What happens to a weight.
@@ -37,8 +51,8 @@ pub enum Choice {
     Encoded {
         /// Index in [`Prepared::groups`].
         group: usize,
-        /// Mantissa bits; `None` is lossless.
-        mantissa_bits: Option<u8>,
+        /// How: lossless, or to what it is rounded.
+        encoding: Encoding,
         /// The weight that holds the blob, if it is another one.
         copy_of: Option<WeightId>,
     },
@@ -68,7 +82,8 @@ pub struct Prepared {
 pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
     let model = Model::open(path)?;
     let decisions = decide(&model, &options.rules)?;
-    let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, options.profile, progress)?;
+    let Surveyed { mut groups, kept_bytes } =
+        survey(&model, &decisions, options.profile, options.rounding, progress)?;
     let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
     let allocation = allocate(&candidates, kept_bytes, options.target);
     // Weights may overlap in a data file, so no length of a file bounds the sum.
@@ -93,9 +108,9 @@ fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) ->
         .collect();
     for (index, (group, encoding)) in groups.iter().zip(&allocation.encodings).enumerate() {
         for &id in &group.weights {
-            let encoded = |mantissa_bits| Choice::Encoded {
+            let encoded = |encoding| Choice::Encoded {
                 group: index,
-                mantissa_bits,
+                encoding,
                 copy_of: group.weights.first().copied().filter(|first| *first != id),
             };
             choices[id.0] = match *encoding {
@@ -106,8 +121,7 @@ fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) ->
                         units::bytes(best)
                     ),
                 },
-                Encoding::Lossless => encoded(None),
-                Encoding::Mantissa(k) => encoded(Some(k)),
+                Encoding::Lossless | Encoding::Mantissa(_) | Encoding::Grid(_) => encoded(*encoding),
             };
         }
     }
@@ -143,16 +157,20 @@ impl Prepared {
             encoding: None,
             lossless: true,
             max_relative_error: 0.0,
+            max_error_to_rms: None,
+            snr_db: None,
             decision: json::Decision::Kept,
             reason: None,
         };
         match (choice, blob) {
-            (Choice::Encoded { mantissa_bits, copy_of, .. }, Some((bytes, found))) => {
+            (Choice::Encoded { encoding, copy_of, .. }, Some((bytes, found))) => {
                 tensor.bytes_after = if copy_of.is_some() { 0 } else { bytes };
                 tensor.bits_per_weight = per_weight(tensor.bytes_after);
-                tensor.encoding = Some(encoding_name(mantissa_bits.filter(|_| !found.lossless)));
+                tensor.encoding = Some(Coded::of(*encoding, found.lossless).name());
                 tensor.lossless = found.lossless;
                 tensor.max_relative_error = found.max_relative_error;
+                tensor.max_error_to_rms = found.max_error_to_rms;
+                tensor.snr_db = found.snr_db;
                 tensor.decision = json::Decision::Compressed;
                 tensor.reason = copy_of
                     .map(|first| format!("same content as {:?}: stored once", self.model.weight(first).name));
@@ -173,7 +191,8 @@ impl Prepared {
             bytes_after,
             ratio: ratio(bytes_after, self.bytes_before),
             lossless: tensors.clone().all(|t| t.lossless),
-            max_relative_error: tensors.map(|t| t.max_relative_error).fold(0.0, f64::max),
+            max_relative_error: tensors.clone().map(|t| t.max_relative_error).fold(0.0, f64::max),
+            least_snr_db: tensors.filter_map(|t| t.snr_db).reduce(f64::min),
         }
     }
 
@@ -232,6 +251,35 @@ impl Prepared {
     }
 }
 
+/// The most bytes that a blob takes, and what is known of its weights.
+fn foreseen(candidate: &Candidate, encoding: Encoding, dtype: Option<Dtype>) -> (u64, Match) {
+    let decibels = |noise: f64| Some(-10.0 * noise.log10()).filter(|snr| snr.is_finite());
+    match encoding {
+        Encoding::Keep(_) | Encoding::Lossless => (candidate.lossless, Match::EXACT),
+        Encoding::Mantissa(k) => {
+            let error = dtype.map_or(0.0, |dtype| error_bound(k, dtype));
+            let noise = candidate.grids.as_ref().map(|grids| grids.rounded_noise[usize::from(k)]);
+            let snr_db = noise.and_then(decibels);
+            let found = Match { lossless: false, max_relative_error: error, max_error_to_rms: None, snr_db };
+            (candidate.rounded[usize::from(k)], found)
+        }
+        Encoding::Grid(wanted) => {
+            let steps = candidate.grids.as_ref().map_or(&[] as &[_], |grids| &grids.steps);
+            let (size, noise) = steps
+                .iter()
+                .find(|(step, ..)| *step == wanted)
+                .map_or((candidate.bytes, 0.0), |&(_, size, noise)| (size, noise));
+            let found = Match {
+                lossless: false,
+                max_relative_error: f64::INFINITY,
+                max_error_to_rms: None,
+                snr_db: decibels(noise),
+            };
+            (size, found)
+        }
+    }
+}
+
 fn ratio(after: u64, before: u64) -> f64 {
     if before == 0 { 1.0 } else { after as f64 / before as f64 }
 }
@@ -249,13 +297,8 @@ pub fn plan(path: &Path, options: &Options, progress: &Progress) -> Result<json:
         .map(|weight| {
             let blob = match &prepared.choices[weight.id.0] {
                 Choice::Kept { .. } => None,
-                Choice::Encoded { group, mantissa_bits, .. } => {
-                    let candidate = &prepared.groups[*group].candidate;
-                    let size =
-                        mantissa_bits.map_or(candidate.lossless, |k| candidate.rounded[usize::from(k)]);
-                    let error =
-                        mantissa_bits.zip(weight.dtype()).map_or(0.0, |(k, dtype)| error_bound(k, dtype));
-                    Some((size, Match { lossless: mantissa_bits.is_none(), max_relative_error: error }))
+                Choice::Encoded { group, encoding, .. } => {
+                    Some(foreseen(&prepared.groups[*group].candidate, *encoding, weight.dtype()))
                 }
             };
             json::PlannedTensor {

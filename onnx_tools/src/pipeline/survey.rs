@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc;
 
-use nz_onnx::codec::{self, Coding, EncodeOptions, Profile};
+use nz_onnx::codec::{self, Coding, EncodeOptions, GridStep, Profile};
 use nz_onnx::format::{Dtype, Layout, TensorSpec};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use super::allocation::{Candidate, Encoding};
+use super::allocation::{Candidate, Encoding, Grids};
 use super::overlap::{Budget, Share};
+use super::planning::Rounding;
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
@@ -23,6 +24,8 @@ pub struct Group {
     pub candidate: Candidate,
     /// How the blob is coded at 0, 1, ... mantissa bits, and lossless at the end; in the end only as it was chosen.
     codings: Vec<Coding>,
+    /// The same for each grid.
+    grids: Vec<(GridStep, Coding)>,
 }
 
 impl Group {
@@ -33,7 +36,11 @@ impl Group {
             Encoding::Keep(_) => None,
             Encoding::Lossless => self.codings.get(lossless).cloned(),
             Encoding::Mantissa(k) => self.codings.get(usize::from(k)).cloned(),
+            Encoding::Grid(step) => {
+                self.grids.iter().find(|(s, _)| *s == step).map(|(_, coding)| coding.clone())
+            }
         };
+        self.grids = Vec::new();
         self.codings = chosen.into_iter().collect();
     }
 
@@ -72,6 +79,7 @@ pub fn survey(
     model: &Model,
     decisions: &[Decision],
     profile: Profile,
+    rounding: Rounding,
     progress: &Progress,
 ) -> Result<Surveyed> {
     let wanted = || {
@@ -116,7 +124,7 @@ pub fn survey(
                 group.candidate.copies += 1;
             } else {
                 by_content.insert(key, groups.len());
-                let group = group(bytes, weight.id, compression, profile);
+                let group = group(bytes, weight.id, compression, profile, rounding);
                 groups.push(group.map_err(|e| Error::codec(model.path(), &weight.name, e))?);
             }
             step.advance(weight.bytes);
@@ -133,10 +141,36 @@ fn group(
     first: WeightId,
     compression: &Compression,
     profile: Profile,
+    rounding: Rounding,
 ) -> nz_onnx::error::Result<Group> {
     let Compression { spec, block_len, .. } = compression;
-    let options = EncodeOptions { mantissa_bits: None, block_len: *block_len, profile };
+    let options = EncodeOptions { block_len: *block_len, profile, ..EncodeOptions::default() };
     let survey = codec::survey(bytes, spec, &options)?;
-    let (candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
-    Ok(Group { weights: vec![first], candidate, codings })
+    let (mut candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
+    let grids = match rounding {
+        Rounding::Cut => None,
+        Rounding::Grid | Rounding::Auto => Some(codec::survey_grid(bytes, spec, &options)?),
+    };
+    let mut codings_on_grids = Vec::new();
+    candidate.grids = grids.map(|survey| {
+        let bits = 0..spec.dtype.mantissa_bits();
+        let rounded_noise = match &survey {
+            Some(survey) => bits.map(|k| survey.cut_noise(k)).collect(),
+            None => bits.map(usual_noise).collect(),
+        };
+        let mut steps = Vec::new();
+        for (step, survey) in survey.iter().flat_map(|survey| GridStep::all().map(move |step| (step, survey)))
+        {
+            let coding = survey.coding(step);
+            steps.push((step, coding.size(), survey.noise(step)));
+            codings_on_grids.push((step, coding));
+        }
+        Grids { steps, rounded_noise, only: rounding == Rounding::Grid }
+    });
+    Ok(Group { weights: vec![first], candidate, codings, grids: codings_on_grids })
+}
+
+/// The energy of the error of `k` mantissa bits over that of weights whose mantissas are evenly spread.
+fn usual_noise(k: u8) -> f64 {
+    (-2.0 * f64::from(k)).exp2() / 24.0
 }

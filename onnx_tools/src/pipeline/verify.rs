@@ -263,6 +263,7 @@ fn alone(name: &str, bytes: &[u8]) -> json::BlobCheck {
         matches_original: None,
         lossless: decoded.as_ref().is_ok_and(|lossless| *lossless),
         max_relative_error: None,
+        snr_db: None,
         problem: decoded.err().map(|e| e.to_string()),
     }
 }
@@ -299,6 +300,7 @@ fn compared(original: &Model, number: Option<WeightId>, name: &str, bytes: &[u8]
         Ok(found) => json::BlobCheck {
             matches_original: Some(true),
             max_relative_error: Some(found.max_relative_error),
+            snr_db: found.snr_db,
             ..own
         },
         Err(error) => differs(error.to_string()),

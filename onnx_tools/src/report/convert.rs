@@ -95,22 +95,35 @@ fn totals_table<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone, totals: &
     table.render(0)
 }
 
-fn exactness<'a>(totals: &Totals, tensors: impl Iterator<Item = &'a Tensor>, style: Style) -> String {
+fn exactness<'a>(totals: &Totals, tensors: impl Iterator<Item = &'a Tensor> + Clone, style: Style) -> String {
     if totals.lossless {
         return style.good("Lossless: every weight comes back bit for bit.");
     }
+    let on_grid = tensors.clone().any(is_on_grid);
     let rounded = tensors.filter(|t| !t.lossless).count();
+    let by = match totals.least_snr_db {
+        Some(snr) if on_grid => {
+            format!("to errors at least {} below them", style.bold(&format!("{snr:.1} dB")))
+        }
+        _ => {
+            format!("by a relative error of at most {}", style.bold(&units::error(totals.max_relative_error)))
+        }
+    };
     format!(
-        "{} {} rounded, by a relative error of at most {}{}.",
+        "{} {} rounded, {by}{}.",
         style.bold("Not lossless:"),
         if rounded == 1 { "1 weight is".to_string() } else { format!("{rounded} weights are") },
-        style.bold(&units::error(totals.max_relative_error)),
         match totals.compressed - rounded {
             0 => String::new(),
             1 => "; 1 other is lossless".to_string(),
             n => format!("; {n} others are lossless"),
         }
     )
+}
+
+/// Whether a bound of the relative error says nothing.
+fn is_on_grid(tensor: &Tensor) -> bool {
+    tensor.encoding.as_ref().is_some_and(|encoding| encoding.starts_with("grid"))
 }
 
 /// Kept weights, grouped by reason.
@@ -161,7 +174,10 @@ pub fn plan(document: &Plan, style: Style) -> String {
         readers.dedup();
         let error = match (t.decision, t.lossless) {
             (Decision::Kept, _) | (_, true) => String::new(),
-            _ => format!("<= {}", units::error(t.max_relative_error)),
+            _ => match t.snr_db {
+                Some(snr) if is_on_grid(t) => format!("{snr:.1} dB"),
+                _ => format!("<= {}", units::error(t.max_relative_error)),
+            },
         };
         table.row(vec![
             t.name.clone(),

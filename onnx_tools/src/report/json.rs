@@ -54,6 +54,8 @@ pub struct Totals {
     pub lossless: bool,
     /// The largest over all weights.
     pub max_relative_error: f64,
+    /// The least over all weights; none if none is known.
+    pub least_snr_db: Option<f64>,
 }
 
 /// Whether a weight is compressed.
@@ -81,12 +83,17 @@ pub struct Tensor {
     pub bytes_after: u64,
     /// `8 * bytes_after` over the number of weights.
     pub bits_per_weight: f64,
-    /// "float-split lossless", "float-split k=12"; none if kept.
+    /// "float-split lossless", "float-split k=12", "grid k=5"; none if kept.
     pub encoding: Option<String>,
     /// Whether the weight comes back bit for bit.
     pub lossless: bool,
-    /// Largest `|a - b| / |a|`, measured; 0 if lossless.
+    /// Largest `|a - b| / |a|`, measured; 0 if lossless. Without a bound on a grid, where a weight near zero can change
+    /// by any multiple of itself.
     pub max_relative_error: f64,
+    /// Largest `|a - b|` over the root of the weights' mean square, measured; none if lossless, and in a plan.
+    pub max_error_to_rms: Option<f64>,
+    /// The energy of the weights over that of the errors, in decibels; none if lossless.
+    pub snr_db: Option<f64>,
     /// What happened.
     pub decision: Decision,
     /// Why; none where there is nothing to say.
@@ -126,7 +133,7 @@ pub struct Consumer {
 /// One weight of a plan: sizes are upper bounds, errors are bounds, nothing is encoded yet.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PlannedTensor {
-    /// The fields of a conversion; `max_relative_error` is a bound.
+    /// The fields of a conversion; `max_relative_error` is a bound, null where there is none, `snr_db` an estimate.
     #[serde(flatten)]
     pub tensor: Tensor,
     /// Who reads it.
@@ -142,7 +149,7 @@ pub struct Plan {
     pub input: Input,
     /// How it was optimised first; none if it was not.
     pub optimized: Option<Optimized>,
-    /// Sums; `max_relative_error` is a bound.
+    /// Sums; `max_relative_error` is a bound, null where there is none.
     pub totals: Totals,
     /// All weights, in the model's order.
     pub tensors: Vec<PlannedTensor>,
@@ -190,7 +197,9 @@ pub struct Blob {
     pub block_len: u32,
     /// The cascade.
     pub tiers: Vec<Tier>,
-    /// Mantissa bits kept.
+    /// "float-split lossless", "float-split k=12", "grid k=5".
+    pub encoding: String,
+    /// Mantissa bits kept; on a grid, raw bits of a level.
     pub mantissa_bits: u8,
     /// Bytes of the weight.
     pub weight_bytes: u64,
@@ -249,6 +258,8 @@ pub struct BlobCheck {
     pub lossless: bool,
     /// Largest relative error against the original; none if not compared.
     pub max_relative_error: Option<f64>,
+    /// The energy of the weights over that of the errors, in decibels; none if lossless or not compared.
+    pub snr_db: Option<f64>,
     /// What is wrong.
     pub problem: Option<String>,
 }

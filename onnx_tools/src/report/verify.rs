@@ -12,6 +12,7 @@ pub fn verify(document: &Verify, elapsed: Duration, style: Style) -> String {
     let bad: Vec<_> = document.blobs.iter().filter(|b| b.problem.is_some()).collect();
     let lossless = document.blobs.iter().filter(|b| b.lossless).count();
     let worst = document.blobs.iter().filter_map(|b| b.max_relative_error).fold(0.0, f64::max);
+    let least = document.blobs.iter().filter_map(|b| b.snr_db).reduce(f64::min);
     let mut text = format!("{}\n", style.bold(&printable(&document.path)));
     text += &format!(
         "blobs     {} of {} have the right checksums, {lossless} lossless\n",
@@ -23,11 +24,12 @@ pub fn verify(document: &Verify, elapsed: Duration, style: Style) -> String {
     }
     if let Some(original) = &document.compared_with {
         text += &format!(
-            "weights   {} of {} are those of {}, largest relative error {}\n",
+            "weights   {} of {} are those of {}, largest relative error {}{}\n",
             document.blobs.iter().filter(|b| b.matches_original == Some(true)).count(),
             document.blobs.len(),
             printable(original),
-            units::error(worst)
+            units::error(worst),
+            least.map_or(String::new(), |snr| format!(", errors at least {snr:.1} dB below the weights"))
         );
     }
     for blob in bad {

@@ -155,6 +155,41 @@ fn mantissa_bits_are_a_ceiling() {
 }
 
 #[test]
+fn grids_are_closer_at_the_same_size_and_say_what_is_true_of_them() {
+    let folder = Folder::with(&chain(256, vec![raw("a", &[256, 256], 1), raw("b", &[256, 256], 2)]));
+    let convert = |how: &str| {
+        let done =
+            folder.run(&format!("convert model.onnx --ratio 0.3 --transform {how} --force --json")).exits(0);
+        done.json()
+    };
+    let snr = |document: &Value| document["totals"]["least_snr_db"].as_f64().unwrap();
+    let cut = convert("cut");
+    for how in ["grid", "auto"] {
+        let document = convert(how);
+        adds_up(&document);
+        assert!(document["totals"]["ratio"].as_f64().unwrap() <= 0.3);
+        assert!(snr(&document) > snr(&cut) + 3.0, "{how}: {} dB, cut {} dB", snr(&document), snr(&cut));
+        for t in document["tensors"].as_array().unwrap() {
+            assert!(t["encoding"].as_str().unwrap().starts_with("grid k="), "{t}");
+            assert!(t["max_error_to_rms"].as_f64().unwrap() < 0.05);
+        }
+        let inspected = folder.run("inspect model.nz.onnx --json").exits(0).json();
+        assert_eq!(inspected["blobs"][0]["encoding"], document["tensors"][0]["encoding"]);
+        assert_eq!(inspected["blobs"][0]["format"], "1.1");
+        let verified = folder.run("verify model.nz.onnx --original model.onnx --json").exits(0).json();
+        assert_eq!(verified["blobs"][0]["snr_db"], document["tensors"][0]["snr_db"]);
+        let planned =
+            folder.run(&format!("plan model.onnx --ratio 0.3 --transform {how} --json")).exits(0).json();
+        // Foreseen from a sample.
+        assert!((snr(&planned) - snr(&document)).abs() < 0.5);
+        assert_eq!(planned["totals"]["max_relative_error"], Value::Null);
+    }
+    let text = folder.run("convert model.onnx --ratio 0.3 --transform grid --force").exits(0).stdout;
+    assert!(text.contains("to errors at least ") && text.contains(" dB below them"), "{text}");
+    folder.run("convert model.onnx --mantissa-bits 3 --transform grid").exits(2);
+}
+
+#[test]
 fn what_falls_short_is_said() {
     let mut model = small();
     let graph = model.graph.as_mut().unwrap();

@@ -2,7 +2,7 @@
 
 mod neon;
 
-use super::{Backend, BadRecord, Record, Scratch, Store, Tables, generic, pack, words};
+use super::{Backend, BadRecord, Record, Scratch, Store, Tables, generic, grid, pack, words};
 
 /// The backends of this architecture, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -17,6 +17,10 @@ fn decode(
     _: Store,
 ) -> Result<(), BadRecord> {
     generic::one_by_one(records, words, |record, words| {
-        neon::decode(tables, record.bytes, record.m, scratch, words)
+        neon::decode(tables, record.bytes, record.m, scratch, words)?;
+        if let Some(levels) = record.grid {
+            grid::values(words, levels);
+        }
+        Ok(())
     })
 }

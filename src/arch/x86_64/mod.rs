@@ -5,8 +5,11 @@ mod avx512;
 pub(super) mod dense;
 
 use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
-use super::{Backend, BadRecord, Fused, Half, Products, Record, Scratch, Store, Tables, generic, pack};
-use crate::format::Dtype;
+use super::{
+    Backend, BadRecord, Extent, Fused, Grid, Half, Products, Record, Scratch, Store, Tables, generic, grid,
+    pack,
+};
+use crate::format::{Dtype, Unit};
 
 /// The backends that this processor can run, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -20,7 +23,7 @@ pub(super) fn available() -> Vec<Backend> {
             decode: avx2,
             encode: encode_avx2,
             words: AVX2_WORDS,
-            fused: Some(Fused { unit: avx2::WHOLE, halves: avx2_halves, products: None }),
+            fused: Some(Fused { unit: avx2::WHOLE, grids: false, halves: avx2_halves, products: None }),
         });
         if avx512::is_available() {
             out.push(Backend {
@@ -30,6 +33,7 @@ pub(super) fn available() -> Vec<Backend> {
                 words: AVX512_WORDS,
                 fused: Some(Fused {
                     unit: avx512::UNIT,
+                    grids: true,
                     halves: avx512::decode_halves,
                     products: Some(Products {
                         rows: avx512::multiply_rows,
@@ -64,9 +68,21 @@ fn avx2(
     words: &mut [u32],
     store: Store,
 ) -> Result<(), BadRecord> {
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn values(words: &mut [u32], levels: Grid<'_>) {
+        grid::values_inline(words, levels);
+    }
     generic::one_by_one(records, words, |record, words| {
+        // Words that are gone over once more had better be in the cache.
+        let store = if record.grid.is_some() { Store::Cached } else { store };
         // SAFETY: only `available` hands this function out, after it has seen these features.
-        unsafe { avx2::decode(tables, record, scratch, words, store) }
+        unsafe {
+            avx2::decode(tables, record, scratch, words, store)?;
+            if let Some(levels) = record.grid {
+                values(words, levels);
+            }
+        }
+        Ok(())
     })
 }
 
@@ -152,7 +168,23 @@ macro_rules! word_loops {
             // SAFETY: as above.
             unsafe { compiled(words, counts) }
         }
-        WordLoops { load, store, round, normalise, denormalise, kinds, count }
+        fn extent(words: &[u32]) -> Extent {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &[u32]) -> Extent {
+                grid::extent_inline(words)
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words) }
+        }
+        fn levels(words: &mut [u32], unit: Unit, k: u8) {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &mut [u32], unit: Unit, k: u8) {
+                grid::levels_inline(words, unit, k);
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words, unit, k) }
+        }
+        WordLoops { load, store, round, normalise, denormalise, kinds, count, extent, levels }
     }};
 }
 

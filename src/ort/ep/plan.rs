@@ -144,7 +144,8 @@ fn decide<'a>(
     for ((index, codings), encoding) in surveyed.into_iter().zip(&allocation.encodings) {
         let coding = |at: usize| codings.get(at).filter(|_| whole).cloned();
         decisions[index] = match *encoding {
-            Encoding::Keep(_) => Decision::Keep,
+            // No candidate here has grids.
+            Encoding::Keep(_) | Encoding::Grid(_) => Decision::Keep,
             Encoding::Lossless => Decision::Encode(None, coding(codings.len().saturating_sub(1))),
             Encoding::Mantissa(bits) => Decision::Encode(Some(bits), coding(bits.into())),
         };

@@ -7,7 +7,7 @@ use memmap2::Mmap;
 
 use super::session::Shared;
 use super::store::Key;
-use crate::codec::{self, Coding, Decoder, EncodeOptions, Profile};
+use crate::codec::{self, Coding, Decoder, EncodeOptions};
 use crate::error::Error;
 use crate::format::TensorSpec;
 use crate::ort::api::Tensor;
@@ -137,7 +137,7 @@ impl Slot {
     fn encode(&self, bytes: &[u8]) -> Result<Vec<u8>> {
         let Recipe { spec, block_len, mantissa_bits, coding, .. } = &self.recipe;
         let (mantissa_bits, block_len) = (*mantissa_bits, *block_len);
-        let options = EncodeOptions { mantissa_bits, block_len, profile: Profile::default() };
+        let options = EncodeOptions { mantissa_bits, block_len, ..EncodeOptions::default() };
         let fail = |error: Error| Failure::fail(error.to_string());
         let coding = match coding {
             Some(coding) => coding.clone(),

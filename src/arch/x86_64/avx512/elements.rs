@@ -2,9 +2,15 @@
 
 use std::arch::x86_64::*;
 
+use super::grid;
 use super::lane::load;
-use super::whole::{Block, for_bits, for_blocks};
+use super::whole::{Block, for_bits, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
+
+/// Unpacking stays inside lanes of 16 bytes. So each lane first gets, of each vector of words, its own 4.
+fn order_of_words() -> [u32; 16] {
+    std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32)
+}
 
 /// As [`crate::arch::Backend::decode`], for blocks of a multiple of 256 weights.
 #[target_feature(
@@ -21,9 +27,10 @@ pub(super) fn words(
     for_blocks(tables, records, scratch, |_, record, symbols| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
+        let kind = grid::kind(record.grid);
         match stream {
-            true => for_bits!(23, record.m, write_words, [true], (tables, record, symbols, here)),
-            false => for_bits!(23, record.m, write_words, [false], (tables, record, symbols, here)),
+            true => for_kinds!(kind, record.m, write_words, [true], (tables, record, symbols, here)),
+            false => for_kinds!(kind, record.m, write_words, [false], (tables, record, symbols, here)),
         }
     })
 }
@@ -31,16 +38,14 @@ pub(super) fn words(
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     symbols: &[u8],
     out: &mut [u32],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
-    // Unpacking stays inside lanes of 16 bytes. So each lane first gets, of each vector of words, its own 4.
-    let order: [u32; 16] = std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32);
-    let order = load(bytemuck::bytes_of(&order));
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let order = load(bytemuck::bytes_of(&order_of_words()));
     let arrange = |v| _mm512_permutexvar_epi32(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
     for (g, out) in groups.iter_mut().enumerate() {
@@ -76,6 +81,12 @@ pub(super) fn halves(
     for_blocks(tables, records, scratch, |_, record, symbols| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
+        if record.grid.is_some() {
+            return match stream {
+                true => for_bits!(15, record.m, write_halves, [true], (tables, record, symbols, here)),
+                false => for_bits!(15, record.m, write_halves, [false], (tables, record, symbols, here)),
+            };
+        }
         match (format, stream) {
             (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, symbols, here)),
             (Half::Bf16, false) => {
@@ -87,6 +98,35 @@ pub(super) fn halves(
             }
         }
     })
+}
+
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn write_halves<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+    tables: &Tables,
+    record: &Record<'_>,
+    symbols: &[u8],
+    out: &mut [u16],
+) -> Result<(), BadRecord> {
+    let block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, symbols)?;
+    let order = load(bytemuck::bytes_of(&order_of_words()));
+    let arrange = |v| _mm512_permutexvar_epi32(order, v);
+    let (groups, _) = out.as_chunks_mut::<256>();
+    for (g, out) in groups.iter_mut().enumerate() {
+        block.prefetch(g);
+        let (vectors, _) = out.as_chunks_mut::<32>();
+        let halves = [
+            block.halves::<0>(g, arrange),
+            block.halves::<1>(g, arrange),
+            block.halves::<2>(g, arrange),
+            block.halves::<3>(g, arrange),
+        ];
+        for (to, &from) in vectors.iter_mut().zip(halves.as_flattened()) {
+            put::<STREAM>(to.as_mut_ptr().cast(), from);
+        }
+    }
+    Ok(())
 }
 
 /// Gives each lane of 16 bytes, of each vector of 16-bit elements, its own 8.
@@ -103,7 +143,7 @@ fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>
     symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
+    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_halves()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
@@ -132,7 +172,7 @@ fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
+    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_halves()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();

@@ -4,6 +4,7 @@
 
 mod elements;
 mod encode;
+mod grid;
 mod lane;
 mod load;
 mod products;
@@ -46,7 +47,13 @@ pub(super) fn decode(
     }
     one_by_one(records, words, |record, words| {
         // SAFETY: as above.
-        unsafe { ragged::decode(tables, record.bytes, record.m, scratch, words) }
+        unsafe {
+            ragged::decode(tables, record.bytes, record.m, scratch, words)?;
+            if let Some(levels) = record.grid {
+                grid::values(words, levels);
+            }
+        }
+        Ok(())
     })
 }
 

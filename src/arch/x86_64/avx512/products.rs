@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::whole::{Block, for_bits, for_blocks};
+use super::grid;
+use super::whole::{Block, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Record, Scratch, Tables};
 
 /// Columns of up to four vectors of 64 weights, each as four vectors of sums in the order of [`Block::words`].
@@ -24,10 +25,11 @@ pub(super) fn rows(
     for_blocks(tables, records, scratch, |i, record, symbols| {
         let x = &x[i * step..];
         let x = &x[..record.len / width];
+        let (kind, sums) = (grid::kind(record.grid), &mut sums);
         match width {
-            64 => for_bits!(23, record.m, block_rows, [1], (tables, record, symbols, x, &mut sums)),
-            128 => for_bits!(23, record.m, block_rows, [2], (tables, record, symbols, x, &mut sums)),
-            _ => for_bits!(23, record.m, block_rows, [4], (tables, record, symbols, x, &mut sums)),
+            64 => for_kinds!(kind, record.m, block_rows, [1], (tables, record, symbols, x, sums)),
+            128 => for_kinds!(kind, record.m, block_rows, [2], (tables, record, symbols, x, sums)),
+            _ => for_kinds!(kind, record.m, block_rows, [4], (tables, record, symbols, x, sums)),
         }
     })?;
     scatter(&sums, y);
@@ -76,14 +78,14 @@ fn scatter(sums: &Sums, y: &mut [f32]) {
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize>(
+fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     symbols: &[u8],
     x: &[f32],
     totals: &mut Sums,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     // A copy of their own, so that they stay in registers.
     let mut sums = *totals;
     for (g, x) in x.chunks_exact(4 / V).enumerate() {
@@ -125,7 +127,8 @@ pub(super) fn columns(
     let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
     let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
     for_blocks(tables, records, scratch, |_, record, symbols| {
-        for_bits!(23, record.m, block_columns, [], (tables, record, symbols, &mut dot))
+        let kind = grid::kind(record.grid);
+        for_kinds!(kind, record.m, block_columns, [], (tables, record, symbols, &mut dot))
     })
 }
 
@@ -173,13 +176,13 @@ impl Dot<'_> {
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8>(
+fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     symbols: &[u8],
     state: &mut Dot<'_>,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW>::new(tables, record, symbols)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
     for g in 0..block.groups() {
         block.prefetch(g);

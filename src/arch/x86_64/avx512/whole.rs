@@ -4,9 +4,10 @@
 
 use std::arch::x86_64::*;
 
+use super::grid;
 use super::lane::{load, take};
 use super::symbols::{Job, symbols};
-use crate::arch::{BadRecord, PADDED, Record, Scratch, Tables};
+use crate::arch::{BadRecord, Grid, PADDED, Record, Scratch, Tables};
 use crate::format::HEAD_BITS;
 
 /// Weights a group: the least of which every plane is whole vectors.
@@ -153,16 +154,17 @@ impl<'a> Job<'a> {
     }
 }
 
-/// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight.
-pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> {
+/// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight. Of kind `KIND`.
+pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> {
     symbols: &'a [u8],
     head: Field<'a>,
     high: Field<'a>,
     low: Field<'a>,
     ahead: &'a [u8],
+    grid: Option<Grid<'a>>,
 }
 
-impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LOW> {
+impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a, HEAD, HIGH, LOW, KIND> {
     /// The block of `record`, whose symbols are these.
     #[inline]
     #[target_feature(
@@ -174,7 +176,14 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
         let head = Field::take(&mut planes, HEAD, n)?;
         let high = Field::take(&mut planes, HIGH, n)?;
         let low = Field::take(&mut planes, LOW, n)?;
-        Ok(Block { symbols, head, high, low, ahead: &record.ahead[record.ahead.len() / 2..] })
+        Ok(Block {
+            symbols,
+            head,
+            high,
+            low,
+            ahead: &record.ahead[record.ahead.len() / 2..],
+            grid: record.grid,
+        })
     }
 
     /// Groups of the block.
@@ -232,12 +241,52 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8> Block<'a, HEAD, HIGH, LO
     }
 
     /// The words of quarter `J` of group `g`, after `arrange`: vector `q` has in lane `l` those of the bytes
-    /// `4q .. 4q + 4` of that lane.
+    /// `4q .. 4q + 4` of that lane. On a grid, those of its values.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
+        match &self.grid {
+            Some(grid) if KIND != grid::NONE => grid::rounded::<KIND>(self.values::<J>(grid, g, arrange)),
+            _ => self.coded_words::<J>(g, arrange),
+        }
+    }
+
+    /// The same on a grid, as float32: not yet rounded to the dtype.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn values<const J: usize>(
+        &self,
+        grid: &Grid<'_>,
+        g: usize,
+        arrange: impl Fn(__m512i) -> __m512i,
+    ) -> [__m512i; 4] {
+        let step = grid.step(g * 4 + J);
+        if HIGH == 0 && grid::has_halves(step) {
+            return grid::values_of_halves(step, self.upper::<J>(g, arrange));
+        }
+        grid::values_of_words(step, self.coded_words::<J>(g, arrange))
+    }
+
+    /// The elements of 16 bits of the values of quarter `J` of group `g`, in the order of [`Block::words`].
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn halves<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+        let Some(grid) = &self.grid else { return [_mm512_setzero_si512(); 2] };
+        let [a, b, c, d] = self.values::<J>(grid, g, arrange);
+        [grid::halves(grid.dtype, a, b), grid::halves(grid.dtype, c, d)]
+    }
+
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn coded_words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
         let [upper_a, upper_b] = self.upper::<J>(g, &arrange);
         let [lower_a, lower_b] = self.lower::<J>(g, &arrange);
         [
@@ -259,6 +308,10 @@ macro_rules! for_bits {
         for_bits!(@match [0 1 0 0, 1 2 0 0, 2 3 0 0, 3 4 0 0, 4 5 0 0, 5 6 0 0, 6 7 0 0, 7 8 0 0,
             8 8 1 0, 9 8 2 0, 10 8 3 0] $($call)*)
     };
+    (15, $($call:tt)*) => {
+        for_bits!(@match [0 1 0 0, 1 2 0 0, 2 3 0 0, 3 4 0 0, 4 5 0 0, 5 6 0 0, 6 7 0 0, 7 8 0 0,
+            8 8 1 0, 9 8 2 0, 10 8 3 0, 11 8 4 0, 12 8 5 0, 13 8 6 0, 14 8 7 0, 15 8 8 0] $($call)*)
+    };
     (23, $($call:tt)*) => {
         for_bits!(@match [0 1 0 0, 1 2 0 0, 2 3 0 0, 3 4 0 0, 4 5 0 0, 5 6 0 0, 6 7 0 0, 7 8 0 0,
             8 8 1 0, 9 8 2 0, 10 8 3 0, 11 8 4 0, 12 8 5 0, 13 8 6 0, 14 8 7 0, 15 8 8 0,
@@ -276,5 +329,19 @@ macro_rules! for_bits {
     };
 }
 pub(super) use for_bits;
+
+/// Calls `f::<HEAD, HIGH, LOW, .., KIND>(..)` for a block of `$m` bits and of kind `$kind`.
+macro_rules! for_kinds {
+    ($kind:expr, $m:expr, $f:ident, [$($generic:tt),*], $arguments:tt) => {{
+        use $crate::arch::x86_64::avx512::{grid, whole::for_bits};
+        match $kind {
+            grid::NONE => for_bits!(23, $m, $f, [$($generic,)* { grid::NONE }], $arguments),
+            grid::F32 => for_bits!(15, $m, $f, [$($generic,)* { grid::F32 }], $arguments),
+            grid::F16 => for_bits!(15, $m, $f, [$($generic,)* { grid::F16 }], $arguments),
+            _ => for_bits!(15, $m, $f, [$($generic,)* { grid::BF16 }], $arguments),
+        }
+    }};
+}
+pub(super) use for_kinds;
 
 const _: () = assert!(HEAD_BITS == 7, "the table above is for heads of 7 bits");

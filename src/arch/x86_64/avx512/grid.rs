@@ -1,0 +1,161 @@
+//! Levels of a uniform grid to values, in registers.
+
+use std::arch::x86_64::*;
+
+use crate::arch::{Grid, Step, grid};
+use crate::format::Dtype;
+
+/// As [`grid::values`].
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn values(words: &mut [u32], grid: Grid<'_>) {
+    grid::values_inline(words, grid);
+}
+
+/// The words of the values that words stand for, as float32: not yet rounded to the dtype.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn values_of_words(step: Step, words: [__m512i; 4]) -> [__m512i; 4] {
+    let (centre, scale) = (_mm512_set1_epi32(step.centre as i32), _mm512_set1_ps(step.scale));
+    let [a, b, c, d] = words;
+    [value(a, centre, scale), value(b, centre, scale), value(c, centre, scale), value(d, centre, scale)]
+}
+
+/// Whether [`values_of_halves`] is for levels with this step.
+#[inline]
+pub(super) fn has_halves(step: Step) -> bool {
+    step.centre >= 1 << 16
+}
+
+/// The same of words whose lower halves are zero, from the upper ones, for centred levels. Those fit 16 bits, with
+/// their centre, and are never zero: as integers above 2^15, and put below the 2^23 of a float, they need no conversion.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn values_of_halves(step: Step, upper: [__m512i; 2]) -> [__m512i; 4] {
+    let scale = step.scale * 65536.0;
+    // 9 bits times the 8 of a unit: exact, and so is all that follows.
+    let offset = _mm512_set1_ps(-((1 << 23) + (1 << 15)) as f32 * scale);
+    let scale = _mm512_set1_ps(scale);
+    let (magnitude, centre) = (_mm512_set1_epi16(i16::MAX), (step.centre >> 16) as i16 | i16::MIN);
+    let float = _mm512_set1_epi16(0x4b00);
+    let [low, high] = upper;
+    let (low, high) = (above(low, magnitude, centre), above(high, magnitude, centre));
+    [
+        scaled(_mm512_unpacklo_epi16(low, float), scale, offset),
+        scaled(_mm512_unpackhi_epi16(low, float), scale, offset),
+        scaled(_mm512_unpacklo_epi16(high, float), scale, offset),
+        scaled(_mm512_unpackhi_epi16(high, float), scale, offset),
+    ]
+}
+
+/// 2^15 and the level of each half.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn above(halves: __m512i, magnitude: __m512i, centre: i16) -> __m512i {
+    // halves & magnitude | centre: 2^15 and the magnitude; taken from 2^16 if it is negative.
+    let level = _mm512_ternarylogic_epi64::<0xea>(halves, magnitude, _mm512_set1_epi16(centre));
+    _mm512_mask_sub_epi16(level, _mm512_movepi16_mask(halves), _mm512_setzero_si512(), level)
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn scaled(levels: __m512i, scale: __m512, offset: __m512) -> __m512i {
+    _mm512_castps_si512(_mm512_fmadd_ps(_mm512_castsi512_ps(levels), scale, offset))
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn value(words: __m512i, centre: __m512i, scale: __m512) -> __m512i {
+    let magnitude = _mm512_set1_epi32(i32::MAX);
+    let levels = _mm512_ternarylogic_epi64::<0xea>(words, magnitude, centre); // words & magnitude | centre
+    let values = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(levels), scale));
+    _mm512_ternarylogic_epi64::<0xba>(words, magnitude, values) // words & !magnitude | values
+}
+
+/// Kinds of blocks, for code of their own: on no grid, and on one with values of these dtypes.
+pub(super) const NONE: u8 = 0;
+pub(super) const F32: u8 = 1;
+pub(super) const F16: u8 = 2;
+pub(super) const BF16: u8 = 3;
+
+/// The kind of a record.
+pub(super) fn kind(grid: Option<Grid<'_>>) -> u8 {
+    match grid.map(|grid| grid.dtype) {
+        None => NONE,
+        Some(Dtype::F32) => F32,
+        Some(Dtype::F16) => F16,
+        Some(Dtype::Bf16) => BF16,
+    }
+}
+
+/// Rounds values to the dtype of a kind.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn rounded<const KIND: u8>(values: [__m512i; 4]) -> [__m512i; 4] {
+    let [a, b, c, d] = values;
+    match KIND {
+        F16 => [through_f16(a), through_f16(b), through_f16(c), through_f16(d)],
+        BF16 => [round_to_bf16(a), round_to_bf16(b), round_to_bf16(c), round_to_bf16(d)],
+        _ => values,
+    }
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn through_f16(values: __m512i) -> __m512i {
+    _mm512_castps_si512(_mm512_cvtph_ps(to_f16(values)))
+}
+
+/// The elements of 16 bits nearest to 32 values.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn halves(dtype: Dtype, a: __m512i, b: __m512i) -> __m512i {
+    let (a, b) = match dtype {
+        Dtype::F16 => (to_f16(a), to_f16(b)),
+        _ => (to_bf16(a), to_bf16(b)),
+    };
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn to_f16(values: __m512i) -> __m256i {
+    _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_castsi512_ps(values))
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn to_bf16(values: __m512i) -> __m256i {
+    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round_to_bf16(values)))
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn round_to_bf16(values: __m512i) -> __m512i {
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(values), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(_mm512_add_epi32(values, _mm512_set1_epi32(0x7fff)), odd);
+    _mm512_and_si512(up, _mm512_set1_epi32(!0xffff))
+}
