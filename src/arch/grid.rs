@@ -40,7 +40,7 @@ impl<'a> Grid<'a> {
     /// does not matter in so few strips.
     #[inline(always)]
     fn place(&self, strip: usize) -> usize {
-        ((self.before + strip as u64) * self.inverse >> 32) as usize
+        (((self.before + strip as u64) * self.inverse) >> 32) as usize
     }
 
     /// The step of strip `strip` of the block.

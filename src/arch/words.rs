@@ -107,7 +107,7 @@ fn to_f16(word: u32) -> u16 {
     let least = 113 << 23;
     // A subnormal is a whole multiple of 2^-24.
     let subnormal = (f32::from_bits(magnitude.min(least)) * f32::from_bits(151 << 23)) as i32 as u32;
-    let normal = (magnitude - least.min(magnitude) >> 13) + (1 << 10);
+    let normal = ((magnitude - least.min(magnitude)) >> 13) + (1 << 10);
     let special = 31 << 10 | magnitude >> 13 & 0x3ff;
     let half = if magnitude < least { subnormal } else { normal };
     (word >> 16 & 0x8000 | if magnitude < 143 << 23 { half } else { special }) as u16

@@ -120,7 +120,7 @@ pub fn level(word: u32, unit: Unit, k: u8) -> u32 {
     let step = 1u32 << (23 - k);
     let up = if unit.is_centred() { 0 } else { step / 2 };
     let level = (scaled + f64::from(up)).min(f64::from(MAGNITUDE)) as u32;
-    word & !MAGNITUDE | level / step * step
+    word & !MAGNITUDE | (level / step * step)
 }
 
 /// The word of the value that a level stands for, as `dtype` has it.
