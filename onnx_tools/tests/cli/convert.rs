@@ -243,9 +243,12 @@ fn weights_can_be_left_alone() {
         let reason = tensor(&document, kept)["reason"].as_str().unwrap().to_string();
         assert!(reason.contains(why), "{options}: {reason}");
     }
-    let all = folder.run("convert model.onnx --dry-run --json --lossless --min-size 64").exits(0).json();
-    assert_eq!(tensor(&all, "bias")["decision"], "kept", "a blob of 64 weights does not pay");
-    assert!(tensor(&all, "bias")["reason"].as_str().unwrap().starts_with("does not pay"));
+    for (options, why) in [("", "small, and not read by"), (" --include *", "does not pay")] {
+        let command = format!("convert model.onnx --dry-run --json --lossless --min-size 64{options}");
+        let all = folder.run(&command).exits(0).json();
+        assert_eq!(tensor(&all, "bias")["decision"], "kept");
+        assert!(tensor(&all, "bias")["reason"].as_str().unwrap().starts_with(why), "{options}");
+    }
     folder.run("convert model.onnx --include [").exits(2);
 }
 
