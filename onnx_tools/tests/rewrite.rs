@@ -412,10 +412,15 @@ fn an_lstm_multiplies_with_both_its_weights() {
     let node = find(&out, "DecodeLSTM");
     assert_eq!(node.inputs, ["x", "w.nz", "r.nz", "b", "s", "s"]);
     assert_eq!((node.int("reverse", 0), node.attribute("hidden_size").is_none()), (1, true));
+    let out = made(lstm(&["x", "w", "r", "b", "", "", ""]));
+    assert_eq!(find(&out, "DecodeLSTM").inputs, ["x", "w.nz", "r.nz", "b"]);
 
     for other in [
         lstm(&["x", "w", "r", "b", "s"]),
         lstm(&["x", "w", "r", "b", "", "s", "s", "p"]),
+        // A gap among the inputs that would be left.
+        lstm(&["x", "w", "r", "", "", "s", "s"]),
+        lstm(&["x", "w", "r", "b", "", "", "s"]),
         lstm(&["x", "w", "r"]).int("layout", 1),
         lstm(&["x", "w", "r"]).int("input_forget", 1),
         lstm(&["x", "w", "r"]).int("clip", 1),

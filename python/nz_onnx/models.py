@@ -24,6 +24,7 @@ def convert(
     include: Patterns = (),
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
+    transform: Optional[str] = None,
     profile: Optional[str] = None,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
@@ -53,6 +54,8 @@ def convert(
         include: Glob, or globs: compress only weights whose name matches one.
         exclude: Glob, or globs: leave weights alone whose name matches one.
         exclude_nodes: Glob, or globs: leave the weights of nodes alone whose name matches one.
+        transform: "cut", the default: mantissa bits, which bounds the relative error of each weight; "grid": levels
+            of a uniform grid, with less error in all and no such bound; or "auto": whichever has less.
         profile: "compact", the default, or "fast": faster to decode without AVX-512, 1.1 bits a weight
             larger.
         optimize: "off", the default, "portable" or "native": let ONNX Runtime optimise the model first.
@@ -70,7 +73,7 @@ def convert(
     """
     options = _target(ratio, lossless, mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes)
-    options += _options(profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     options += _options(output=output, force=force, dry_run=dry_run)
     return _run(ConvertResult, "convert", options, [os.fspath(path)])
 
@@ -85,6 +88,7 @@ def plan(
     include: Patterns = (),
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
+    transform: Optional[str] = None,
     profile: Optional[str] = None,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
@@ -99,7 +103,7 @@ def plan(
     """
     options = _target(ratio, lossless, mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes)
-    options += _options(profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     return _run(PlanResult, "plan", options, [os.fspath(path)])
 
 

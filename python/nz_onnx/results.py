@@ -70,8 +70,10 @@ class Totals:
     """After over before."""
     lossless: bool
     """Whether no weight was changed."""
-    max_relative_error: float
-    """The largest over all weights; in a plan a bound."""
+    max_relative_error: Optional[float]
+    """The largest over all weights; in a plan a bound, None where there is none."""
+    least_snr_db: Optional[float]
+    """The least ``snr_db`` over all weights; None if none is known."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,16 @@ class Tensor:
     bits_per_weight: float
     """``8 * bytes_after`` over the number of weights."""
     encoding: Optional[str]
-    """"float-split lossless", "float-split k=12"; None if kept."""
+    """"float-split lossless", "float-split k=12", "grid k=5"; None if kept."""
     lossless: bool
     """Whether the weight comes back bit for bit."""
-    max_relative_error: float
-    """Largest ``|a - b| / |a|``: measured, in a plan a bound; 0 if lossless."""
+    max_relative_error: Optional[float]
+    """Largest ``|a - b| / |a|``: measured, in a plan a bound, None where there is none; 0 if lossless. A grid bounds
+    it for no weight near zero."""
+    max_error_to_rms: Optional[float]
+    """Largest ``|a - b|`` over the root of the weights' mean square; None if lossless, and in a plan."""
+    snr_db: Optional[float]
+    """The energy of the weights over that of the errors, in decibels; None if lossless."""
     decision: str
     """"compressed" or "kept"."""
     reason: Optional[str]
@@ -190,8 +197,10 @@ class Blob:
     """Weights a block."""
     tiers: tuple[Tier, ...]
     """The cascade."""
+    encoding: str
+    """"float-split lossless", "float-split k=12", "grid k=5"."""
     mantissa_bits: int
-    """Mantissa bits kept."""
+    """Mantissa bits kept; on a grid, raw bits of a level."""
     weight_bytes: int
     """Bytes of the weight."""
     bytes: int
@@ -252,6 +261,8 @@ class BlobCheck:
     """Whether it is lossless."""
     max_relative_error: Optional[float]
     """Largest relative error against the original; None if not compared."""
+    snr_db: Optional[float]
+    """The energy of the weights over that of the errors, in decibels; None if lossless or not compared."""
     problem: Optional[str]
     """What is wrong."""
 

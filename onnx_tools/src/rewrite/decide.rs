@@ -352,13 +352,15 @@ fn is_depthwise(node: &Node, input: usize, shape: &[u64]) -> bool {
     input == 1 && group > 1 && channels == Some(true) && node.domain != NCHWC
 }
 
-/// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes.
+/// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes. What it leaves out of
+/// bias and states must come last: ONNX Runtime before 1.23 crashes on a custom op with a gap among its inputs.
 fn is_usual_lstm(node: &Node) -> bool {
     const DEFAULT: [&[u8]; 3] = [b"sigmoid", b"tanh", b"tanh"];
     let absent = |input: usize| node.inputs.get(input).is_none_or(String::is_empty);
     let activations = node.attribute("activations").map(|a| a.strings.as_slice()).unwrap_or_default();
     absent(4)
         && absent(7)
+        && [3, 5, 6].map(absent).is_sorted()
         && activations.iter().zip(DEFAULT.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b))
         && ["clip", "activation_alpha", "activation_beta"].iter().all(|name| node.attribute(name).is_none())
         && ["input_forget", "layout"].iter().all(|name| node.int(name, 0) == 0)

@@ -207,6 +207,9 @@ fn lstm(
         inputs.remove(4);
     }
     inputs.truncate(6);
+    while inputs.last().is_some_and(String::is_empty) {
+        inputs.pop();
+    }
     let reverse = node.attribute("direction").and_then(|a| a.s.as_deref()) == Some(b"reverse");
     let fields = proto::Node {
         input: inputs,
