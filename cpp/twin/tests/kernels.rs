@@ -110,7 +110,7 @@ fn golden_files_decode() {
         let blob = std::fs::read(&path).expect("read");
         let header = Header::parse(&blob).expect("whole");
         if header.transform == Transform::Grid {
-            let refusal = DeviceWeight::new(&header).err().expect("not known to the kernels").to_string();
+            let refusal = DeviceWeight::new(&header).expect_err("not known to the kernels").to_string();
             assert!(refusal.contains("weights on a grid"), "{refusal}");
             continue;
         }
