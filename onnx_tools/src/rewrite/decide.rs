@@ -353,7 +353,7 @@ fn is_depthwise(node: &Node, input: usize, shape: &[u64]) -> bool {
 }
 
 /// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes. What it leaves out of
-/// bias and states must come last: ONNX Runtime before 1.23 crashes on a custom op with a gap among its inputs.
+/// bias and states must come last: ONNX Runtime 1.17 and 1.20 crash on a custom op with a gap among its inputs.
 fn is_usual_lstm(node: &Node) -> bool {
     const DEFAULT: [&[u8]; 3] = [b"sigmoid", b"tanh", b"tanh"];
     let absent = |input: usize| node.inputs.get(input).is_none_or(String::is_empty);
