@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DTYPES, KINDS, Kind, specs, tensor};
+use common::{DTYPES, KINDS, Kind, check_products, specs, tensor};
 use nz_onnx::arch::Backend;
 use nz_onnx::codec::{self, Decoder, EncodeOptions, max_relative_error, reference, word};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec, Transform};
@@ -92,47 +92,7 @@ fn every_number_of_mantissa_bits() {
 
 #[test]
 fn products_with_blobs_are_products_with_decoded_weights() {
-    let mut fused = 0;
-    for dtype in DTYPES {
-        for (rows, width) in [(64, 64), (96, 128), (48, 256), (33, 256), (40, 100)] {
-            let src = tensor(Kind::Gauss, dtype, rows * width, 5);
-            let x: Vec<f32> = (0..rows.max(width)).map(|i| ((i * 37 % 64) as f32 - 31.5) / 16.0).collect();
-            for k in 0..=dtype.mantissa_bits() {
-                let tiles = TensorSpec::column_tiles(dtype, rows as u64, width as u64, 256);
-                let row_major = TensorSpec::row_major(dtype, &[rows as u64, width as u64]);
-                for backend in Backend::available() {
-                    let at = format!("{}: {dtype:?} {rows}x{width} k={k}", backend.name);
-                    let blob = blob(&src, &tiles, Some(k), 4096);
-                    let decoder = Decoder::with_backend(&blob, backend).unwrap();
-                    let mut w = vec![0f32; rows * width];
-                    decoder.decode_f32(&blob, 0, &mut w).unwrap();
-                    // Along rows: each step is one fused multiply-add, so that every bit is known.
-                    let mut y = vec![0.5f32; width];
-                    if decoder.multiply_rows(&blob, 0, &x[..rows], &mut y).unwrap() {
-                        let mut expected = vec![0.5f32; width];
-                        for (row, x) in w.chunks(width).zip(&x) {
-                            expected.iter_mut().zip(row).for_each(|(y, w)| *y = x.mul_add(*w, *y));
-                        }
-                        assert_eq!(y, expected, "{at}");
-                        fused += 1;
-                    }
-                    let blob = self::blob(&src, &row_major, Some(k), 1024);
-                    let decoder = Decoder::with_backend(&blob, backend).unwrap();
-                    let mut y = vec![0.5f32; rows];
-                    if decoder.multiply_columns(&blob, 0, &x[..width], &mut y).unwrap() {
-                        for (y, row) in y.iter().zip(w.chunks(width)) {
-                            let terms = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                            let (sum, size) = terms.fold((0.5, 0.5), |(s, a), t| (s + t, a + t.abs()));
-                            assert!((f64::from(*y) - sum).abs() <= 1e-6 * size, "{at}: {y} {sum}");
-                        }
-                        fused += 1;
-                    }
-                }
-            }
-        }
-    }
-    let has_fused = Backend::available().iter().any(|b| b.name == "avx512");
-    assert_eq!(fused > 100, has_fused, "{fused} products were fused");
+    check_products(Dtype::mantissa_bits, |src, spec, k, block_len| blob(src, spec, Some(k), block_len));
 }
 
 #[test]

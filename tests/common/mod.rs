@@ -1,6 +1,8 @@
 //! Tensors that the codec tests share: seeded, so that golden files can be made again from them.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
+use nz_onnx::arch::Backend;
+use nz_onnx::codec::Decoder;
 use nz_onnx::format::{Dtype, TensorSpec};
 
 /// xorshift64*: a few lines that every language can repeat.
@@ -108,4 +110,51 @@ pub fn specs(dtype: Dtype) -> Vec<TensorSpec> {
         TensorSpec::column_tiles(dtype, 33, 256, 256),
         TensorSpec::column_tiles(dtype, 5, 3, 64),
     ]
+}
+
+/// Products of `encode`'s blobs, of each number of bits up to `most`, are those of their decoded weights, with every
+/// backend that multiplies with blobs itself.
+pub fn check_products(most: impl Fn(Dtype) -> u8, encode: impl Fn(&[u8], &TensorSpec, u8, u32) -> Vec<u8>) {
+    let mut fused = 0;
+    for dtype in DTYPES {
+        for (rows, width) in [(64, 64), (96, 128), (48, 256), (33, 256), (40, 100)] {
+            let src = tensor(Kind::Gauss, dtype, rows * width, 5);
+            let x: Vec<f32> = (0..rows.max(width)).map(|i| ((i * 37 % 64) as f32 - 31.5) / 16.0).collect();
+            for k in 0..=most(dtype) {
+                let tiles = TensorSpec::column_tiles(dtype, rows as u64, width as u64, 256);
+                let row_major = TensorSpec::row_major(dtype, &[rows as u64, width as u64]);
+                for backend in Backend::available() {
+                    let at = format!("{}: {dtype:?} {rows}x{width} k={k}", backend.name);
+                    let blob = encode(&src, &tiles, k, 4096);
+                    let decoder = Decoder::with_backend(&blob, backend).unwrap();
+                    let mut w = vec![0f32; rows * width];
+                    decoder.decode_f32(&blob, 0, &mut w).unwrap();
+                    // Along rows: each step is one fused multiply-add, so that every bit is known.
+                    let mut y = vec![0.5f32; width];
+                    if decoder.multiply_rows(&blob, 0, &x[..rows], &mut y).unwrap() {
+                        let mut expected = vec![0.5f32; width];
+                        for (row, x) in w.chunks(width).zip(&x) {
+                            expected.iter_mut().zip(row).for_each(|(y, w)| *y = x.mul_add(*w, *y));
+                        }
+                        assert_eq!(y, expected, "{at}");
+                        fused += 1;
+                    }
+                    let blob = encode(&src, &row_major, k, 1024);
+                    let decoder = Decoder::with_backend(&blob, backend).unwrap();
+                    decoder.decode_f32(&blob, 0, &mut w).unwrap();
+                    let mut y = vec![0.5f32; rows];
+                    if decoder.multiply_columns(&blob, 0, &x[..width], &mut y).unwrap() {
+                        for (y, row) in y.iter().zip(w.chunks(width)) {
+                            let terms = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                            let (sum, size) = terms.fold((0.5, 0.5), |(s, a), t| (s + t, a + t.abs()));
+                            assert!((f64::from(*y) - sum).abs() <= 1e-6 * size, "{at}: {y} {sum}");
+                        }
+                        fused += 1;
+                    }
+                }
+            }
+        }
+    }
+    let has_fused = Backend::available().iter().any(|b| b.name == "avx512");
+    assert_eq!(fused > 100, has_fused, "{fused} products were fused");
 }

@@ -6,12 +6,14 @@ import os
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 from nzlib import LIBRARY
 from onnx import TensorProto, helper, numpy_helper
 
 PROVIDER = "NzExecutionProvider"
 VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 SUPPORTED = VERSION >= (1, 24)
+supported = pytest.mark.skipif(not SUPPORTED, reason="this ONNX Runtime has no plugin providers with kernels")
 
 
 @contextlib.contextmanager
@@ -21,6 +23,16 @@ def registered():
         yield
     finally:
         ort.unregister_execution_provider_library("nz")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    """The provider, registered while a module's tests run."""
+    if not SUPPORTED:
+        yield
+        return
+    with registered():
+        yield
 
 
 def session(model, options=None, config=None, provider=True, library=False, profile=None):

@@ -9,23 +9,13 @@ import eplib
 import numpy as np
 import onnxruntime as ort
 import pytest
-from eplib import SUPPORTED, build, close, node, plain, run, session, tensor, value, weights
+from eplib import SUPPORTED, build, close, library, node, plain, run, session, supported, tensor, value, weights  # noqa: F401
 from nzlib import LIBRARY
 from onnx import TensorProto, helper
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
 K, N = 300, 200
-supported = pytest.mark.skipif(not SUPPORTED, reason="this ONNX Runtime has no plugin providers with kernels")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library():
-    if not SUPPORTED:
-        yield
-        return
-    with eplib.registered():
-        yield
 
 
 @pytest.fixture

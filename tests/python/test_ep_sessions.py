@@ -13,23 +13,27 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from eplib import PROVIDER, SUPPORTED, VERSION, build, close, executed, node, plain, session, value, weights
+from eplib import (  # noqa: F401  (`library` is a fixture)
+    PROVIDER,
+    VERSION,
+    build,
+    close,
+    executed,
+    library,
+    node,
+    plain,
+    session,
+    supported,
+    value,
+    weights,
+)
 from nzlib import LIBRARY, MIB, Worker, convert, nz_nodes
 from onnx import TensorProto
 from real_models import every, needed
 from test_models import difference, unoptimised
 
-pytestmark = pytest.mark.skipif(not SUPPORTED, reason="this ONNX Runtime has no plugin providers with kernels")
+pytestmark = supported
 K, N = 512, 384
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library():
-    if not SUPPORTED:
-        yield
-        return
-    with eplib.registered():
-        yield
 
 
 @pytest.fixture(scope="module")
