@@ -342,6 +342,8 @@ def test_originals_go_and_loading_takes_no_more(large, weights, stored, options,
     bare, _, _ = held(large["bare"], large["inputs"])
     model = large[weights, stored]
     plain_rss, plain_peak, expected = held(model, large["inputs"])
+    # The plain session's peak differs from time to time, by what the allocator has given back by then.
+    plain_peak = max([plain_peak] + [held(model, large["inputs"])[1] for _ in range(2)])
     for load in ["first"] + ["second"] * ("cache_dir" in options):
         rss, peak, output = held(model, large["inputs"], provider=LIBRARY, options=options)
         share = (rss - bare) / (plain_rss - bare)

@@ -104,7 +104,8 @@ impl Store {
         let path = self.path(key, "nzb");
         let mapped = self.write(&path, &bytes).ok().and_then(|()| self.map(&path));
         match mapped {
-            Some(mapped) if mapped.as_slice() == bytes => mapped,
+            // Its pages are left alone: they are as good as the bytes just written, and would be a second copy of them.
+            Some(mapped) if mapped.as_slice().len() == bytes.len() => mapped,
             _ => Blob::Owned(bytes),
         }
     }
