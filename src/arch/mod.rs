@@ -39,6 +39,8 @@ struct TierTable {
     lookup: [u8; 64],
     /// A byte that is no symbol of the tier.
     mark: u8,
+    /// Whether only the mark has its top bit set: so it is where exponents are those of weights below 2.
+    top_marks: bool,
 }
 
 impl Tables {
@@ -47,11 +49,12 @@ impl Tables {
         let table = |tier: &Tier| {
             let mut symbols = [0; 16];
             symbols[..tier.symbols.len()].copy_from_slice(&tier.symbols);
-            let mark = (0..=255u8).find(|b| !tier.symbols.contains(b)).unwrap_or(0);
+            let mark = (0..=255u8).rev().find(|b| !tier.symbols.contains(b)).unwrap_or(0);
             let lookup = std::array::from_fn(|i| {
                 tier.symbols.get(i & ((1 << tier.width) - 1)).copied().unwrap_or(mark)
             });
-            TierTable { width: tier.width, symbols, lookup, mark }
+            let top_marks = mark >= 0x80 && tier.symbols.iter().all(|&symbol| symbol < 0x80);
+            TierTable { width: tier.width, symbols, lookup, mark, top_marks }
         };
         Tables { tiers: tiers.iter().map(table).collect() }
     }
@@ -150,10 +153,22 @@ pub enum Half {
     Bf16,
 }
 
+impl Half {
+    /// The format of elements of this dtype, if they have 16 bits.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => None,
+            Dtype::F16 => Some(Half::F16),
+            Dtype::Bf16 => Some(Half::Bf16),
+        }
+    }
+}
+
 /// Bytes that any record fits in: eight tiers of 4 bits and their literals, 24 raw bits, three bytes to align it.
 pub const RECORD_ROOM: usize = 8 * BLOCK / 2 + BLOCK + 3 * BLOCK + 64;
 
 type EncodeRecord = fn(&Tables, &[u32], &mut Scratch, &mut [u8], &[u8]) -> (u8, usize);
+type EncodeHalves = fn(&Tables, Half, &[u8], &mut Scratch, &mut [u8], &[u8]) -> Option<(u8, usize)>;
 type DecodeRecords = fn(&Tables, &[Record<'_>], &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
 type DecodeHalves =
     fn(&Tables, &[Record<'_>], &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
@@ -184,6 +199,7 @@ pub struct Backend {
     pub name: &'static str,
     decode: DecodeRecords,
     encode: EncodeRecord,
+    encode_halves: Option<EncodeHalves>,
     words: WordLoops,
     fused: Option<Fused>,
 }
@@ -195,6 +211,7 @@ impl Backend {
             name: "scalar",
             decode: generic::decode,
             encode: pack::encode,
+            encode_halves: None,
             words: words::GENERIC,
             fused: None,
         }];
@@ -332,6 +349,24 @@ impl Backend {
     ) -> (u8, usize) {
         assert!(words.len() <= BLOCK && out.len() >= RECORD_ROOM);
         (self.encode)(tables, words, scratch, out, ahead)
+    }
+
+    /// As [`Backend::encode`], of the words that [`Backend::load`] would make of `halves`, little-endian elements of
+    /// `format`. `None`: this backend needs the words, or does for these, as one is subnormal.
+    ///
+    /// # Panics
+    /// There are more than [`BLOCK`] elements, or `out` is shorter than [`RECORD_ROOM`].
+    pub fn encode_halves(
+        self,
+        tables: &Tables,
+        format: Half,
+        halves: &[u8],
+        scratch: &mut Scratch,
+        out: &mut [u8],
+        ahead: &[u8],
+    ) -> Option<(u8, usize)> {
+        assert!(halves.len() <= 2 * BLOCK && out.len() >= RECORD_ROOM);
+        self.encode_halves?(tables, format, halves, scratch, out, ahead)
     }
 
     /// As [`crate::codec::word::load`].

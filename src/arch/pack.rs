@@ -136,8 +136,8 @@ fn pack_groups<const W: u32>(values: &[u8], plane: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use crate::arch::{BLOCK, Backend, RECORD_ROOM, Scratch, Tables};
-    use crate::format::{HEAD_BITS, Tier, field_planes, plane_bytes};
+    use crate::arch::{BLOCK, Backend, Half, RECORD_ROOM, Scratch, Tables};
+    use crate::format::{Dtype, HEAD_BITS, Tier, field_planes, plane_bytes};
 
     /// A plane as docs/format.md defines it, one bit after the other.
     fn plane(width: u8, values: &[u32]) -> Vec<u8> {
@@ -222,6 +222,45 @@ mod tests {
                     let same = found == expected.0 && out[..len] == expected.1;
                     assert!(same, "{}: tiers {widths:?}, m {m}, {n} words", backend.name);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn halves_are_coded_as_their_words() {
+        let tiers = [Tier { width: 2, symbols: vec![120, 121, 119] }, Tier { width: 1, symbols: vec![0] }];
+        let (tables, mut scratch) = (Tables::new(&tiers), Scratch::new());
+        // All patterns there are, then blocks of normal numbers among which a few are zero or special, or subnormal.
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let normal = |i: usize| 0x2400 + (i as u16 * 7919) % 0x1000 + (i as u16 & 1) * 0x8000;
+        let odd = |i: usize| {
+            if i % 97 == 5 { [0, 0x8000, 0x7f80, 0xff81, 0x7c00, 0xfe01][i % 6] } else { normal(i) }
+        };
+        let few = |i: usize| if i % 501 == 500 { i as u16 % 5 + 1 } else { normal(i) };
+        let rounded = |i: usize| normal(i) & 0xfff0;
+        let cases: [Vec<u16>; 5] = [
+            all,
+            (0..2 * BLOCK).map(normal).collect(),
+            (0..BLOCK + 77).map(odd).collect(),
+            (0..BLOCK + 30).map(few).collect(),
+            (0..300).map(rounded).collect(),
+        ];
+        for (dtype, format) in [(Dtype::F16, Half::F16), (Dtype::Bf16, Half::Bf16)] {
+            for backend in Backend::available() {
+                let mut fast = 0;
+                for (case, block) in cases.iter().flat_map(|case| case.chunks(BLOCK).enumerate()) {
+                    let bytes: Vec<u8> = block.iter().flat_map(|h| h.to_le_bytes()).collect();
+                    let mut words = vec![0; block.len()];
+                    Backend::available()[0].load(dtype, &bytes, &mut words);
+                    let expected = record(&tiers, &words);
+                    let mut out = vec![0xa5; RECORD_ROOM];
+                    let found = backend.encode_halves(&tables, format, &bytes, &mut scratch, &mut out, &[]);
+                    if let Some((m, len)) = found {
+                        fast += 1;
+                        assert!((m, &out[..len]) == (expected.0, &expected.1[..]), "{dtype:?}, block {case}");
+                    }
+                }
+                assert_eq!(fast > 0, backend.name == "avx512", "{}", backend.name);
             }
         }
     }

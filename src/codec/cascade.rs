@@ -7,8 +7,9 @@
 use crate::format::{MAX_TIERS, Tier};
 
 const WIDTHS: [u8; 4] = [1, 2, 3, 4];
-/// Each tier must save so many 1/1024 bit a weight, because a shorter cascade decodes faster; not in small tensors,
-/// whose first [`TIER_FREE`] weights are not counted. Rounded weights have given up bits already: they are to be fast.
+/// Each tier must save so many 1/1024 bit a weight, because a shorter cascade decodes faster; not in small lossless
+/// tensors, whose first [`TIER_FREE`] weights are not counted. Rounded weights have given up bits already: they are to be
+/// fast.
 const TIER_COST: u64 = 8;
 const ROUNDED_TIER_COST: u64 = 20;
 /// A little less where only a sample is known: chance shall not take a tier away that saves just enough.
@@ -46,12 +47,17 @@ pub fn choose_tiers(counts: &Histogram, profile: Profile, known: Known) -> Vec<T
     let mut order: Vec<u8> = (0..=255).collect();
     order.sort_by_key(|&s| (std::cmp::Reverse(counts[usize::from(s)]), s));
     match profile {
-        Profile::Compact => smallest(counts, &order, tier_cost),
+        Profile::Compact => {
+            let weights: u64 = counts.iter().sum();
+            let counted = if known.rounded { weights } else { weights.saturating_sub(TIER_FREE) };
+            smallest(counts, &order, tier_cost * counted)
+        }
         Profile::Fast => vec![Tier { width: 4, symbols: order[..15].to_vec() }],
     }
 }
 
-/// The tiers that give the smallest coding; `order` has the commonest symbols first.
+/// The tiers that give the smallest coding, where each costs `tier_cost` of [`UNIT`] bits in all; `order` has the
+/// commonest symbols first.
 fn smallest(counts: &Histogram, order: &[u8], tier_cost: u64) -> Vec<Tier> {
     let mut left = vec![0u64; 257];
     for i in (0..256).rev() {
@@ -67,13 +73,7 @@ fn smallest(counts: &Histogram, order: &[u8], tier_cost: u64) -> Vec<Tier> {
                     let next = i + (1 << w) - 1;
                     let rest = best[d - 1].get(next)?.0;
                     let listed = UNIT * (8 * ((1 << w) - 1) + 2);
-                    Some((
-                        UNIT * u64::from(w) * left[i]
-                            + tier_cost * left[0].saturating_sub(TIER_FREE)
-                            + listed
-                            + rest,
-                        w,
-                    ))
+                    Some((UNIT * u64::from(w) * left[i] + tier_cost + listed + rest, w))
                 });
                 with_tier.chain([(literals(i), 0)]).min().unwrap_or((literals(i), 0))
             })

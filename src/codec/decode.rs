@@ -151,14 +151,10 @@ impl Decoder {
         out: &mut [u8],
         store: Store,
     ) -> Result<bool> {
-        let format = match dtype {
-            Dtype::F32 => {
-                let Ok(words) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
-                self.decode_records(records, scratch, words, store)?;
-                return Ok(true);
-            }
-            Dtype::F16 => Half::F16,
-            Dtype::Bf16 => Half::Bf16,
+        let Some(format) = Half::of(dtype) else {
+            let Ok(words) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
+            self.decode_records(records, scratch, words, store)?;
+            return Ok(true);
         };
         let Ok(out) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
         if self.header.transform == Transform::NormalisedSplit {

@@ -1,6 +1,6 @@
 //! Encoding: weights in, blob out.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
@@ -9,7 +9,7 @@ use super::cascade::Profile;
 use super::grid::{self, GridStep};
 use super::survey;
 use super::survey::Coding;
-use crate::arch::{BLOCK, Backend, RECORD_ROOM, Scratch, Tables};
+use crate::arch::{BLOCK, Backend, Half, RECORD_ROOM, Scratch, Tables};
 use crate::error::{Error, Result};
 use crate::format::{ALIGN, Blocks, Dtype, Layout, MAX_BLOCK, Sections, TensorSpec, Transform, Units};
 
@@ -225,8 +225,9 @@ fn encode_with(
     let mut blob = Assembly::new(room, &source, block_len, coding);
 
     let chunks = (CHUNKS_A_THREAD * rayon::current_num_threads() as u64).min(count.div_ceil(CHUNK));
-    let batch = || (0..chunks).map(|_| Chunk::new(count)).collect::<Vec<_>>();
-    let (mut now, mut before) = (batch(), batch());
+    let mut batches = CHUNKS.take();
+    batches.iter_mut().for_each(|batch| batch.resize_with(chunks as usize, Chunk::new));
+    let [mut now, mut before] = batches;
     for first in (0..count).step_by((chunks * CHUNK) as usize) {
         // While these chunks are encoded, those of the last round are joined.
         let (joined, ()) = rayon::join(
@@ -243,7 +244,9 @@ fn encode_with(
         }
         std::mem::swap(&mut now, &mut before);
     }
-    Ok(if blob.append_all(&mut before)? { Some(blob.finish()) } else { None })
+    let fits = blob.append_all(&mut before)?;
+    CHUNKS.set([now, before]);
+    Ok(fits.then(|| blob.finish()))
 }
 
 /// Consecutive records; the memory is used again for others.
@@ -261,12 +264,16 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Room for [`CHUNK`] of `count` blocks.
-    fn new(count: u64) -> Self {
-        let room = RECORD_ROOM * CHUNK.min(count) as usize;
-        let (sizes, widths) = (Vec::new(), Vec::new());
-        Chunk { bytes: vec![0; room], len: 0, sizes, widths, lossless: true, fits: true }
+    /// Room for [`CHUNK`] blocks.
+    fn new() -> Self {
+        let (bytes, sizes, widths) = (vec![0; RECORD_ROOM * CHUNK as usize], Vec::new(), Vec::new());
+        Chunk { bytes, len: 0, sizes, widths, lossless: true, fits: true }
     }
+}
+
+thread_local! {
+    /// Chunks of the last tensor that this thread had encoded: for small ones, fresh pages cost as much as encoding.
+    static CHUNKS: Cell<[Vec<Chunk>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
 }
 
 /// What an encoding thread keeps.
@@ -322,18 +329,32 @@ impl BlockEncoder<'_> {
         words
     }
 
-    /// Fills `chunk` with the records of `blocks`, at most [`CHUNK`].
+    /// The elements of `block` if they have 16 bits, are coded as they are, and lie in a row.
+    fn halves(&self, block: u64) -> Option<(Half, &[u8])> {
+        let format = Half::of(self.source.spec.dtype)?;
+        let as_it_is =
+            self.coding.mantissa_bits.is_none() && self.coding.transform != Transform::NormalisedSplit;
+        let slots = self.source.blocks.slots(block);
+        let bytes = self.source.bytes_of(block);
+        (as_it_is && bytes.len() as u64 == 2 * (slots.end - slots.start)).then_some((format, bytes))
+    }
+
+    /// Fills `chunk`, which is empty, with the records of `blocks`, at most [`CHUNK`].
     fn encode(&self, blocks: std::ops::Range<u64>, chunk: &mut Chunk) {
-        (chunk.len, chunk.lossless, chunk.fits) = (0, true, true);
-        chunk.sizes.clear();
-        chunk.widths.clear();
         WORKSPACE.with_borrow_mut(|workspace| {
             let Workspace { words, scratch } = &mut **workspace;
             for block in blocks {
-                let words = self.words(block, words, chunk);
-                let out = &mut chunk.bytes[chunk.len..];
                 let ahead = self.source.bytes_of(block + 1);
-                let (m, len) = self.backend.encode(&self.tables, words, scratch, out, ahead);
+                let halves = self.halves(block).and_then(|(format, halves)| {
+                    let out = &mut chunk.bytes[chunk.len..];
+                    self.backend.encode_halves(&self.tables, format, halves, scratch, out, ahead)
+                });
+                let (m, len) = halves.unwrap_or_else(|| {
+                    let words = self.words(block, words, chunk);
+                    let out = &mut chunk.bytes[chunk.len..];
+                    self.backend.encode(&self.tables, words, scratch, out, ahead)
+                });
+                let out = &mut chunk.bytes[chunk.len..];
                 let padded = len.next_multiple_of(ALIGN);
                 out[len..padded].fill(0);
                 chunk.len += padded;
@@ -407,7 +428,7 @@ impl Assembly {
         if (self.blob.len() - self.payload) as u64 / ALIGN as u64 > u64::from(u32::MAX) {
             return Err(Error::invalid("the payload would be larger than 16 GiB"));
         }
-        chunk.len = 0;
+        (chunk.len, chunk.lossless, chunk.fits) = (0, true, true);
         Ok(())
     }
 

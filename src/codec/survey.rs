@@ -80,10 +80,10 @@ fn survey_with(backend: Backend, src: &[u8], spec: &TensorSpec, options: &Encode
 }
 
 /// Weights from which a tensor is coded as a part of it calls for.
-const SAMPLED_FROM: u64 = 1 << 20;
+const SAMPLED_FROM: u64 = 1 << 18;
 /// So many weights at least are looked at then, and one in [`SAMPLED_OF`]: at one go in each stretch of slots, so
 /// that every part of the tensor has its say.
-const SAMPLED_LEAST: u64 = 1 << 19;
+const SAMPLED_LEAST: u64 = 1 << 17;
 const SAMPLED_OF: u64 = 16;
 const STRETCH: u64 = 4096;
 

@@ -6,7 +6,14 @@ use super::{Backend, BadRecord, Record, Scratch, Store, Tables, generic, grid, p
 
 /// The backends of this architecture, best last.
 pub(super) fn available() -> Vec<Backend> {
-    vec![Backend { name: "neon", decode, encode: pack::encode, words: words::GENERIC, fused: None }]
+    vec![Backend {
+        name: "neon",
+        decode,
+        encode: pack::encode,
+        encode_halves: None,
+        words: words::GENERIC,
+        fused: None,
+    }]
 }
 
 fn decode(

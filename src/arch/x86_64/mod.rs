@@ -22,6 +22,7 @@ pub(super) fn available() -> Vec<Backend> {
             name: "avx2",
             decode: avx2,
             encode: encode_avx2,
+            encode_halves: None,
             words: AVX2_WORDS,
             fused: Some(Fused { unit: avx2::WHOLE, grids: false, halves: avx2_halves, products: None }),
         });
@@ -30,6 +31,7 @@ pub(super) fn available() -> Vec<Backend> {
                 name: "avx512",
                 decode: avx512::decode,
                 encode: avx512::encode,
+                encode_halves: Some(avx512::encode_halves),
                 words: AVX512_WORDS,
                 fused: Some(Fused {
                     unit: avx512::UNIT,

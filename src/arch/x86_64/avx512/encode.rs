@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::{BLOCK, PADDED, Scratch, Tables, TierTable};
+use crate::arch::{BLOCK, Half, PADDED, Scratch, Tables, TierTable};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// As [`crate::arch::Backend::encode`].
@@ -19,8 +19,107 @@ pub(super) fn encode(
     out: &mut [u8],
     ahead: &[u8],
 ) -> (u8, usize) {
-    let n = words.len();
     let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
+    encode_block::<WORDS>(tables, bytemuck::cast_slice(words), union, scratch, out, ahead)
+}
+
+/// As [`crate::arch::Backend::encode_halves`].
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn encode_halves(
+    tables: &Tables,
+    format: Half,
+    halves: &[u8],
+    scratch: &mut Scratch,
+    out: &mut [u8],
+    ahead: &[u8],
+) -> Option<(u8, usize)> {
+    Some(match format {
+        Half::F16 => {
+            let union = mantissas_of_f16(halves) << 13;
+            encode_block::<F16>(tables, halves, union, scratch, out, ahead)
+        }
+        Half::Bf16 => {
+            let union = mantissas_of_bf16(halves)? << 16;
+            encode_block::<BF16>(tables, halves, union, scratch, out, ahead)
+        }
+    })
+}
+
+/// Kinds of source: words, or elements of 16 bits.
+const WORDS: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+/// The union of the mantissas of bfloat16 elements; `None` if one is subnormal.
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn mantissas_of_bf16(halves: &[u8]) -> Option<u32> {
+    let mantissa = _mm512_set1_epi16(0x7f);
+    let (mut all, mut subnormal) = (_mm512_setzero_si512(), 0);
+    for part in halves.chunks(64) {
+        let v = load(part);
+        all = _mm512_or_si512(all, v);
+        subnormal |= subnormals(v, mantissa);
+    }
+    (subnormal == 0).then(|| union_of(_mm512_and_si512(all, mantissa)))
+}
+
+/// The union of the mantissas of float16 elements, of subnormal ones normalised.
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn mantissas_of_f16(halves: &[u8]) -> u32 {
+    let mantissa = _mm512_set1_epi16(0x3ff);
+    let mut all = _mm512_setzero_si512();
+    for part in halves.chunks(64) {
+        let mut v = load(part);
+        let subnormal = subnormals(v, mantissa);
+        if subnormal != 0 {
+            let [upper, lower] = converted(v);
+            v = _mm512_mask_mov_epi16(v, subnormal, _mm512_shldi_epi16::<3>(upper, lower));
+        }
+        all = _mm512_or_si512(all, v);
+    }
+    union_of(_mm512_and_si512(all, mantissa))
+}
+
+/// The 16-bit elements that are subnormal.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn subnormals(v: __m512i, mantissa: __m512i) -> u32 {
+    let exponent = _mm512_andnot_si512(mantissa, _mm512_set1_epi16(i16::MAX));
+    _mm512_mask_test_epi16_mask(_mm512_testn_epi16_mask(v, exponent), v, mantissa)
+}
+
+/// Bits that any of 32 elements has.
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn union_of(all: __m512i) -> u32 {
+    let mut parts = [0u16; 32];
+    store(bytemuck::cast_slice_mut(&mut parts), all);
+    parts.iter().fold(0, |all, &part| all | u32::from(part))
+}
+
+/// The record of a block of kind `KIND` whose mantissas have these bits among them.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn encode_block<const KIND: u8>(
+    tables: &Tables,
+    source: &[u8],
+    union: u32,
+    scratch: &mut Scratch,
+    out: &mut [u8],
+    ahead: &[u8],
+) -> (u8, usize) {
+    let n = source.len() / if KIND == WORDS { 4 } else { 2 };
     let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
     let a = m.min(HEAD_BITS);
     let room = out.len();
@@ -28,12 +127,12 @@ pub(super) fn encode(
 
     let Scratch { codes, symbols, below, head, high, low, .. } = scratch;
     let (mut symbols, mut below) = (symbols, below);
-    split_upper(words, a, symbols, head, ahead);
+    split_upper::<KIND>(source, a, symbols, head, ahead);
     let mut left = find_codes(&tables.tiers[0], symbols, n, codes, below);
     pack(take(&mut planes, tables.tiers[0].width, n), tables.tiers[0].width, &codes[..n], 0);
     pack_field(&mut planes, a + 1, &head[..n]);
     if m > a {
-        split_lower(words, high, low);
+        split_lower::<KIND>(source, high, low);
         pack_field(&mut planes, (m - a).min(8), &high[..n]);
         pack_field(&mut planes, (m - a).saturating_sub(8), &low[..n]);
     }
@@ -100,18 +199,19 @@ fn store_at(out: &mut [u8; PADDED], at: usize, v: __m512i) {
     unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), v) }
 }
 
-/// Up to 64 words in four vectors, zeros behind them.
+/// Up to 64 bytes of the source for each of `N` vectors, zeros behind them.
 #[inline]
 #[target_feature(
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn load_words(words: &[u32]) -> [__m512i; 4] {
-    let bytes: &[u8] = bytemuck::cast_slice(words);
-    if bytes.len() == 256 {
-        return [load(bytes), load(&bytes[64..]), load(&bytes[128..]), load(&bytes[192..])];
+fn vectors<const N: usize>(bytes: &[u8]) -> [__m512i; N] {
+    let whole = bytes.len() == N * 64;
+    let mut out = [_mm512_setzero_si512(); N];
+    for (i, v) in out.iter_mut().enumerate() {
+        let end = if whole { i * 64 + 64 } else { bytes.len().min(i * 64 + 64) };
+        *v = load(&bytes[end.min(i * 64)..end]);
     }
-    let quarter = |i: usize| load(&bytes[bytes.len().min(i * 64)..bytes.len().min(i * 64 + 64)]);
-    [quarter(0), quarter(1), quarter(2), quarter(3)]
+    out
 }
 
 /// Where [`split_bytes`] finds the byte of each of 64 words.
@@ -141,26 +241,100 @@ fn split_bytes(ab: __m512i, cd: __m512i) -> (__m512i, __m512i) {
 
 const ODD_HALVES: u32 = 0xaaaa_aaaa;
 
+/// The upper and the lower halves of the words of 32 elements of 16 bits.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn word_halves<const KIND: u8>(v: __m512i) -> [__m512i; 2] {
+    if KIND == BF16 {
+        return [v, _mm512_setzero_si512()];
+    }
+    let sign = _mm512_set1_epi16(i16::MIN);
+    let magnitude = _mm512_andnot_si512(sign, v);
+    let (rebias, infinity) = (_mm512_set1_epi16(112 << 7), _mm512_set1_epi16(31 << 10));
+    let special = _mm512_cmpge_epu16_mask(magnitude, infinity);
+    let upper = _mm512_add_epi16(_mm512_srli_epi16::<3>(magnitude), rebias);
+    let upper = _mm512_mask_add_epi16(upper, special, upper, rebias);
+    let upper = _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(magnitude, magnitude), upper);
+    let upper = _mm512_ternarylogic_epi64::<0xd8>(upper, v, sign); // sign ? v : upper
+    let lower = _mm512_slli_epi16::<13>(v);
+    let subnormal = subnormals(v, _mm512_set1_epi16(0x3ff));
+    if subnormal == 0 {
+        return [upper, lower];
+    }
+    let mended = converted(v);
+    [_mm512_mask_mov_epi16(upper, subnormal, mended[0]), _mm512_mask_mov_epi16(lower, subnormal, mended[1])]
+}
+
+/// The same for float16 elements, by the instruction that converts them: not for NaNs, which it makes quiet.
+#[cold]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn converted(v: __m512i) -> [__m512i; 2] {
+    let front = _mm512_castps_si512(_mm512_cvtph_ps(_mm512_castsi512_si256(v)));
+    let back = _mm512_castps_si512(_mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(v)));
+    let both = |front, back| {
+        let front = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(front));
+        _mm512_inserti64x4::<1>(front, _mm512_cvtepi32_epi16(back))
+    };
+    [both(_mm512_srli_epi32::<16>(front), _mm512_srli_epi32::<16>(back)), both(front, back)]
+}
+
+/// The even and the odd bytes of two vectors.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn even_and_odd(a: __m512i, b: __m512i) -> (__m512i, __m512i) {
+    const EVEN: [u8; 64] = {
+        let mut order = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            order[i] = 2 * i as u8;
+            i += 1;
+        }
+        order
+    };
+    let even = load(&EVEN);
+    let odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
+    (_mm512_permutex2var_epi8(a, even, b), _mm512_permutex2var_epi8(a, odd, b))
+}
+
 /// Exponents, and heads of `a` mantissa bits and the sign, at the top of their bytes. Fetches `ahead` on the way.
 #[inline]
 #[target_feature(
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn split_upper(words: &[u32], a: u8, symbols: &mut [u8; PADDED], head: &mut [u8; PADDED], ahead: &[u8]) {
+fn split_upper<const KIND: u8>(
+    source: &[u8],
+    a: u8,
+    symbols: &mut [u8; PADDED],
+    head: &mut [u8; PADDED],
+    ahead: &[u8],
+) {
     let mantissa = _mm512_set1_epi8(!(0xffu32 >> a) as i8);
     let (sign, up) = (_mm512_set1_epi8(1), _mm_cvtsi32_si128(7 - i32::from(a)));
-    let mut lines = ahead.chunks(64);
-    for (i, words) in words.chunks(64).enumerate() {
-        for line in lines.by_ref().take(4) {
+    let lines = if KIND == WORDS { 4 } else { 2 };
+    let mut ahead = ahead.chunks(64);
+    for (i, part) in source.chunks(64 * lines).enumerate() {
+        for line in ahead.by_ref().take(lines) {
             _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
         }
-        let [x, y, z, w] = load_words(words);
-        let halves = |even, odd| {
-            let both = _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32::<16>(even), odd);
-            // The sign goes below the mantissa.
-            _mm512_shldi_epi16::<1>(both, both)
+        // The sign goes below the mantissa.
+        let (exponents, heads) = if KIND == WORDS {
+            let [x, y, z, w] = vectors(part);
+            let xy = _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32::<16>(x), y);
+            let zw = _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32::<16>(z), w);
+            split_bytes(_mm512_shldi_epi16::<1>(xy, xy), _mm512_shldi_epi16::<1>(zw, zw))
+        } else {
+            let [x, y] = vectors(part);
+            let ([x, _], [y, _]) = (word_halves::<KIND>(x), word_halves::<KIND>(y));
+            let (heads, exponents) =
+                even_and_odd(_mm512_shldi_epi16::<1>(x, x), _mm512_shldi_epi16::<1>(y, y));
+            (exponents, heads)
         };
-        let (exponents, heads) = split_bytes(halves(x, y), halves(z, w));
         let signs = _mm512_sll_epi16(_mm512_and_si512(heads, sign), up);
         store_at(symbols, i * 64, exponents);
         store_at(head, i * 64, _mm512_or_si512(_mm512_and_si512(heads, mantissa), signs));
@@ -172,13 +346,21 @@ fn split_upper(words: &[u32], a: u8, symbols: &mut [u8; PADDED], head: &mut [u8;
 #[target_feature(
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn split_lower(words: &[u32], high: &mut [u8; PADDED], low: &mut [u8; PADDED]) {
-    for (i, words) in words.chunks(64).enumerate() {
-        let [x, y, z, w] = load_words(words);
-        let halves = |even, odd| _mm512_mask_blend_epi16(ODD_HALVES, even, _mm512_slli_epi32::<16>(odd));
-        let (upper, lower) = split_bytes(halves(x, y), halves(z, w));
-        store_at(high, i * 64, upper);
-        store_at(low, i * 64, lower);
+fn split_lower<const KIND: u8>(source: &[u8], high: &mut [u8; PADDED], low: &mut [u8; PADDED]) {
+    for (i, part) in source.chunks(if KIND == WORDS { 256 } else { 128 }).enumerate() {
+        if KIND == WORDS {
+            let [x, y, z, w] = vectors(part);
+            let xy = _mm512_mask_blend_epi16(ODD_HALVES, x, _mm512_slli_epi32::<16>(y));
+            let zw = _mm512_mask_blend_epi16(ODD_HALVES, z, _mm512_slli_epi32::<16>(w));
+            let (upper, lower) = split_bytes(xy, zw);
+            store_at(high, i * 64, upper);
+            store_at(low, i * 64, lower);
+        } else {
+            // Three bits of a float16, at the top of a byte.
+            let [x, y] = vectors(part);
+            let ([_, x], [_, y]) = (word_halves::<KIND>(x), word_halves::<KIND>(y));
+            store_at(high, i * 64, even_and_odd(x, y).1);
+        }
     }
 }
 

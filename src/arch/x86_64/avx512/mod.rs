@@ -101,3 +101,15 @@ pub(super) fn encode(
     // SAFETY: as in `decode`.
     unsafe { encode::encode(tables, words, scratch, out, ahead) }
 }
+
+pub(super) fn encode_halves(
+    tables: &Tables,
+    format: Half,
+    halves: &[u8],
+    scratch: &mut Scratch,
+    out: &mut [u8],
+    ahead: &[u8],
+) -> Option<(u8, usize)> {
+    // SAFETY: as in `decode`.
+    unsafe { encode::encode_halves(tables, format, halves, scratch, out, ahead) }
+}

@@ -279,8 +279,9 @@ fn expand_tier<const FEW: bool>(tier: &TierTable, plane: &[u8], n: usize, mut me
             let at = words.len() * 64;
             merge.put(at, named, bits_of(last) & lanes(n.saturating_sub(at)));
         }
-        2 => expand_packed::<2, FEW>(tier, plane, n, &mut merge),
-        4 => expand_packed::<4, FEW>(tier, plane, n, &mut merge),
+        2 if tier.top_marks => expand_packed::<2, FEW, true>(tier, plane, n, &mut merge),
+        2 => expand_packed::<2, FEW, false>(tier, plane, n, &mut merge),
+        4 => expand_packed::<4, FEW, false>(tier, plane, n, &mut merge),
         width => {
             let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
             for_codes(width, plane, n, |at, len, codes| {
@@ -291,12 +292,12 @@ fn expand_tier<const FEW: bool>(tier: &TierTable, plane: &[u8], n: usize, mut me
     }
 }
 
-/// As [`expand_tier`], for a tier of `W` (2 or 4) bits.
+/// As [`expand_tier`], for a tier of `W` (2 or 4) bits. `TOP`: [`TierTable::top_marks`].
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn expand_packed<const W: u32, const FEW: bool>(
+fn expand_packed<const W: u32, const FEW: bool, const TOP: bool>(
     tier: &TierTable,
     plane: &[u8],
     n: usize,
@@ -313,7 +314,10 @@ fn expand_packed<const W: u32, const FEW: bool>(
             let codes = _mm512_srl_epi16(packed, _mm_cvtsi32_si128((j * W) as i32));
             let symbols = _mm512_permutexvar_epi8(codes, table);
             let at = (g * 8 / W as usize + j as usize) * 64;
-            merge.put(at, symbols, _mm512_cmpeq_epi8_mask(symbols, mark));
+            // Comparing would take the port that all else here takes.
+            let escaped =
+                if TOP { _mm512_movepi8_mask(symbols) } else { _mm512_cmpeq_epi8_mask(symbols, mark) };
+            merge.put(at, symbols, escaped);
         }
     }
     let packed = load(last);
