@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "xtask/python"))
 
-from inputs import random_inputs  # noqa: E402,F401  (re-exported)
+from inputs import known_inputs  # noqa: E402,F401  (re-exported)
 from model_writer import PIECE, ModelWriter  # noqa: E402,F401  (re-exported)
 from worker import Worker, WorkerError, nz_nodes  # noqa: E402,F401  (re-exported)
 

@@ -32,7 +32,7 @@ from bench_common import (
 from bench_generate import transformer
 from bench_sessions import Session, executed
 from bench_variants import CannotMake, dynamic_int8, float16, matmul_nbits, quiet
-from inputs import random_inputs
+from inputs import known_inputs
 from worker import Worker
 
 RUNS = 10  # before memory is read
@@ -216,13 +216,9 @@ TOGETHER_COLUMNS = ["variant", "models", "geometric mean", "target", "worst", "t
 
 
 def real_models(arguments):
-    """The models of the folder and MiniLM, with inputs: those kept beside the models, or random ones."""
+    """The models of the folder and MiniLM, with inputs."""
     for path in known_models(arguments):
-        kept, given = path.parent / "inputs" / f"{path.stem}.npz", None
-        if kept.exists():
-            with np.load(kept) as file:
-                given = {name: file[name] for name in file.files}
-        yield path, random_inputs(path, given=given)
+        yield path, known_inputs(path)
 
 
 def clean(variants):
