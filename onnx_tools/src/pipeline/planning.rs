@@ -258,8 +258,7 @@ fn foreseen(candidate: &Candidate, encoding: Encoding, dtype: Option<Dtype>) -> 
         Encoding::Keep(_) | Encoding::Lossless => (candidate.lossless, Match::EXACT),
         Encoding::Mantissa(k) => {
             let error = dtype.map_or(0.0, |dtype| error_bound(k, dtype));
-            let noise = candidate.grids.as_ref().map(|grids| grids.rounded_noise[usize::from(k)]);
-            let snr_db = noise.and_then(decibels);
+            let snr_db = candidate.noise(encoding).and_then(decibels);
             let found = Match { lossless: false, max_relative_error: error, max_error_to_rms: None, snr_db };
             (candidate.rounded[usize::from(k)], found)
         }

@@ -153,11 +153,10 @@ fn group(
     };
     let mut codings_on_grids = Vec::new();
     candidate.grids = grids.map(|survey| {
-        let bits = 0..spec.dtype.mantissa_bits();
-        let rounded_noise = match &survey {
-            Some(survey) => bits.map(|k| survey.cut_noise(k)).collect(),
-            None => bits.map(usual_noise).collect(),
-        };
+        if let Some(survey) = &survey {
+            candidate.rounded_noise =
+                (0..spec.dtype.mantissa_bits()).map(|k| survey.cut_noise(k)).collect();
+        }
         let mut steps = Vec::new();
         for (step, survey) in survey.iter().flat_map(|survey| GridStep::all().map(move |step| (step, survey)))
         {
@@ -165,12 +164,7 @@ fn group(
             steps.push((step, coding.size(), survey.noise(step)));
             codings_on_grids.push((step, coding));
         }
-        Grids { steps, rounded_noise, only: rounding == Rounding::Grid }
+        Grids { steps, only: rounding == Rounding::Grid }
     });
     Ok(Group { weights: vec![first], candidate, codings, grids: codings_on_grids })
-}
-
-/// The energy of the error of `k` mantissa bits over that of weights whose mantissas are evenly spread.
-fn usual_noise(k: u8) -> f64 {
-    (-2.0 * f64::from(k)).exp2() / 24.0
 }
