@@ -68,6 +68,8 @@ class Totals:
     """Bytes of all weights after, kept ones included."""
     ratio: float
     """After over before."""
+    bits_per_weight: float
+    """Bits a weight, on average over the weights that are stored compressed; 0 without any."""
     lossless: bool
     """Whether no weight was changed."""
     max_relative_error: Optional[float]
@@ -150,6 +152,24 @@ class PlannedTensor(Tensor):
 
 
 @dataclass(frozen=True)
+class Point:
+    """A place on the curve of size against error: what ``size`` would give with so many bytes."""
+
+    bytes_after: int
+    """Bytes of all weights, kept ones included: an upper bound."""
+    ratio: float
+    """The same over the bytes before."""
+    bits_per_weight: float
+    """Bits a weight, on average over those that are compressed."""
+    max_relative_error: Optional[float]
+    """The most that a weight changes by, over itself; None where a grid is among the encodings."""
+    least_snr_db: Optional[float]
+    """The least exact weight's energy over that of its error, in decibels; None if all are lossless."""
+    output_snr_db: Optional[float]
+    """The same of the outputs, in decibels, as far as the weights tell: what bytes were allotted for."""
+
+
+@dataclass(frozen=True)
 class PlanResult:
     """What :func:`nz_onnx.convert` would do."""
 
@@ -163,6 +183,8 @@ class PlanResult:
     """Sums."""
     tensors: tuple[PlannedTensor, ...]
     """All weights, in the model's order."""
+    curve: tuple[Point, ...]
+    """What there is to choose from, from lossless down."""
     warnings: tuple[str, ...]
     """What falls short."""
 

@@ -145,12 +145,22 @@ fn options(
     profile: ProfileArg,
     transform: TransformArg,
 ) -> Result<Options> {
-    let target = match (target.lossless, target.ratio, target.mantissa_bits) {
-        (true, ..) => Target::Lossless,
-        (_, Some(ratio), _) => Target::Ratio(ratio),
-        (_, _, Some(k)) => Target::MantissaBits(k),
-        _ => Target::Default,
-    };
+    if target.max_error.is_some() && transform == TransformArg::Grid {
+        return Err(Error::Usage(
+            "--max-error cannot be had with --transform grid, which bounds the relative error of no weight near \
+             zero\nhelp: --transform cut or auto; or name --snr"
+                .to_string(),
+        ));
+    }
+    // One of them at most.
+    let target = (target.lossless.then_some(Target::Lossless))
+        .or(target.ratio.map(Target::Ratio))
+        .or(target.size.map(Target::Size))
+        .or(target.bits.map(Target::Bits))
+        .or(target.max_error.map(Target::MaxError))
+        .or(target.snr.map(Target::Snr))
+        .or(target.mantissa_bits.map(Target::MantissaBits))
+        .unwrap_or(Target::Default);
     let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
     let profile = match profile {
         ProfileArg::Compact => Profile::Compact,

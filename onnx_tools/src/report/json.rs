@@ -50,6 +50,8 @@ pub struct Totals {
     pub bytes_after: u64,
     /// After over before.
     pub ratio: f64,
+    /// Bits a weight, on average over the weights that are stored compressed; 0 without any.
+    pub bits_per_weight: f64,
     /// Whether no weight was changed.
     pub lossless: bool,
     /// The largest over all weights.
@@ -140,6 +142,23 @@ pub struct PlannedTensor {
     pub consumers: Vec<Consumer>,
 }
 
+/// A place on the curve of size against error: what `--size` would give with so many bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Point {
+    /// Bytes of all weights, kept ones included: an upper bound.
+    pub bytes_after: u64,
+    /// The same over the bytes before.
+    pub ratio: f64,
+    /// Bits a weight, on average over those that are compressed.
+    pub bits_per_weight: f64,
+    /// The most that a weight changes by, over itself; null where a grid is among the encodings.
+    pub max_relative_error: f64,
+    /// The least exact weight's energy over that of its error, in decibels; none if all are lossless.
+    pub least_snr_db: Option<f64>,
+    /// The same of the outputs, in decibels, as far as the weights tell: what bytes were allotted for.
+    pub output_snr_db: Option<f64>,
+}
+
 /// What `convert` would do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -153,6 +172,8 @@ pub struct Plan {
     pub totals: Totals,
     /// All weights, in the model's order.
     pub tensors: Vec<PlannedTensor>,
+    /// What there is to choose from, from lossless down.
+    pub curve: Vec<Point>,
     /// What falls short.
     pub warnings: Vec<String>,
 }

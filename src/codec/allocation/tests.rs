@@ -109,7 +109,8 @@ fn the_allotment_is_the_best_of_all() {
     };
     let sizes = |c: &Candidate| -> Vec<(Encoding, u64)> {
         let cuts = c.rounded.iter().enumerate().map(|(k, &size)| (Encoding::Mantissa(k as u8), size));
-        let grids = c.grids.iter().flat_map(|g| &g.steps).map(|&(step, size, _)| (Encoding::Grid(step), size));
+        let grids =
+            c.grids.iter().flat_map(|g| &g.steps).map(|&(step, size, _)| (Encoding::Grid(step), size));
         cuts.chain(grids).chain([(Encoding::Lossless, c.lossless)]).collect()
     };
     for budget in [1400u64, 1700, 2500, 4000] {
