@@ -161,7 +161,8 @@ def verify(
         path: The converted model.
         original: The model that it was made from.
         run: Run both models in ONNX Runtime and compare their outputs; needs ``original``.
-        inputs: An .npz file, or a folder of .npy files, one array per graph input. Default: random.
+        inputs: An .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files, one run
+            each. Default: random.
         shapes: Dimensions of random inputs by name. Default: 1 for each symbolic dimension.
         seed: Seed of the random inputs. Default: 0.
         tolerance: Largest error of an output, relative to its largest magnitude. Default: 1e-5, or 1e-3

@@ -301,6 +301,15 @@ class OutputCheck:
     """Largest absolute difference; None if it is not a finite number."""
     max_error_to_largest: Optional[float]
     """The same over the output's largest magnitude."""
+    snr_db: Optional[float]
+    """The original's energy over that of the differences, in decibels; None if there are no differences."""
+    least_cosine: Optional[float]
+    """The least cosine of a row, along the last dimension, and the original's; None for what is not float."""
+    top1_agreement: Optional[float]
+    """The share of rows whose largest element is the original's; None if the output does not look like logits."""
+    top5_agreement: Optional[float]
+    """The share of the original's five largest elements of a row that are among the row's five largest, on average;
+    None as for ``top1_agreement``."""
     within_tolerance: Optional[bool]
     """Whether it is within the tolerance; None without one."""
     skipped: Optional[str]
@@ -319,12 +328,14 @@ class RunCheck:
     """libnz_onnx registered."""
     custom_nodes: int
     """Nodes of domain ``nz`` in the session."""
+    runs: int
+    """Runs of each model, with inputs of their own."""
     tolerance: Optional[float]
     """Largest error allowed; None: reported only."""
     original_seconds: float
-    """Seconds of the original's run, without session creation."""
+    """Seconds of the original's runs, without session creation."""
     converted_seconds: float
-    """Seconds of the converted model's run."""
+    """Seconds of the converted model's runs."""
     outputs: tuple[OutputCheck, ...]
     """The outputs."""
 

@@ -300,7 +300,8 @@ pub struct VerifyArgs {
     /// Run both models in ONNX Runtime and compare their outputs; needs --original
     #[arg(long)]
     pub run: bool,
-    /// Inputs for --run: an .npz file, or a folder of .npy files, one array per graph input [default: random]
+    /// Inputs for --run: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files,
+    /// one run each [default: random]
     #[arg(long, value_name = "PATH", requires = "run")]
     pub inputs: Option<PathBuf>,
     /// Shape of a random input, as NAME=2,64; may be repeated [default: 1 for each symbolic dimension]

@@ -296,6 +296,15 @@ pub struct OutputCheck {
     pub max_abs_error: Option<f64>,
     /// The same over the output's largest magnitude.
     pub max_error_to_largest: Option<f64>,
+    /// The original's energy over that of the differences, in decibels; none if there are no differences.
+    pub snr_db: Option<f64>,
+    /// The least cosine of a row, along the last dimension, and the original's; none for what is not float.
+    pub least_cosine: Option<f64>,
+    /// The share of rows whose largest element is the original's; none if the output does not look like logits.
+    pub top1_agreement: Option<f64>,
+    /// The share of the original's five largest elements of a row that are among the row's five largest, on average;
+    /// none as for `top1_agreement`.
+    pub top5_agreement: Option<f64>,
     /// Whether it is within the tolerance; none without one.
     pub within_tolerance: Option<bool>,
     /// Why it was not compared.
@@ -313,11 +322,13 @@ pub struct RunCheck {
     pub library: String,
     /// Nodes of domain `nz` in the session.
     pub custom_nodes: usize,
+    /// Runs of each model, with inputs of their own.
+    pub runs: usize,
     /// Largest error allowed; none: reported only.
     pub tolerance: Option<f64>,
-    /// Seconds of the original's run, without session creation.
+    /// Seconds of the original's runs, without session creation.
     pub original_seconds: f64,
-    /// Seconds of the converted model's run.
+    /// Seconds of the converted model's runs.
     pub converted_seconds: f64,
     /// The outputs.
     pub outputs: Vec<OutputCheck>,
