@@ -92,10 +92,10 @@ impl Distance {
         Ok(())
     }
 
-    /// Rows are along the last dimension; an output of one dimension, or of single numbers, is one row.
+    /// Rows are along the last of two or three dimensions; any other output, or one of single numbers, is one row.
     fn add_rows(&mut self, shape: &[i64], a: &[f64], b: &[f64]) {
         let length = match shape {
-            [_, .., last] if *last > 1 => *last as usize,
+            [_, last] | [_, _, last] if *last > 1 => *last as usize,
             _ => a.len().max(1),
         };
         let rows = || a.chunks_exact(length).zip(b.chunks_exact(length));
