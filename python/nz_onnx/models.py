@@ -29,6 +29,7 @@ def convert(
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
     transform: Optional[str] = None,
+    calibrate: Optional[StrPath] = None,
     profile: Optional[str] = None,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
@@ -64,10 +65,12 @@ def convert(
         exclude_nodes: Glob, or globs: leave the weights of nodes alone whose name matches one.
         transform: "cut", the default: mantissa bits, which bounds the relative error of each weight; "grid": levels
             of a uniform grid, with less error in all and no such bound; or "auto": whichever has less.
+        calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
+            ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
         profile: "compact", the default, or "fast": faster to decode without AVX-512, 1.1 bits a weight
             larger.
         optimize: "off", the default, "portable" or "native": let ONNX Runtime optimise the model first.
-        ort_lib: libonnxruntime to optimise with. Default: the one of the package onnxruntime.
+        ort_lib: libonnxruntime to optimise or calibrate with. Default: the one of the package onnxruntime.
         force: Replace files that exist.
         dry_run: Do everything but write.
         threads: Threads to use. Default: all cores.
@@ -82,7 +85,7 @@ def convert(
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes)
-    options += _options(transform=transform, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     options += _options(output=output, force=force, dry_run=dry_run)
     return _run(ConvertResult, "convert", options, [os.fspath(path)])
 
@@ -102,6 +105,7 @@ def plan(
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
     transform: Optional[str] = None,
+    calibrate: Optional[StrPath] = None,
     profile: Optional[str] = None,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
@@ -117,7 +121,7 @@ def plan(
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes)
-    options += _options(transform=transform, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     return _run(PlanResult, "plan", options, [os.fspath(path)])
 
 

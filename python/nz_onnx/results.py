@@ -149,6 +149,8 @@ class PlannedTensor(Tensor):
 
     consumers: tuple[Consumer, ...]
     """Who reads it."""
+    sensitivity: Optional[float]
+    """Error of the outputs for an error of the weight, both as energy over energy; None without ``calibrate``."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ Examples:
   nz-onnx convert model.onnx --lossless -o out/model.nz.onnx
   nz-onnx convert model.onnx --ratio 0.4 --exclude 'lm_head.*'
   nz-onnx convert model.onnx --size 300MiB --transform grid
+  nz-onnx convert model.onnx --ratio 0.2 --transform grid --calibrate inputs.npz
   nz-onnx convert model.onnx --max-error 0.01
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
   nz-onnx convert model.onnx --optimize native
@@ -40,6 +41,9 @@ Without a target (--lossless, --ratio, --size, --bits, --max-error, --snr or
 that gets there, lossless where lossless is enough. Where that is out of reach the
 model is written all the same, with a warning. A target that you name is a
 requirement; bytes then go where they spare the outputs the most error.
+
+--calibrate runs the model in ONNX Runtime once for each weight and input, on a
+copy in the folder for temporary files.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it
 cannot do with compressed weights later. It loads the model whole, so convert then
@@ -173,7 +177,7 @@ pub struct OptimizeArgs {
     /// CPUs like this one, as fast as it gets
     #[arg(long, value_name = "LEVEL", default_value = "off", hide_possible_values = true)]
     pub optimize: OptimizeLevel,
-    /// libonnxruntime to optimise with
+    /// libonnxruntime to optimise or calibrate with
     #[arg(long, value_name = "FILE")]
     pub ort_lib: Option<PathBuf>,
 }
@@ -253,6 +257,10 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,
+    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
+    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
+    pub calibrate: Option<PathBuf>,
     /// Do everything but write
     #[arg(long)]
     pub dry_run: bool,
@@ -280,6 +288,10 @@ pub struct PlanArgs {
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,
+    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
+    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
+    pub calibrate: Option<PathBuf>,
 }
 
 /// Options of `inspect`.

@@ -6,6 +6,7 @@ use std::path::Path;
 use nz_onnx::format::Dtype;
 
 use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, curve, floor};
+use super::calibrate::{CalibrateOptions, calibrate};
 use super::check::{Match, error_bound};
 use super::inspect::Coded;
 use super::survey::{Group, Surveyed, survey};
@@ -25,6 +26,8 @@ pub struct Options {
     pub profile: Profile,
     /// How weights are rounded that have to be.
     pub rounding: Rounding,
+    /// Measure how much each weight matters, if it is to be measured.
+    pub calibrate: Option<CalibrateOptions>,
 }
 
 /// How weights are rounded, if they are.
@@ -85,6 +88,9 @@ pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Pr
     let model = Model::open(path)?;
     let decisions = decide(&model, &options.rules)?;
     let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, options, progress)?;
+    if let Some(how) = &options.calibrate {
+        calibrate(&model, &decisions, &mut groups, how, progress)?;
+    }
     let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
     let allocation = allocate(&candidates, kept_bytes, options.target);
     // Weights may overlap in a data file, so no length of a file bounds the sum.
@@ -339,6 +345,12 @@ pub fn plan(path: &Path, options: &Options, progress: &Progress) -> Result<json:
             json::PlannedTensor {
                 tensor: prepared.tensor(weight, blob),
                 consumers: prepared.consumers(weight),
+                sensitivity: match &prepared.choices[weight.id.0] {
+                    Choice::Encoded { group, .. } if options.calibrate.is_some() => {
+                        Some(prepared.groups[*group].candidate.sensitivity)
+                    }
+                    _ => None,
+                },
             }
         })
         .collect();

@@ -37,7 +37,8 @@ impl Group {
         self.codings = chosen.into_iter().collect();
     }
 
-    fn coding_of(&self, encoding: Encoding) -> Option<&Coding> {
+    /// How the blob is coded so, as long as nothing was chosen.
+    pub(super) fn coding_of(&self, encoding: Encoding) -> Option<&Coding> {
         match encoding {
             Encoding::Keep(_) => None,
             Encoding::Lossless => self.codings.last(),

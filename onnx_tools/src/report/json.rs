@@ -140,6 +140,8 @@ pub struct PlannedTensor {
     pub tensor: Tensor,
     /// Who reads it.
     pub consumers: Vec<Consumer>,
+    /// Error of the outputs for an error of the weight, both as energy over energy; none without --calibrate.
+    pub sensitivity: Option<f64>,
 }
 
 /// A place on the curve of size against error: what `--size` would give with so many bytes.

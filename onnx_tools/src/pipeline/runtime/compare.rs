@@ -35,6 +35,11 @@ impl Distance {
         (self.noise > 0.0).then(|| 10.0 * (self.energy / self.noise).log10())
     }
 
+    /// The energy of the differences over the original's; none if nothing was compared, or all of it was zero.
+    pub fn share(&self) -> Option<f64> {
+        (self.energy > 0.0).then(|| self.noise / self.energy)
+    }
+
     /// The share of rows whose largest element is the original's; none if the output does not look like logits.
     pub fn top1(&self) -> Option<f64> {
         (self.ranked > 0 && !self.not_logits).then(|| self.same_first as f64 / self.ranked as f64)
