@@ -13,16 +13,26 @@ ONNX Runtime loads. It neither contains nor requires ONNX Runtime itself.
 from importlib.metadata import version as _version
 
 from . import results
+from .compare import compare
 from .errors import CorruptError, NzError, OrtVersionError, RatioError, UnsupportedError, UsageError
 from .library import get_ep_name, get_ep_names, get_library_path
 from .models import convert, inspect, plan, restore, verify
-from .results import ConvertResult, InspectResult, PlanResult, RestoreResult, SessionStats, VerifyResult
+from .results import (
+    CompareResult,
+    ConvertResult,
+    InspectResult,
+    PlanResult,
+    RestoreResult,
+    SessionStats,
+    VerifyResult,
+)
 from .session import enable
 from .stats import read_stats
 
 __version__ = _version("nz-onnx")
 
 __all__ = [
+    "CompareResult",
     "ConvertResult",
     "CorruptError",
     "InspectResult",
@@ -35,6 +45,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VerifyResult",
+    "compare",
     "convert",
     "enable",
     "get_ep_name",

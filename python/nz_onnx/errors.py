@@ -35,7 +35,7 @@ class UsageError(NzError):
 
 
 class RatioError(NzError):
-    """The ratio asked for cannot be reached; nothing was written (exit code 3)."""
+    """The ratio, size or bits asked for cannot be reached; nothing was written (exit code 3)."""
 
 
 class CorruptError(NzError):

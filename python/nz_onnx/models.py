@@ -18,6 +18,10 @@ def convert(
     output: Optional[StrPath] = None,
     *,
     ratio: Optional[float] = None,
+    size: Union[int, str, None] = None,
+    bits: Optional[float] = None,
+    max_error: Optional[float] = None,
+    snr: Optional[float] = None,
     lossless: bool = False,
     mantissa_bits: Optional[int] = None,
     min_size: Union[int, str, None] = None,
@@ -25,6 +29,7 @@ def convert(
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
     transform: Optional[str] = None,
+    calibrate: Optional[StrPath] = None,
     profile: Optional[str] = None,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
@@ -34,9 +39,9 @@ def convert(
 ) -> ConvertResult:
     """Writes a model with compressed weights.
 
-    Without ``ratio``, ``lossless`` or ``mantissa_bits`` (one of them at most) the target is half the weight
-    bytes: for each weight the most exact encoding that gets there. Where that is out of reach the model is
-    written all the same, with a warning in the result.
+    Without a target, which is one of ``ratio``, ``size``, ``bits``, ``max_error``, ``snr``, ``lossless`` and
+    ``mantissa_bits``, it is half the weight bytes: for each weight the most exact encoding that gets there. Where
+    that is out of reach the model is written all the same, with a warning in the result.
 
     >>> result = nz_onnx.convert("model.onnx")
     >>> result.output.path, round(result.totals.ratio, 2)
@@ -48,6 +53,10 @@ def convert(
         output: The model to write; its data file has the same name and ".data". Default: beside the
             input, X.nz.onnx.
         ratio: Weight bytes after over before that must be reached, above 0 and at most 1.
+        size: Weight bytes after that must be reached; a number, or with a unit, as "300MiB".
+        bits: Bits a weight that must be reached, on average over the weights that are compressed.
+        max_error: The fewest bytes at which no weight changes by more than this part of itself.
+        snr: The fewest bytes at which each tensor's energy is so many decibels above that of its error.
         lossless: Change no weight.
         mantissa_bits: Round every weight to so many (float32 has 23, float16 10, bfloat16 7).
         min_size: Leave smaller weights alone; bytes, or with a unit, as "4KiB". Default: 4096.
@@ -56,24 +65,27 @@ def convert(
         exclude_nodes: Glob, or globs: leave the weights of nodes alone whose name matches one.
         transform: "cut", the default: mantissa bits, which bounds the relative error of each weight; "grid": levels
             of a uniform grid, with less error in all and no such bound; or "auto": whichever has less.
+        calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
+            ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
         profile: "compact", the default, or "fast": faster to decode without AVX-512, 1.1 bits a weight
             larger.
         optimize: "off", the default, "portable" or "native": let ONNX Runtime optimise the model first.
-        ort_lib: libonnxruntime to optimise with. Default: the one of the package onnxruntime.
+        ort_lib: libonnxruntime to optimise or calibrate with. Default: the one of the package onnxruntime.
         force: Replace files that exist.
         dry_run: Do everything but write.
         threads: Threads to use. Default: all cores.
 
     Raises:
         UsageError: an option is wrong.
-        RatioError: ``ratio`` cannot be reached; nothing was written.
+        RatioError: ``ratio``, ``size`` or ``bits`` cannot be reached; nothing was written.
         CorruptError: the model is corrupt.
         UnsupportedError: the model uses something that this version does not handle.
         NzError: a file cannot be read or written.
     """
-    options = _target(ratio, lossless, mantissa_bits)
+    options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
+    options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes)
-    options += _options(transform=transform, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     options += _options(output=output, force=force, dry_run=dry_run)
     return _run(ConvertResult, "convert", options, [os.fspath(path)])
 
@@ -82,6 +94,10 @@ def plan(
     path: StrPath,
     *,
     ratio: Optional[float] = None,
+    size: Union[int, str, None] = None,
+    bits: Optional[float] = None,
+    max_error: Optional[float] = None,
+    snr: Optional[float] = None,
     lossless: bool = False,
     mantissa_bits: Optional[int] = None,
     min_size: Union[int, str, None] = None,
@@ -89,6 +105,7 @@ def plan(
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
     transform: Optional[str] = None,
+    calibrate: Optional[StrPath] = None,
     profile: Optional[str] = None,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
@@ -101,9 +118,10 @@ def plan(
 
     Args and errors are those of :func:`convert`.
     """
-    options = _target(ratio, lossless, mantissa_bits)
+    options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
+    options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes)
-    options += _options(transform=transform, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     return _run(PlanResult, "plan", options, [os.fspath(path)])
 
 
@@ -147,7 +165,8 @@ def verify(
         path: The converted model.
         original: The model that it was made from.
         run: Run both models in ONNX Runtime and compare their outputs; needs ``original``.
-        inputs: An .npz file, or a folder of .npy files, one array per graph input. Default: random.
+        inputs: An .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files, one run
+            each. Default: random.
         shapes: Dimensions of random inputs by name. Default: 1 for each symbolic dimension.
         seed: Seed of the random inputs. Default: 0.
         tolerance: Largest error of an output, relative to its largest magnitude. Default: 1e-5, or 1e-3
@@ -193,10 +212,6 @@ def restore(
     """
     options = _options(output=output, force=force, threads=threads)
     return _run(RestoreResult, "restore", options, [os.fspath(path)])
-
-
-def _target(ratio: Optional[float], lossless: bool, mantissa_bits: Optional[int]) -> list[str]:
-    return _options(ratio=ratio, lossless=lossless, mantissa_bits=mantissa_bits)
 
 
 def _selection(

@@ -68,6 +68,8 @@ class Totals:
     """Bytes of all weights after, kept ones included."""
     ratio: float
     """After over before."""
+    bits_per_weight: float
+    """Bits a weight, on average over the weights that are stored compressed; 0 without any."""
     lossless: bool
     """Whether no weight was changed."""
     max_relative_error: Optional[float]
@@ -147,6 +149,26 @@ class PlannedTensor(Tensor):
 
     consumers: tuple[Consumer, ...]
     """Who reads it."""
+    sensitivity: Optional[float]
+    """Error of the outputs for an error of the weight, both as energy over energy; None without ``calibrate``."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on the curve of size against error: what ``size`` would give with so many bytes."""
+
+    bytes_after: int
+    """Bytes of all weights, kept ones included: an upper bound."""
+    ratio: float
+    """The same over the bytes before."""
+    bits_per_weight: float
+    """Bits a weight, on average over those that are compressed."""
+    max_relative_error: Optional[float]
+    """The most that a weight changes by, over itself; None where a grid is among the encodings."""
+    least_snr_db: Optional[float]
+    """The least exact weight's energy over that of its error, in decibels; None if all are lossless."""
+    output_snr_db: Optional[float]
+    """The same of the outputs, in decibels, as far as the weights tell: what bytes were allotted for."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,8 @@ class PlanResult:
     """Sums."""
     tensors: tuple[PlannedTensor, ...]
     """All weights, in the model's order."""
+    curve: tuple[Point, ...]
+    """What there is to choose from, from lossless down."""
     warnings: tuple[str, ...]
     """What falls short."""
 
@@ -279,6 +303,15 @@ class OutputCheck:
     """Largest absolute difference; None if it is not a finite number."""
     max_error_to_largest: Optional[float]
     """The same over the output's largest magnitude."""
+    snr_db: Optional[float]
+    """The original's energy over that of the differences, in decibels; None if there are no differences."""
+    least_cosine: Optional[float]
+    """The least cosine of a row, along the last dimension, and the original's; None for what is not float."""
+    top1_agreement: Optional[float]
+    """The share of rows whose largest element is the original's; None if the output does not look like logits."""
+    top5_agreement: Optional[float]
+    """The share of the original's five largest elements of a row that are among the row's five largest, on average;
+    None as for ``top1_agreement``."""
     within_tolerance: Optional[bool]
     """Whether it is within the tolerance; None without one."""
     skipped: Optional[str]
@@ -297,12 +330,14 @@ class RunCheck:
     """libnz_onnx registered."""
     custom_nodes: int
     """Nodes of domain ``nz`` in the session."""
+    runs: int
+    """Runs of each model, with inputs of their own."""
     tolerance: Optional[float]
     """Largest error allowed; None: reported only."""
     original_seconds: float
-    """Seconds of the original's run, without session creation."""
+    """Seconds of the original's runs, without session creation."""
     converted_seconds: float
-    """Seconds of the converted model's run."""
+    """Seconds of the converted model's runs."""
     outputs: tuple[OutputCheck, ...]
     """The outputs."""
 
@@ -349,6 +384,57 @@ class RestoreResult:
     """Weights that are not, because they had been rounded."""
     optimized: Optional[str]
     """The level at which ONNX Runtime had optimised the model before it was converted."""
+
+
+@dataclass(frozen=True)
+class ClosenessResult:
+    """How close the outputs of a model are to the original's, over all runs."""
+
+    snr_db: Optional[float]
+    """The original's energy over that of the differences, in decibels; of several outputs the mean of the shares. None
+    if there are no differences, or some that are not finite."""
+    exact: bool
+    """Whether there are no differences."""
+    least_cosine: float
+    """The least cosine of a row and the original's."""
+    top1: Optional[float]
+    """The share of rows whose largest element is the original's; None if no output looks like logits."""
+    top5: Optional[float]
+    """The share of the five largest elements of a row that are among the five largest, on average."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An alternative to a model, and a conversion that stores the same weights in as many bytes."""
+
+    name: str
+    """Its name, as "fp16"."""
+    title: str
+    """What it is, in words."""
+    weight_bytes: Optional[int]
+    """Bytes of all weights; None if it could not be made."""
+    closeness: Optional[ClosenessResult]
+    """How close its outputs are; None if it could not be made."""
+    ours: Optional[ClosenessResult]
+    """How close those of the conversion are; None if there is no conversion of that size."""
+    problem: Optional[str]
+    """Why something is missing."""
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What :func:`nz_onnx.compare` found."""
+
+    schema: str
+    """Name and version of the document."""
+    path: str
+    """The model."""
+    runs: int
+    """Runs of each model."""
+    weight_bytes: int
+    """Bytes of all weights of the model."""
+    alternatives: tuple[Compared, ...]
+    """The alternatives, in the order asked for."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import nz_onnx
 import onnxruntime
 import pytest
@@ -103,6 +104,25 @@ def test_plan_says_who_reads_a_weight(model):
     assert second.decision == "kept" and second.reason
 
 
+def test_targets_and_the_curve(model):
+    plan = nz_onnx.plan(model, size="200KB", transform="grid")
+    assert plan.totals.bytes_after <= 200_000 and plan.totals.bits_per_weight < 12.3
+    sizes = [point.bytes_after for point in plan.curve]
+    assert sizes == sorted(sizes, reverse=True) and len(sizes) > 20
+    assert plan.curve[0].output_snr_db is None and plan.curve[-1].output_snr_db < 20
+    assert nz_onnx.convert(model, dry_run=True, bits=6, transform="auto").totals.bits_per_weight <= 6
+    assert nz_onnx.convert(model, dry_run=True, max_error=0.01).totals.max_relative_error <= 0.01
+    assert nz_onnx.convert(model, dry_run=True, snr=40).totals.least_snr_db >= 40
+
+
+@needs_libonnxruntime
+def test_calibrated_plans_say_what_weights_matter(model, tmp_path):
+    np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(3).normal(size=(4, 256)).astype(np.float32))
+    plan = nz_onnx.plan(model, bits=6, calibrate=tmp_path / "inputs.npz")
+    assert all(0 < tensor.sensitivity < 10 for tensor in plan.tensors)
+    assert nz_onnx.plan(model, bits=6).tensors[0].sensitivity is None
+
+
 def test_inspect_tells_files_apart(made):
     original, converted = made
     assert nz_onnx.inspect(original).kind == "plain"
@@ -167,6 +187,8 @@ def test_damage_is_told_with_what_was_found(made, tmp_path):
         (nz_onnx.UsageError, 2, {"ort_lib": "libonnxruntime.so"}),
         (nz_onnx.UsageError, 2, {"profile": "best"}),
         (nz_onnx.RatioError, 3, {"ratio": 0.01}),
+        (nz_onnx.RatioError, 3, {"size": "1KiB"}),
+        (nz_onnx.UsageError, 2, {"size": "1KiB", "snr": 30}),
     ],
 )
 def test_errors_by_exit_code(model, kind, code, options):

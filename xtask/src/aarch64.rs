@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use crate::debian::Apt;
 use crate::workspace::{self, Workspace};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
@@ -55,7 +56,7 @@ impl Emulator {
                     .with_context(|| format!("could not remove {}", unpacked.display()))?;
             }
             let tools = Apt::new(&folder, "amd64")?;
-            tools.unpack(&tools.versioned(TOOLS)?, &unpacked)?;
+            tools.unpack(&versioned(&tools, TOOLS)?, &unpacked)?;
             let libraries: Vec<String> = LIBRARIES.iter().map(|&name| name.to_owned()).collect();
             Apt::new(&folder, "arm64")?.unpack(&libraries, &unpacked)?;
             std::fs::rename(&unpacked, &emulator.root).context("could not keep the unpacked packages")?;
@@ -98,72 +99,19 @@ impl Emulator {
     }
 }
 
-/// apt with lists and caches of its own, for one architecture.
-struct Apt {
-    folder: PathBuf,
-    architecture: &'static str,
-}
-
-impl Apt {
-    fn new(parent: &Path, architecture: &'static str) -> Result<Self> {
-        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-            bail!("needs an x86-64 Linux");
-        }
-        let apt = Self { folder: parent.join(architecture), architecture };
-        for folder in ["lists/partial", "cache/archives/partial", "packages"] {
-            let path = apt.folder.join(folder);
-            std::fs::create_dir_all(&path).with_context(|| format!("could not create {}", path.display()))?;
-        }
-        std::fs::write(apt.folder.join("status"), "").context("could not write apt's status")?;
-        workspace::read(apt.command("apt-get").arg("update"))?;
-        Ok(apt)
+/// `names`, and the libraries that rustc depends on by a name with a version in it.
+fn versioned(apt: &Apt, names: &[&str]) -> Result<Vec<String>> {
+    let mut all: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut next = "libstd-rust-web-dev".to_owned();
+    for library in ["libstd-rust-web-", "libllvm"] {
+        let text = workspace::read(apt.command("apt-cache").args(["depends", &next]))?;
+        let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        next = depends
+            .filter(|name| name.starts_with(library))
+            .max()
+            .with_context(|| format!("{next} depends on no {library}*: {text}"))?
+            .to_owned();
+        all.push(next.clone());
     }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        let folder = self.folder.display();
-        for option in [
-            format!("APT::Architecture={}", self.architecture),
-            format!("APT::Architectures::={}", self.architecture),
-            "APT::Sandbox::User=".to_owned(),
-            format!("Dir::State={folder}"),
-            format!("Dir::State::lists={folder}/lists"),
-            format!("Dir::State::status={folder}/status"),
-            format!("Dir::Cache={folder}/cache"),
-        ] {
-            command.args(["-q", "-o", &option]);
-        }
-        command.current_dir(self.folder.join("packages"));
-        command
-    }
-
-    /// `names`, and the libraries that rustc depends on by a name with a version in it.
-    fn versioned(&self, names: &[&str]) -> Result<Vec<String>> {
-        let mut all: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let mut next = "libstd-rust-web-dev".to_owned();
-        for library in ["libstd-rust-web-", "libllvm"] {
-            let text = workspace::read(self.command("apt-cache").args(["depends", &next]))?;
-            let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-            next = depends
-                .filter(|name| name.starts_with(library))
-                .max()
-                .with_context(|| format!("{next} depends on no {library}*: {text}"))?
-                .to_owned();
-            all.push(next.clone());
-        }
-        Ok(all)
-    }
-
-    fn unpack(&self, names: &[String], to: &Path) -> Result<()> {
-        workspace::read(self.command("apt-get").arg("download").args(names))?;
-        let packages = self.folder.join("packages");
-        let files =
-            std::fs::read_dir(&packages).with_context(|| format!("could not read {}", packages.display()))?;
-        for file in files {
-            let path = file.context("could not read apt's folder")?.path();
-            workspace::read(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(to))?;
-            std::fs::remove_file(&path).with_context(|| format!("could not remove {}", path.display()))?;
-        }
-        Ok(())
-    }
+    Ok(all)
 }

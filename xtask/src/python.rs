@@ -40,6 +40,22 @@ pub const BENCH: Environment = Environment {
     // Its dependency torch takes gigabytes, and its byte interface does without.
     alone: &["zipnn==0.5.4"],
 };
+/// What the fidelity benchmark makes inputs and alternatives with.
+pub const FIDELITY: Environment = Environment {
+    onnxruntime: "1.31.1",
+    purpose: Some("fidelity"),
+    packages: &[
+        "numpy==2.4.6",
+        "safetensors==0.8.0",
+        "tokenizers==0.23.3",
+        "onnx-ir==1.1.0",
+        "sympy==1.14.0",
+        "pillow==13.0.0",
+        // Photographs.
+        "scikit-image==0.26.0",
+    ],
+    alone: &[],
+};
 /// The oldest ONNX Runtime that the execution provider works in.
 pub const OLDEST_PROVIDER: Environment = plain("1.24.4", &["numpy==2.4.6"]);
 /// An ONNX Runtime of two years ago: models must load and run in it too.

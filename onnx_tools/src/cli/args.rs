@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::values::{ShapeArg, parse_bytes, parse_ratio, parse_shape, parse_tolerance};
+use super::values::{
+    ShapeArg, parse_bits, parse_bytes, parse_decibels, parse_error, parse_ratio, parse_shape, parse_tolerance,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  input/output or internal error
   2  wrong usage
-  3  the ratio asked for cannot be reached; nothing was written
+  3  the ratio, size or bits asked for cannot be reached; nothing was written
   4  a file is corrupt, or a check failed
   5  the model uses something that this version does not handle";
 
@@ -28,13 +30,20 @@ Examples:
   nz-onnx convert model.onnx
   nz-onnx convert model.onnx --lossless -o out/model.nz.onnx
   nz-onnx convert model.onnx --ratio 0.4 --exclude 'lm_head.*'
+  nz-onnx convert model.onnx --size 300MiB --transform grid
+  nz-onnx convert model.onnx --ratio 0.2 --transform grid --calibrate inputs.npz
+  nz-onnx convert model.onnx --max-error 0.01
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
   nz-onnx convert model.onnx --optimize native
 
-Without --lossless, --ratio or --mantissa-bits the target is half the weight bytes:
-per weight the most exact encoding that gets there, lossless where lossless is
-enough. Where the target is out of reach the model is written all the same, with a
-warning. A ratio that you name is a requirement.
+Without a target (--lossless, --ratio, --size, --bits, --max-error, --snr or
+--mantissa-bits) it is half the weight bytes: per weight the most exact encoding
+that gets there, lossless where lossless is enough. Where that is out of reach the
+model is written all the same, with a warning. A target that you name is a
+requirement; bytes then go where they spare the outputs the most error.
+
+--calibrate runs the model in ONNX Runtime once for each weight and input, on a
+copy in the folder for temporary files.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it
 cannot do with compressed weights later. It loads the model whole, so convert then
@@ -132,6 +141,18 @@ pub struct TargetArgs {
     /// Weight bytes after over before that must be reached, for instance 0.4; exit 3 if they cannot
     #[arg(long, value_name = "R", value_parser = parse_ratio)]
     pub ratio: Option<f64>,
+    /// Weight bytes after that must be reached, with a unit or without: 300MiB, 1GB; exit 3 if they cannot
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Bits a weight that must be reached, on average over the weights that are compressed; exit 3 if they cannot
+    #[arg(long, value_name = "B", value_parser = parse_bits)]
+    pub bits: Option<f64>,
+    /// The fewest bytes at which no weight changes by more than this part of itself, for instance 0.01
+    #[arg(long, value_name = "E", value_parser = parse_error)]
+    pub max_error: Option<f64>,
+    /// The fewest bytes at which each tensor's energy is so many decibels above that of its error
+    #[arg(long, value_name = "DB", value_parser = parse_decibels)]
+    pub snr: Option<f64>,
     /// Round every weight to K mantissa bits (float32 has 23, float16 10, bfloat16 7)
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=23))]
     pub mantissa_bits: Option<u8>,
@@ -156,7 +177,7 @@ pub struct OptimizeArgs {
     /// CPUs like this one, as fast as it gets
     #[arg(long, value_name = "LEVEL", default_value = "off", hide_possible_values = true)]
     pub optimize: OptimizeLevel,
-    /// libonnxruntime to optimise with
+    /// libonnxruntime to optimise or calibrate with
     #[arg(long, value_name = "FILE")]
     pub ort_lib: Option<PathBuf>,
 }
@@ -236,6 +257,10 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,
+    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
+    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
+    pub calibrate: Option<PathBuf>,
     /// Do everything but write
     #[arg(long)]
     pub dry_run: bool,
@@ -263,6 +288,10 @@ pub struct PlanArgs {
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,
+    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
+    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
+    pub calibrate: Option<PathBuf>,
 }
 
 /// Options of `inspect`.
@@ -283,7 +312,8 @@ pub struct VerifyArgs {
     /// Run both models in ONNX Runtime and compare their outputs; needs --original
     #[arg(long)]
     pub run: bool,
-    /// Inputs for --run: an .npz file, or a folder of .npy files, one array per graph input [default: random]
+    /// Inputs for --run: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files,
+    /// one run each [default: random]
     #[arg(long, value_name = "PATH", requires = "run")]
     pub inputs: Option<PathBuf>,
     /// Shape of a random input, as NAME=2,64; may be repeated [default: 1 for each symbolic dimension]

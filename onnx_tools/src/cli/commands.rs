@@ -1,5 +1,6 @@
 //! From parsed options to the pipeline and from its documents to text.
 
+use std::path::Path;
 use std::time::Instant;
 
 use nz_onnx::codec::Profile;
@@ -11,6 +12,7 @@ use super::args::{
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
+use crate::pipeline::calibrate::CalibrateOptions;
 use crate::pipeline::convert::{ConvertOptions, convert};
 use crate::pipeline::optimize::{self, Level, OptimizeOptions};
 use crate::pipeline::planning::{Options, Rounding, plan};
@@ -59,9 +61,10 @@ impl Talk<'_> {
 
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
+        let how = (args.calibrate.as_deref(), &args.optimize);
         let options = ConvertOptions {
-            plan: options(&args.target, &args.select, args.profile, args.transform)?,
-            optimize: optimizing(&args.optimize)?,
+            plan: self.options(&args.target, &args.select, args.profile, args.transform, how)?,
+            optimize: optimizing(&args.optimize, args.calibrate.is_some())?,
             output: args.output.output.clone(),
             force: args.output.force,
             dry_run: args.dry_run,
@@ -74,13 +77,56 @@ impl Talk<'_> {
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
-        let options = options(&args.target, &args.select, args.profile, args.transform)?;
-        let document = match optimizing(&args.optimize)? {
+        let how = (args.calibrate.as_deref(), &args.optimize);
+        let options = self.options(&args.target, &args.select, args.profile, args.transform, how)?;
+        let document = match optimizing(&args.optimize, args.calibrate.is_some())? {
             None => plan(&args.model, &options, self.progress)?,
             Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
         };
         document.warnings.iter().for_each(|warning| self.progress.warn(warning));
         Ok(self.say(&document, true, || report::convert::plan(&document, self.style)))
+    }
+
+    fn options(
+        &self,
+        target: &TargetArgs,
+        select: &SelectArgs,
+        profile: ProfileArg,
+        transform: TransformArg,
+        (calibrate, ort): (Option<&Path>, &OptimizeArgs),
+    ) -> Result<Options> {
+        if target.max_error.is_some() && transform == TransformArg::Grid {
+            return Err(Error::Usage(
+            "--max-error cannot be had with --transform grid, which bounds the relative error of no weight near \
+             zero\nhelp: --transform cut or auto; or name --snr"
+                .to_string(),
+        ));
+        }
+        // One of them at most.
+        let target = (target.lossless.then_some(Target::Lossless))
+            .or(target.ratio.map(Target::Ratio))
+            .or(target.size.map(Target::Size))
+            .or(target.bits.map(Target::Bits))
+            .or(target.max_error.map(Target::MaxError))
+            .or(target.snr.map(Target::Snr))
+            .or(target.mantissa_bits.map(Target::MantissaBits))
+            .unwrap_or(Target::Default);
+        let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
+        let profile = match profile {
+            ProfileArg::Compact => Profile::Compact,
+            ProfileArg::Fast => Profile::Fast,
+        };
+        let rounding = match transform {
+            TransformArg::Cut => Rounding::Cut,
+            TransformArg::Grid => Rounding::Grid,
+            TransformArg::Auto => Rounding::Auto,
+        };
+        let calibrate = calibrate.map(|inputs| CalibrateOptions {
+            inputs: inputs.to_path_buf(),
+            ort_lib: ort.ort_lib.clone(),
+            threads: self.global.threads,
+        });
+        Ok(Options { target, rules, profile, rounding, calibrate })
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {
@@ -125,11 +171,11 @@ impl Talk<'_> {
     }
 }
 
-fn optimizing(args: &OptimizeArgs) -> Result<Option<OptimizeOptions>> {
+fn optimizing(args: &OptimizeArgs, calibrating: bool) -> Result<Option<OptimizeOptions>> {
     let level = match args.optimize {
-        OptimizeLevel::Off if args.ort_lib.is_some() => {
+        OptimizeLevel::Off if args.ort_lib.is_some() && !calibrating => {
             return Err(Error::Usage(
-                "--ort-lib is of use with --optimize portable or native only".to_string(),
+                "--ort-lib is of use with --optimize portable or native, or --calibrate, only".to_string(),
             ));
         }
         OptimizeLevel::Off => return Ok(None),
@@ -137,29 +183,4 @@ fn optimizing(args: &OptimizeArgs) -> Result<Option<OptimizeOptions>> {
         OptimizeLevel::Native => Level::Native,
     };
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
-}
-
-fn options(
-    target: &TargetArgs,
-    select: &SelectArgs,
-    profile: ProfileArg,
-    transform: TransformArg,
-) -> Result<Options> {
-    let target = match (target.lossless, target.ratio, target.mantissa_bits) {
-        (true, ..) => Target::Lossless,
-        (_, Some(ratio), _) => Target::Ratio(ratio),
-        (_, _, Some(k)) => Target::MantissaBits(k),
-        _ => Target::Default,
-    };
-    let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
-    let profile = match profile {
-        ProfileArg::Compact => Profile::Compact,
-        ProfileArg::Fast => Profile::Fast,
-    };
-    let rounding = match transform {
-        TransformArg::Cut => Rounding::Cut,
-        TransformArg::Grid => Rounding::Grid,
-        TransformArg::Auto => Rounding::Auto,
-    };
-    Ok(Options { target, rules, profile, rounding })
 }

@@ -116,6 +116,14 @@ mod tests {
         assert!(parse_line("nz-onnx convert m.onnx --lossless --ratio 0.5").is_err());
         assert!(parse_line("nz-onnx convert m.onnx --mantissa-bits 3 --ratio 0.5").is_err());
         assert!(parse_line("nz-onnx plan m.onnx --ratio 0.5 --include a* --include b*").is_ok());
+        let targets = ["--ratio 0.5", "--size 1MiB", "--bits 4", "--max-error 0.1", "--snr 40", "--lossless"];
+        for (i, target) in targets.iter().enumerate() {
+            for command in ["convert", "plan"] {
+                assert!(parse_line(&format!("nz-onnx {command} m.onnx {target}")).is_ok(), "{target}");
+                let both = format!("nz-onnx {command} m.onnx {target} {}", targets[(i + 1) % targets.len()]);
+                assert!(parse_line(&both).is_err(), "{both}");
+            }
+        }
     }
 
     #[test]

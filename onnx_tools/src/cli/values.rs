@@ -37,6 +37,30 @@ pub fn parse_ratio(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Bits a weight: above 0 and at most 32.
+pub fn parse_bits(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(b) if b > 0.0 && b <= 32.0 => Ok(b),
+        _ => Err("expected bits a weight, above 0 and at most 32, such as 4.5".to_string()),
+    }
+}
+
+/// A relative error, 0 or more and below 1.
+pub fn parse_error(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(e) if (0.0..1.0).contains(&e) => Ok(e),
+        _ => Err("expected a relative error, 0 or more and below 1, such as 0.01".to_string()),
+    }
+}
+
+/// A ratio of energies in decibels, above 0; "dB" may follow.
+pub fn parse_decibels(text: &str) -> Result<f64, String> {
+    match text.trim().trim_end_matches("dB").trim_end().parse::<f64>() {
+        Ok(d) if d > 0.0 && d.is_finite() => Ok(d),
+        _ => Err("expected decibels, above 0, such as 40".to_string()),
+    }
+}
+
 /// A finite tolerance, 0 or more.
 pub fn parse_tolerance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -80,6 +104,21 @@ mod tests {
         for wrong in ["0", "-1", "1.01", "nan", "inf", "half"] {
             assert!(parse_ratio(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn targets() {
+        assert_eq!(parse_bits("4.5"), Ok(4.5));
+        assert_eq!(parse_error("0"), Ok(0.0));
+        assert_eq!(parse_error("1e-3"), Ok(1e-3));
+        assert_eq!(parse_decibels("40"), Ok(40.0));
+        assert_eq!(parse_decibels("37.5 dB"), Ok(37.5));
+        for wrong in ["", "nan", "-1", "few"] {
+            assert!(parse_bits(wrong).is_err(), "{wrong}");
+            assert!(parse_error(wrong).is_err(), "{wrong}");
+            assert!(parse_decibels(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_bits("33").is_err() && parse_error("1").is_err() && parse_decibels("inf").is_err());
     }
 
     #[test]

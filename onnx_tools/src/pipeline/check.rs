@@ -1,7 +1,7 @@
 //! Is a blob what its source says? Compared a few blocks at a time: memory does not grow with the tensor.
 
 use nz_onnx::arch::STRIP;
-use nz_onnx::codec::{Decoder, load_slots, word};
+use nz_onnx::codec::{Decoder, allocation, load_slots, word};
 use nz_onnx::error::{Error, Result};
 use nz_onnx::format::{Dtype, Header, TensorSpec, Transform};
 use rayon::prelude::*;
@@ -155,7 +155,7 @@ fn to_grid(header: &Header, first: u64, words: &mut [u32]) -> Result<()> {
 
 /// The smallest bound of the relative error of a weight rounded to `k` mantissa bits.
 pub fn error_bound(k: u8, dtype: Dtype) -> f64 {
-    if k >= dtype.mantissa_bits() { 0.0 } else { 1.0 / (f64::from(k + 1).exp2() + 1.0) }
+    if k >= dtype.mantissa_bits() { 0.0 } else { allocation::error_bound(k) }
 }
 
 #[cfg(test)]

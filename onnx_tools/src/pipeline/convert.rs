@@ -246,13 +246,8 @@ fn document(
         })
         .collect();
     let totals = prepared.totals(tensors.iter());
-    if let Target::Ratio(ratio) = target
-        && totals.bytes_after as f64 > totals.bytes_before as f64 * ratio
-    {
-        return Err(Error::Internal(format!(
-            "the blobs are larger than foreseen: ratio {} came out",
-            totals.ratio
-        )));
+    if !keeps_to(&totals, target) {
+        return Err(Error::Internal(format!("{target:?} was foreseen, and this came out: {totals:?}")));
     }
     let mut warnings: Vec<String> = prepared.shortfall(target, totals.bytes_after).into_iter().collect();
     if totals.compressed == 0 {
@@ -267,6 +262,19 @@ fn document(
         tensors,
         warnings,
     })
+}
+
+/// Whether the model came out as asked for: what was foreseen must hold.
+fn keeps_to(totals: &json::Totals, target: Target) -> bool {
+    match target {
+        Target::Ratio(ratio) => totals.bytes_after as f64 <= totals.bytes_before as f64 * ratio,
+        Target::Size(bytes) => totals.bytes_after <= bytes,
+        Target::Bits(bits) => totals.bits_per_weight <= bits,
+        Target::MaxError(most) => totals.max_relative_error <= most,
+        Target::Snr(least) => totals.least_snr_db.is_none_or(|snr| snr >= least),
+        Target::Lossless => totals.lossless,
+        Target::Default | Target::MantissaBits(_) => true,
+    }
 }
 
 /// Puts blobs where they belong: in the data file, or aside for the model.

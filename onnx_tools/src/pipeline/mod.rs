@@ -1,5 +1,6 @@
 //! What the commands do, without how they talk: each takes options and gives a document of [`crate::report`].
 
+pub mod calibrate;
 pub mod check;
 pub mod convert;
 pub mod env;

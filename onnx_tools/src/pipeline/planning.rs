@@ -5,7 +5,8 @@ use std::path::Path;
 
 use nz_onnx::format::Dtype;
 
-use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, floor};
+use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, curve, floor};
+use super::calibrate::{CalibrateOptions, calibrate};
 use super::check::{Match, error_bound};
 use super::inspect::Coded;
 use super::survey::{Group, Surveyed, survey};
@@ -25,6 +26,8 @@ pub struct Options {
     pub profile: Profile,
     /// How weights are rounded that have to be.
     pub rounding: Rounding,
+    /// Measure how much each weight matters, if it is to be measured.
+    pub calibrate: Option<CalibrateOptions>,
 }
 
 /// How weights are rounded, if they are.
@@ -73,26 +76,31 @@ pub struct Prepared {
     pub allocation: Allocation,
     /// Bytes of all weights.
     pub bytes_before: u64,
+    /// Bytes of those that the graph does not allow to be compressed.
+    pub kept_bytes: u64,
 }
 
 /// Opens the model at `path` and chooses an encoding for each weight.
 ///
 /// # Errors
-/// The model cannot be read or converted, or a ratio that the user named is out of reach.
+/// The model cannot be read or converted, or what the user asked for is out of reach.
 pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
     let model = Model::open(path)?;
     let decisions = decide(&model, &options.rules)?;
-    let Surveyed { mut groups, kept_bytes } =
-        survey(&model, &decisions, options.profile, options.rounding, progress)?;
+    let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, options, progress)?;
+    if let Some(how) = &options.calibrate {
+        calibrate(&model, &decisions, &mut groups, how, progress)?;
+    }
     let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
     let allocation = allocate(&candidates, kept_bytes, options.target);
     // Weights may overlap in a data file, so no length of a file bounds the sum.
     let bytes_before = model.weights().iter().fold(0u64, |sum, w| sum.saturating_add(w.bytes));
     let choices = choices(&decisions, &groups, &allocation);
     groups.iter_mut().zip(&allocation.encodings).for_each(|(group, encoding)| group.choose(*encoding));
-    let prepared = Prepared { model, decisions, groups, choices, allocation, bytes_before };
+    let prepared = Prepared { model, decisions, groups, choices, allocation, bytes_before, kept_bytes };
     match options.target {
-        Target::Ratio(ratio) if !prepared.allocation.reached => Err(prepared.unreachable(ratio)),
+        Target::Default => Ok(prepared),
+        target if !prepared.allocation.reached => Err(prepared.unreachable(target)),
         _ => Ok(prepared),
     }
 }
@@ -190,6 +198,7 @@ impl Prepared {
             bytes_before: self.bytes_before,
             bytes_after,
             ratio: ratio(bytes_after, self.bytes_before),
+            bits_per_weight: bits_per_weight(tensors.clone()),
             lossless: tensors.clone().all(|t| t.lossless),
             max_relative_error: tensors.clone().map(|t| t.max_relative_error).fold(0.0, f64::max),
             least_snr_db: tensors.filter_map(|t| t.snr_db).reduce(f64::min),
@@ -204,24 +213,45 @@ impl Prepared {
         let after = units::percent(bytes_after as f64, self.bytes_before as f64);
         Some(format!(
             "the weights keep {after} of their bytes, more than the 50 % aimed at: {}",
-            self.obstacle()
+            self.obstacle(target)
         ))
     }
 
-    fn unreachable(&self, wanted: f64) -> Error {
-        let best = ratio(self.allocation.bytes_after, self.bytes_before);
+    fn unreachable(&self, wanted: Target) -> Error {
+        let after = self.allocation.bytes_after;
         // Rounded up, so that asking for the number printed is enough.
-        let best = (best * 1e4).ceil() / 1e4;
+        let up = |value: f64, digits: f64| (value * digits).ceil() / digits;
+        let what = match wanted {
+            Target::Size(bytes) => {
+                format!(
+                    "a size of {bytes} bytes cannot be reached, the least is {after} ({})",
+                    units::bytes(after)
+                )
+            }
+            Target::Bits(bits) => {
+                let least = up(self.allocation.bits_per_weight, 1e3);
+                format!("{bits} bits a weight cannot be reached, the least are {least:.3}")
+            }
+            Target::Ratio(wanted) => {
+                let best = up(ratio(after, self.bytes_before), 1e4);
+                format!("ratio {wanted} cannot be reached, the best is {best:.4}")
+            }
+            other => format!("{other:?} cannot be reached"),
+        };
         Error::Unreachable(format!(
-            "{}: ratio {wanted} cannot be reached, the best is {best:.4}: {}\nhelp: nothing was written; `nz-onnx \
-             plan` shows what happens to each weight, --min-size and --include what may happen",
+            "{}: {what}: {}\nhelp: nothing was written; `nz-onnx plan` shows what happens to each weight, --min-size \
+             and --include what may happen",
             self.model.path().display(),
-            self.obstacle()
+            self.obstacle(wanted)
         ))
     }
 
     /// Why the target is out of reach: what most of the kept bytes are.
-    fn obstacle(&self) -> String {
+    fn obstacle(&self, target: Target) -> String {
+        let coarse = "every weight is as coarse as it gets";
+        if matches!(target, Target::Bits(_)) {
+            return coarse.to_string();
+        }
         let mut kept: BTreeMap<String, u64> = BTreeMap::new();
         for weight in self.model.weights() {
             if let Choice::Kept { reason } = &self.choices[weight.id.0] {
@@ -243,6 +273,7 @@ impl Prepared {
                 of_all(total),
                 units::percent(bytes as f64, total as f64)
             ),
+            None if target != Target::Default => coarse.to_string(),
             None => format!(
                 "without being asked to, no more than {} mantissa bits are cut from a float32",
                 Dtype::F32.mantissa_bits() - floor(Dtype::F32)
@@ -253,31 +284,41 @@ impl Prepared {
 
 /// The most bytes that a blob takes, and what is known of its weights.
 fn foreseen(candidate: &Candidate, encoding: Encoding, dtype: Option<Dtype>) -> (u64, Match) {
-    let decibels = |noise: f64| Some(-10.0 * noise.log10()).filter(|snr| snr.is_finite());
     match encoding {
         Encoding::Keep(_) | Encoding::Lossless => (candidate.lossless, Match::EXACT),
         Encoding::Mantissa(k) => {
             let error = dtype.map_or(0.0, |dtype| error_bound(k, dtype));
-            let noise = candidate.grids.as_ref().map(|grids| grids.rounded_noise[usize::from(k)]);
-            let snr_db = noise.and_then(decibels);
+            let snr_db = candidate.noise(encoding).and_then(decibels);
             let found = Match { lossless: false, max_relative_error: error, max_error_to_rms: None, snr_db };
             (candidate.rounded[usize::from(k)], found)
         }
         Encoding::Grid(wanted) => {
-            let steps = candidate.grids.as_ref().map_or(&[] as &[_], |grids| &grids.steps);
-            let (size, noise) = steps
-                .iter()
-                .find(|(step, ..)| *step == wanted)
-                .map_or((candidate.bytes, 0.0), |&(_, size, noise)| (size, noise));
+            let mut steps = candidate.grids.iter().flat_map(|grids| &grids.steps);
+            let size = steps.find(|(step, ..)| *step == wanted).map_or(candidate.bytes, |&(_, size, _)| size);
             let found = Match {
                 lossless: false,
                 max_relative_error: f64::INFINITY,
                 max_error_to_rms: None,
-                snr_db: decibels(noise),
+                snr_db: candidate.noise(encoding).and_then(decibels),
             };
             (size, found)
         }
     }
+}
+
+/// An energy over another in decibels below it; none if there is none.
+fn decibels(noise: f64) -> Option<f64> {
+    Some(-10.0 * noise.log10()).filter(|snr| snr.is_finite())
+}
+
+/// Bits a weight on average over weights that are stored compressed; 0 without any.
+fn bits_per_weight<'a>(tensors: impl Iterator<Item = &'a json::Tensor>) -> f64 {
+    let stored = tensors.filter(|t| t.decision == json::Decision::Compressed && t.bytes_after > 0);
+    let (bytes, elements) = stored.fold((0.0, 0.0), |(bytes, elements), t| {
+        let shape: f64 = t.shape.iter().map(|&d| d as f64).product();
+        (bytes + t.bytes_after as f64, elements + shape)
+    });
+    if elements > 0.0 { 8.0 * bytes / elements } else { 0.0 }
 }
 
 fn ratio(after: u64, before: u64) -> f64 {
@@ -304,16 +345,41 @@ pub fn plan(path: &Path, options: &Options, progress: &Progress) -> Result<json:
             json::PlannedTensor {
                 tensor: prepared.tensor(weight, blob),
                 consumers: prepared.consumers(weight),
+                sensitivity: match &prepared.choices[weight.id.0] {
+                    Choice::Encoded { group, .. } if options.calibrate.is_some() => {
+                        Some(prepared.groups[*group].candidate.sensitivity)
+                    }
+                    _ => None,
+                },
             }
         })
         .collect();
     let totals = prepared.totals(tensors.iter().map(|t| &t.tensor));
     let warnings = prepared.shortfall(options.target, totals.bytes_after).into_iter().collect();
     let (schema, input) = ("nz-onnx.plan/1", prepared.input()?);
-    Ok(json::Plan { schema, input, optimized: None, totals, tensors, warnings })
+    let curve = prepared.curve();
+    Ok(json::Plan { schema, input, optimized: None, totals, tensors, curve, warnings })
 }
 
+/// Points of a plan's curve.
+const CURVE: usize = 49;
+
 impl Prepared {
+    /// What there is to choose from, from lossless down.
+    fn curve(&self) -> Vec<json::Point> {
+        let candidates: Vec<_> = self.groups.iter().map(|g| g.candidate.clone()).collect();
+        let points = curve(&candidates, self.kept_bytes, CURVE).into_iter();
+        let json_of = |p: super::allocation::Point| json::Point {
+            bytes_after: p.bytes_after,
+            ratio: ratio(p.bytes_after, self.bytes_before),
+            bits_per_weight: p.bits_per_weight,
+            max_relative_error: p.max_relative_error,
+            least_snr_db: decibels(p.worst_noise),
+            output_snr_db: decibels(p.noise),
+        };
+        points.map(json_of).collect()
+    }
+
     /// The nodes that read a weight. For a kept weight those in its own graph that name it.
     fn consumers(&self, weight: &Weight) -> Vec<json::Consumer> {
         if let Decision::Compress(compression) = &self.decisions[weight.id.0] {

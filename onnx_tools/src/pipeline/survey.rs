@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc;
 
-use nz_onnx::codec::{self, Coding, EncodeOptions, GridStep, Profile};
+use nz_onnx::codec::{self, Coding, EncodeOptions, GridStep, load_slots, word};
 use nz_onnx::format::{Dtype, Layout, TensorSpec};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use super::allocation::{Candidate, Encoding, Grids};
+use super::allocation::{Candidate, Encoding, Grids, Target, allocate};
+use super::check;
 use super::overlap::{Budget, Share};
-use super::planning::Rounding;
+use super::planning::{Options, Rounding};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
@@ -31,17 +32,65 @@ pub struct Group {
 impl Group {
     /// Forgets all codings but the one chosen.
     pub(super) fn choose(&mut self, encoding: Encoding) {
-        let lossless = self.codings.len().saturating_sub(1);
-        let chosen = match encoding {
-            Encoding::Keep(_) => None,
-            Encoding::Lossless => self.codings.get(lossless).cloned(),
-            Encoding::Mantissa(k) => self.codings.get(usize::from(k)).cloned(),
-            Encoding::Grid(step) => {
-                self.grids.iter().find(|(s, _)| *s == step).map(|(_, coding)| coding.clone())
-            }
-        };
+        let chosen = self.coding_of(encoding).cloned();
         self.grids = Vec::new();
         self.codings = chosen.into_iter().collect();
+    }
+
+    /// How the blob is coded so, as long as nothing was chosen.
+    pub(super) fn coding_of(&self, encoding: Encoding) -> Option<&Coding> {
+        match encoding {
+            Encoding::Keep(_) => None,
+            Encoding::Lossless => self.codings.last(),
+            Encoding::Mantissa(k) => self.codings.get(usize::from(k)),
+            Encoding::Grid(step) => self.grids.iter().find(|(s, _)| *s == step).map(|(_, coding)| coding),
+        }
+    }
+
+    /// Encodes and measures until what `target` has chosen keeps to it: sizes and errors are foreseen from counts and
+    /// samples, and a bound that the user names is a promise.
+    fn keep_to(
+        &mut self,
+        target: Target,
+        bytes: &[u8],
+        compression: &Compression,
+    ) -> nz_onnx::error::Result<()> {
+        let Compression { spec, block_len, .. } = compression;
+        loop {
+            let encoding = allocate(std::slice::from_ref(&self.candidate), 0, target).encodings[0];
+            let Some(coding) = self.coding_of(encoding).filter(|_| encoding != Encoding::Lossless) else {
+                return Ok(());
+            };
+            let blob = codec::encode_as(bytes, spec, *block_len, coding)?;
+            let found = check::against_source(&blob, bytes, spec)?;
+            let noise = found.snr_db.map_or(0.0, |snr| 10f64.powf(-snr / 10.0));
+            let kept = match target {
+                Target::MaxError(most) => found.max_relative_error <= most,
+                Target::Snr(least) => found.snr_db.is_none_or(|snr| snr >= least),
+                _ => true,
+            };
+            let Candidate { rounded, rounded_noise, grids, lossless, .. } = &mut self.candidate;
+            match encoding {
+                Encoding::Mantissa(k) => {
+                    rounded_noise[usize::from(k)] = noise;
+                    if !kept {
+                        rounded[usize::from(k)] = *lossless;
+                    }
+                }
+                Encoding::Grid(wanted) => {
+                    for (step, size, known) in grids.iter_mut().flat_map(|grids| &mut grids.steps) {
+                        if *step == wanted {
+                            *known = noise;
+                            *size = if kept { *size } else { *lossless };
+                        }
+                    }
+                }
+                Encoding::Keep(_) | Encoding::Lossless => {}
+            }
+            if kept {
+                return Ok(());
+            }
+        }
     }
 
     /// The coding chosen.
@@ -71,15 +120,14 @@ struct Read<'a> {
     _memory: Share,
 }
 
-/// Reads each weight that `decisions` would compress, and surveys it for `profile` while the next ones are read.
+/// Reads each weight that `decisions` would compress, and surveys it while the next ones are read.
 ///
 /// # Errors
 /// A weight cannot be read.
 pub fn survey(
     model: &Model,
     decisions: &[Decision],
-    profile: Profile,
-    rounding: Rounding,
+    options: &Options,
     progress: &Progress,
 ) -> Result<Surveyed> {
     let wanted = || {
@@ -124,7 +172,7 @@ pub fn survey(
                 group.candidate.copies += 1;
             } else {
                 by_content.insert(key, groups.len());
-                let group = group(bytes, weight.id, compression, profile, rounding);
+                let group = group(bytes, weight.id, compression, options);
                 groups.push(group.map_err(|e| Error::codec(model.path(), &weight.name, e))?);
             }
             step.advance(weight.bytes);
@@ -140,24 +188,20 @@ fn group(
     bytes: &[u8],
     first: WeightId,
     compression: &Compression,
-    profile: Profile,
-    rounding: Rounding,
+    wanted: &Options,
 ) -> nz_onnx::error::Result<Group> {
     let Compression { spec, block_len, .. } = compression;
-    let options = EncodeOptions { block_len: *block_len, profile, ..EncodeOptions::default() };
+    let options =
+        EncodeOptions { block_len: *block_len, profile: wanted.profile, ..EncodeOptions::default() };
     let survey = codec::survey(bytes, spec, &options)?;
     let (mut candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
-    let grids = match rounding {
+    candidate.rounded_noise = cut_noise(bytes, spec);
+    let grids = match wanted.rounding {
         Rounding::Cut => None,
         Rounding::Grid | Rounding::Auto => Some(codec::survey_grid(bytes, spec, &options)?),
     };
     let mut codings_on_grids = Vec::new();
     candidate.grids = grids.map(|survey| {
-        let bits = 0..spec.dtype.mantissa_bits();
-        let rounded_noise = match &survey {
-            Some(survey) => bits.map(|k| survey.cut_noise(k)).collect(),
-            None => bits.map(usual_noise).collect(),
-        };
         let mut steps = Vec::new();
         for (step, survey) in survey.iter().flat_map(|survey| GridStep::all().map(move |step| (step, survey)))
         {
@@ -165,12 +209,37 @@ fn group(
             steps.push((step, coding.size(), survey.noise(step)));
             codings_on_grids.push((step, coding));
         }
-        Grids { steps, rounded_noise, only: rounding == Rounding::Grid }
+        Grids { steps, only: wanted.rounding == Rounding::Grid }
     });
-    Ok(Group { weights: vec![first], candidate, codings, grids: codings_on_grids })
+    let mut group = Group { weights: vec![first], candidate, codings, grids: codings_on_grids };
+    if matches!(wanted.target, Target::MaxError(_) | Target::Snr(_)) {
+        group.keep_to(wanted.target, bytes, compression)?;
+    }
+    Ok(group)
 }
 
-/// The energy of the error of `k` mantissa bits over that of weights whose mantissas are evenly spread.
-fn usual_noise(k: u8) -> f64 {
-    (-2.0 * f64::from(k)).exp2() / 24.0
+/// Weights that are looked at in a row, and places where that is done.
+const RUN: u64 = 16;
+const PLACES: u64 = 256;
+
+/// The energy of the error of 0, 1, ... mantissa bits over that of the weights, of a sample.
+fn cut_noise(bytes: &[u8], spec: &TensorSpec) -> Vec<f64> {
+    let elements: u64 = spec.shape.iter().product();
+    let run = RUN.min(elements);
+    let places = (elements / run).min(PLACES);
+    let mut words = vec![0; (run * places) as usize];
+    for (place, words) in (0..places).zip(words.chunks_exact_mut(run as usize)) {
+        // The last of them is the end.
+        let first = (elements - run) as u128 * u128::from(place) / u128::from((places - 1).max(1));
+        load_slots(spec, bytes, first as u64, words);
+    }
+    let value = |word: u32| f64::from(f32::from_bits(word));
+    let finite: Vec<u32> = words.into_iter().filter(|&word| value(word).is_finite()).collect();
+    let energy: f64 = finite.iter().map(|&word| value(word).powi(2)).sum();
+    let noise_of = |k: u8| -> f64 {
+        let errors = finite.iter().map(|&word| value(word) - value(word::round(word, k, spec.dtype)));
+        errors.map(|error| error * error).sum()
+    };
+    let share = |noise: f64| if noise == 0.0 { 0.0 } else { noise / energy };
+    (0..spec.dtype.mantissa_bits()).map(|k| share(noise_of(k))).collect()
 }

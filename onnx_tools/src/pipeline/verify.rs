@@ -8,7 +8,9 @@ use nz_onnx::error::Error as CodecError;
 use nz_onnx::format::Dtype;
 
 use super::optimize::{self, Level, Optimized};
-use super::runtime::{Array, Runtime, compare, inputs, locate};
+use super::runtime::compare::Distance;
+use super::runtime::session::Ran;
+use super::runtime::{Array, Loaded, Runtime, inputs, locate};
 use super::{check, inspect};
 use crate::onnx::{DOMAIN, Error, Model, Result, Storage, Weight, WeightId};
 use crate::report::{Progress, json};
@@ -34,7 +36,7 @@ pub struct VerifyOptions {
 /// How to run the models.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
-    /// An `.npz` file or a folder of `.npy` files; random inputs if none.
+    /// An `.npz` file, a folder of `.npy` files or one of `.npz` files; random inputs if none.
     pub inputs: Option<PathBuf>,
     /// Shapes of random inputs.
     pub shapes: BTreeMap<String, Vec<i64>>,
@@ -327,9 +329,9 @@ fn run(
     let slots = session.inputs()?;
     let given = match &options.inputs {
         Some(path) => inputs::given(path, &slots)?,
-        None => inputs::random(&slots, &options.shapes, options.seed)?,
+        None => vec![inputs::random(&slots, &options.shapes, options.seed)?],
     };
-    let expected = session.run(&given).map_err(|what| {
+    let expected = run_all(&mut session, &given).map_err(|what| {
         Error::Usage(format!(
             "{}: ONNX Runtime does not run it on these inputs: {what}\nhelp: give other shapes with --shape, or real \
              inputs with --inputs",
@@ -339,7 +341,8 @@ fn run(
     drop(session);
 
     // A session exists only if every node has a kernel: with the library registered, those of domain nz too.
-    let outcome = runtime.open(converted.path(), Some(&library)).and_then(|mut session| session.run(&given));
+    let outcome =
+        runtime.open(converted.path(), Some(&library)).and_then(|mut session| run_all(&mut session, &given));
     let found = match outcome {
         Ok(found) => found,
         Err(what) => {
@@ -348,62 +351,76 @@ fn run(
         }
     };
     let tolerance = options.tolerance.or_else(|| default_tolerance(original, blobs));
-    let mut outputs: HashMap<_, _> = found.outputs.into_iter().collect();
-    let checks = expected
-        .outputs
-        .iter()
-        .map(|(name, expected)| check_output(name, expected.as_ref(), outputs.remove(name), tolerance))
-        .collect();
+    let names = expected.first().into_iter().flat_map(|ran| ran.outputs.iter().map(|(name, _)| name));
+    let checks = names.map(|name| check_output(name, &expected, &found, tolerance)).collect();
+    let seconds = |ran: &[Ran]| ran.iter().map(|ran| ran.time.as_secs_f64()).sum();
     Ok(Some(json::RunCheck {
         ort_lib: ort.path.display().to_string(),
         library: library.display().to_string(),
         custom_nodes,
+        runs: given.len(),
         tolerance,
-        original_seconds: expected.time.as_secs_f64(),
-        converted_seconds: found.time.as_secs_f64(),
+        original_seconds: seconds(&expected),
+        converted_seconds: seconds(&found),
         outputs: checks,
     }))
 }
 
-/// One output of the original against that of the converted model.
-fn check_output(
-    name: &str,
-    expected: std::result::Result<&Array, &String>,
-    found: Option<std::result::Result<Array, String>>,
-    tolerance: Option<f64>,
-) -> json::OutputCheck {
-    let shape = expected.ok().map(|e| e.shape.clone());
+/// Runs a model on each of the inputs.
+fn run_all(
+    session: &mut Loaded,
+    inputs: &[BTreeMap<String, Array>],
+) -> std::result::Result<Vec<Ran>, String> {
+    inputs.iter().map(|inputs| session.run(inputs)).collect()
+}
+
+/// An output of a run, if it has one of that name.
+fn output<'a>(ran: &'a Ran, name: &str) -> Option<&'a std::result::Result<Array, String>> {
+    ran.outputs.iter().find(|(n, _)| n == name).map(|(_, output)| output)
+}
+
+/// One output of the original against that of the converted model, over all runs.
+fn check_output(name: &str, expected: &[Ran], found: &[Ran], tolerance: Option<f64>) -> json::OutputCheck {
     let mut check = json::OutputCheck {
         name: name.to_string(),
-        shape,
+        shape: expected.first().and_then(|ran| output(ran, name)?.as_ref().ok()).map(|e| e.shape.clone()),
         max_abs_error: None,
         max_error_to_largest: None,
+        snr_db: None,
+        least_cosine: None,
+        top1_agreement: None,
+        top5_agreement: None,
         within_tolerance: None,
         skipped: None,
         problem: None,
     };
-    let distance = match (expected, found) {
-        (Err(what), _) => {
-            check.skipped = Some(format!("not compared: {what}"));
+    let mut distance = Distance::default();
+    for (expected, found) in expected.iter().zip(found) {
+        let compared = match (output(expected, name), output(found, name)) {
+            (Some(Ok(expected)), Some(Ok(found))) => distance.add(expected, found),
+            (Some(Err(what)), _) => {
+                check.skipped = Some(format!("not compared: {what}"));
+                return check;
+            }
+            (Some(Ok(_)), Some(Err(what))) => Err(what.clone()),
+            (None, _) | (_, None) => Err("is missing".to_string()),
+        };
+        if let Err(problem) = compared {
+            check.problem = Some(problem);
             return check;
         }
-        (Ok(expected), Some(Ok(found))) => compare::distance(expected, &found),
-        (Ok(_), Some(Err(what))) => Err(what),
-        (Ok(_), None) => Err("is missing".to_string()),
-    };
-    match distance {
-        Ok(distance) => {
-            let finite = |value: f64| Some(value).filter(|v| v.is_finite());
-            check.max_abs_error = finite(distance.absolute);
-            check.max_error_to_largest = finite(distance.relative);
-            // Values that are not finite in one model only are wrong at any tolerance.
-            check.within_tolerance = match (tolerance, distance.relative.is_finite()) {
-                (_, false) => Some(false),
-                (tolerance, true) => tolerance.map(|t| distance.relative <= t),
-            };
-        }
-        Err(problem) => check.problem = Some(problem),
     }
+    let finite = |value: f64| Some(value).filter(|v| v.is_finite());
+    check.max_abs_error = finite(distance.absolute);
+    check.max_error_to_largest = finite(distance.relative);
+    check.snr_db = distance.snr_db().and_then(finite);
+    check.least_cosine = distance.least_cosine;
+    (check.top1_agreement, check.top5_agreement) = (distance.top1(), distance.top5());
+    // Values that are not finite in one model only are wrong at any tolerance.
+    check.within_tolerance = match (tolerance, distance.relative.is_finite()) {
+        (_, false) => Some(false),
+        (tolerance, true) => tolerance.map(|t| distance.relative <= t),
+    };
     check
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use super::curve;
 use super::json::{Convert, Decision, Optimized, Plan, Restore, Tensor, Totals, reason_group};
 use super::style::Style;
 use super::table::{Align, Table, printable};
@@ -198,6 +199,7 @@ pub fn plan(document: &Plan, style: Style) -> String {
     text += &totals_table(tensors.clone(), &document.totals);
     text += &format!("\n{}\n", exactness(&document.totals, tensors, style));
     text += "Sizes are upper bounds, and so are errors: nothing was encoded.\n";
+    text += &curve::render(&document.curve, document.totals.bytes_after);
     text
 }
 

@@ -50,6 +50,8 @@ pub struct Totals {
     pub bytes_after: u64,
     /// After over before.
     pub ratio: f64,
+    /// Bits a weight, on average over the weights that are stored compressed; 0 without any.
+    pub bits_per_weight: f64,
     /// Whether no weight was changed.
     pub lossless: bool,
     /// The largest over all weights.
@@ -138,6 +140,25 @@ pub struct PlannedTensor {
     pub tensor: Tensor,
     /// Who reads it.
     pub consumers: Vec<Consumer>,
+    /// Error of the outputs for an error of the weight, both as energy over energy; none without --calibrate.
+    pub sensitivity: Option<f64>,
+}
+
+/// A place on the curve of size against error: what `--size` would give with so many bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Point {
+    /// Bytes of all weights, kept ones included: an upper bound.
+    pub bytes_after: u64,
+    /// The same over the bytes before.
+    pub ratio: f64,
+    /// Bits a weight, on average over those that are compressed.
+    pub bits_per_weight: f64,
+    /// The most that a weight changes by, over itself; null where a grid is among the encodings.
+    pub max_relative_error: f64,
+    /// The least exact weight's energy over that of its error, in decibels; none if all are lossless.
+    pub least_snr_db: Option<f64>,
+    /// The same of the outputs, in decibels, as far as the weights tell: what bytes were allotted for.
+    pub output_snr_db: Option<f64>,
 }
 
 /// What `convert` would do.
@@ -153,6 +174,8 @@ pub struct Plan {
     pub totals: Totals,
     /// All weights, in the model's order.
     pub tensors: Vec<PlannedTensor>,
+    /// What there is to choose from, from lossless down.
+    pub curve: Vec<Point>,
     /// What falls short.
     pub warnings: Vec<String>,
 }
@@ -275,6 +298,15 @@ pub struct OutputCheck {
     pub max_abs_error: Option<f64>,
     /// The same over the output's largest magnitude.
     pub max_error_to_largest: Option<f64>,
+    /// The original's energy over that of the differences, in decibels; none if there are no differences.
+    pub snr_db: Option<f64>,
+    /// The least cosine of a row, along the last dimension, and the original's; none for what is not float.
+    pub least_cosine: Option<f64>,
+    /// The share of rows whose largest element is the original's; none if the output does not look like logits.
+    pub top1_agreement: Option<f64>,
+    /// The share of the original's five largest elements of a row that are among the row's five largest, on average;
+    /// none as for `top1_agreement`.
+    pub top5_agreement: Option<f64>,
     /// Whether it is within the tolerance; none without one.
     pub within_tolerance: Option<bool>,
     /// Why it was not compared.
@@ -292,11 +324,13 @@ pub struct RunCheck {
     pub library: String,
     /// Nodes of domain `nz` in the session.
     pub custom_nodes: usize,
+    /// Runs of each model, with inputs of their own.
+    pub runs: usize,
     /// Largest error allowed; none: reported only.
     pub tolerance: Option<f64>,
-    /// Seconds of the original's run, without session creation.
+    /// Seconds of the original's runs, without session creation.
     pub original_seconds: f64,
-    /// Seconds of the converted model's run.
+    /// Seconds of the converted model's runs.
     pub converted_seconds: f64,
     /// The outputs.
     pub outputs: Vec<OutputCheck>,

@@ -33,6 +33,15 @@ pub fn error(value: f64) -> String {
     if value == 0.0 { "0".to_string() } else { format!("{value:.1e}") }
 }
 
+/// A cosine near 1 with the digits that tell it from 1: "0.99998", "1".
+pub fn cosine(value: f64) -> String {
+    if value == 1.0 {
+        return "1".to_string();
+    }
+    let digits = (2.0 - (1.0 - value).log10()).clamp(2.0, 12.0) as usize;
+    format!("{value:.digits$}")
+}
+
 /// Elapsed time: "85 ms", "2.41 s", "3 min 20 s".
 pub fn elapsed(time: Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -73,6 +82,7 @@ mod tests {
         assert_eq!(percent(1.0, 1e6), "< 0.1 %");
         assert_eq!(percent(0.0, 0.0), "0.0 %");
         assert_eq!(error(0.000_122), "1.2e-4");
+        assert_eq!([cosine(1.0), cosine(0.5), cosine(0.999_987_6)].join(" "), "1 0.50 0.999988");
         assert_eq!(elapsed(Duration::from_millis(85)), "85 ms");
         assert_eq!(elapsed(Duration::from_secs(200)), "3 min 20 s");
     }

@@ -47,12 +47,20 @@ pub fn verify(document: &Verify, elapsed: Duration, style: Style) -> String {
     text + &format!("{verdict} Took {}.\n", units::elapsed(elapsed))
 }
 
+fn share(of_rows: Option<f64>) -> String {
+    of_rows.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share))
+}
+
 fn outputs(run: &RunCheck, style: Style) -> String {
     let mut table = Table::new(&[
         ("output", Align::Left),
         ("shape", Align::Left),
         ("max abs error", Align::Right),
         ("to largest", Align::Right),
+        ("SNR", Align::Right),
+        ("least cosine", Align::Right),
+        ("top 1", Align::Right),
+        ("top 5", Align::Right),
         ("", Align::Left),
     ]);
     for output in &run.outputs {
@@ -72,15 +80,24 @@ fn outputs(run: &RunCheck, style: Style) -> String {
             output.shape.as_ref().map(|shape| format!("{shape:?}")).unwrap_or_default(),
             number(output.max_abs_error),
             number(output.max_error_to_largest),
+            match (output.snr_db, output.max_abs_error) {
+                (Some(snr), _) => format!("{snr:.1} dB"),
+                (None, Some(0.0)) => "exact".to_string(),
+                (None, _) => String::new(),
+            },
+            output.least_cosine.map_or(String::new(), units::cosine),
+            share(output.top1_agreement),
+            share(output.top5_agreement),
             verdict,
         ]);
     }
+    let runs = if run.runs == 1 { String::new() } else { format!("{} runs, ", run.runs) };
     let tolerance = match run.tolerance {
         Some(tolerance) => format!("tolerance {}", units::error(tolerance)),
         None => "no tolerance: outputs are reported only".to_string(),
     };
     format!(
-        "run       {} of domain nz, original {}, converted {}; {tolerance}\n{}{}",
+        "run       {runs}{} of domain nz, original {}, converted {}; {tolerance}\n{}{}",
         units::count(run.custom_nodes, "node"),
         units::elapsed(Duration::from_secs_f64(run.original_seconds)),
         units::elapsed(Duration::from_secs_f64(run.converted_seconds)),

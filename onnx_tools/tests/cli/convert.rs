@@ -128,6 +128,107 @@ fn a_ratio_is_reached_or_nothing_is_written() {
 }
 
 #[test]
+fn a_size_and_bits_are_reached_or_nothing_is_written() {
+    let folder = Folder::with(&small());
+    let before =
+        folder.run("plan model.onnx --json").exits(0).json()["totals"]["bytes_before"].as_u64().unwrap();
+    for transform in ["cut", "grid", "auto"] {
+        let convert = |what: &str| {
+            let command = format!("convert model.onnx {what} --transform {transform} --force --json");
+            let document = folder.run(&command).exits(0).json();
+            adds_up(&document);
+            document
+        };
+        let document = convert(&format!("--size {}", before / 3));
+        let after = document["totals"]["bytes_after"].as_u64().unwrap();
+        assert!(
+            after <= before / 3 && after as f64 > before as f64 * 0.30,
+            "{transform}: {after} of {before}"
+        );
+        let document = convert("--bits 6.5");
+        let stored = |key: &str| -> f64 {
+            let all = document["tensors"].as_array().unwrap().iter();
+            all.filter(|t| t["decision"] == "compressed").map(|t| t[key].as_f64().unwrap()).sum()
+        };
+        let bits = document["totals"]["bits_per_weight"].as_f64().unwrap();
+        assert!(bits <= 6.5 && bits > 5.5, "{transform}: {bits}");
+        assert!(
+            stored("bits_per_weight") > 0.0 && stored("bytes_after") * 8.0 / bits < before as f64 / 4.0 + 1.0
+        );
+    }
+    std::fs::remove_file(folder.at("model.nz.onnx")).unwrap();
+    folder.run("convert model.onnx --size 100KB").exits(0);
+    std::fs::remove_file(folder.at("model.nz.onnx")).unwrap();
+    let ran = folder.run("convert model.onnx --size 1KiB").complains(3, &["size of 1024 bytes", "help: "]);
+    let least = ran.stderr.split_once("the least is ").unwrap().1.split_once(' ').unwrap().0;
+    let ran = folder.run("plan model.onnx --bits 1").complains(3, &["1 bits a weight", "help: "]);
+    let bits = ran.stderr.split_once("the least are ").unwrap().1.split_once(':').unwrap().0;
+    assert_eq!(folder.names(), ["model.onnx"]);
+    folder.run(&format!("convert model.onnx --size {least}")).exits(0);
+    folder.run(&format!("convert model.onnx --bits {bits} --force")).exits(0);
+    for wrong in ["--size 3parsec", "--bits 0", "--size 1MiB --ratio 0.5", "--snr -3", "--max-error 2"] {
+        folder.run(&format!("convert model.onnx --force {wrong}")).exits(2);
+    }
+}
+
+#[test]
+fn an_error_named_is_kept_to_with_fewer_bytes_for_a_larger_one() {
+    let folder = Folder::with(&small());
+    let mut last = u64::MAX;
+    for most in [0.0, 1e-5, 1e-3, 0.1] {
+        let document =
+            folder.run(&format!("convert model.onnx --max-error {most} --force --json")).exits(0).json();
+        adds_up(&document);
+        assert!(document["totals"]["max_relative_error"].as_f64().unwrap() <= most);
+        assert_eq!(document["totals"]["lossless"], most == 0.0);
+        let bytes = document["totals"]["bytes_after"].as_u64().unwrap();
+        assert!(bytes < last);
+        last = bytes;
+    }
+    let mut last = u64::MAX;
+    for (least, transform) in [(60, "cut"), (60, "grid"), (30, "grid"), (20, "auto")] {
+        let command = format!("convert model.onnx --snr {least} --transform {transform} --force --json");
+        let document = folder.run(&command).exits(0).json();
+        let found = document["totals"]["least_snr_db"].as_f64().unwrap();
+        assert!(
+            found >= f64::from(least) && found < f64::from(least) + 6.1,
+            "{least} dB asked for, {found} found"
+        );
+        let bytes = document["totals"]["bytes_after"].as_u64().unwrap();
+        assert!(bytes < last);
+        last = bytes;
+    }
+    folder.run("convert model.onnx --max-error 0.1 --transform grid").complains(2, &["--max-error", "--snr"]);
+}
+
+#[test]
+fn a_plan_shows_what_there_is_to_choose_from() {
+    let folder = Folder::with(&small());
+    let document = folder.run("plan model.onnx --transform auto --json").exits(0).json();
+    let curve = document["curve"].as_array().unwrap();
+    assert!(curve.len() > 20, "{}", curve.len());
+    let number = |point: &Value, key: &str| point[key].as_f64().unwrap();
+    assert_eq!(curve[0]["least_snr_db"], Value::Null, "lossless comes first");
+    for pair in curve.windows(2) {
+        assert!(number(&pair[0], "bytes_after") > number(&pair[1], "bytes_after"));
+    }
+    for pair in curve[1..].windows(2) {
+        assert!(number(&pair[0], "output_snr_db") > number(&pair[1], "output_snr_db"));
+    }
+    // Every point can be had by its size.
+    for point in curve.iter().step_by(9) {
+        let size = point["bytes_after"].as_u64().unwrap();
+        let command = format!("convert model.onnx --size {size} --transform auto --dry-run --json");
+        let done = folder.run(&command).exits(0).json();
+        assert!(done["totals"]["bytes_after"].as_u64().unwrap() <= size);
+        let found = done["totals"]["least_snr_db"].as_f64().unwrap_or(f64::INFINITY);
+        assert!(found >= point["least_snr_db"].as_f64().unwrap_or(f64::INFINITY) - 0.5, "{point}: {found}");
+    }
+    let text = folder.run("plan model.onnx").exits(0).stdout;
+    assert!(text.contains("To choose from") && text.contains("@ is this plan"), "{text}");
+}
+
+#[test]
 fn a_generous_ratio_changes_nothing() {
     let folder = Folder::with(&small());
     let document = folder.run("convert model.onnx --ratio 0.95 --json").exits(0).json();

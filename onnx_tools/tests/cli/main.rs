@@ -4,6 +4,7 @@
 #[path = "../support/build.rs"]
 #[allow(dead_code)]
 mod build;
+mod calibrate;
 mod convert;
 mod files;
 mod inspect;

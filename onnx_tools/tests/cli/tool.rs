@@ -140,3 +140,29 @@ pub fn small() -> ModelProto {
 pub fn large() -> ModelProto {
     chain(512, vec![build::raw("a", &[512, 512], 1), build::raw("b", &[512, 512], 2)])
 }
+
+/// Runs `line` if this machine has ONNX Runtime and the library; says so if not.
+pub fn with_runtime(folder: &Folder, line: &str) -> Option<Ran> {
+    let env = folder.run("env --json").exits(0).json();
+    if env["ort_lib"].is_null() || env["library"].is_null() {
+        eprintln!(
+            "SKIPPED: {line}: libonnxruntime is {}, libnz_onnx {} (set ORT_DYLIB_PATH and NZ_LIBRARY)",
+            env["ort_lib"], env["library"]
+        );
+        return None;
+    }
+    Some(Ran::new(command().current_dir(folder.path()).args(line.split(' ')).output().unwrap()))
+}
+
+/// An `.npz` file with one float32 array.
+pub fn npz(name: &str, shape: &str, values: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend((header.len() as u16).to_le_bytes());
+    npy.extend(header.as_bytes());
+    npy.extend(values);
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    archive.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+    std::io::Write::write_all(&mut archive, &npy).unwrap();
+    archive.finish().unwrap().into_inner()
+}

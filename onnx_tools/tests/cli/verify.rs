@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::build::raw;
-use super::tool::{Folder, Ran, chain, command, large, small};
+use super::tool::{Folder, chain, large, npz, small, with_runtime};
 
 #[test]
 fn a_sound_model_passes() {
@@ -68,19 +68,6 @@ fn what_cannot_be_checked_is_a_usage_error() {
     folder.run(line).complains(2, &["no/such/libonnxruntime.so"]);
 }
 
-/// Runs `line` if this machine has ONNX Runtime and the library; says so if not.
-fn with_runtime(folder: &Folder, line: &str) -> Option<Ran> {
-    let env = folder.run("env --json").exits(0).json();
-    if env["ort_lib"].is_null() || env["library"].is_null() {
-        eprintln!(
-            "SKIPPED: {line}: libonnxruntime is {}, libnz_onnx {} (set ORT_DYLIB_PATH and NZ_LIBRARY)",
-            env["ort_lib"], env["library"]
-        );
-        return None;
-    }
-    Some(Ran::new(command().current_dir(folder.path()).args(line.split(' ')).output().unwrap()))
-}
-
 #[test]
 fn both_models_give_the_same() {
     let folder = Folder::with(&large());
@@ -101,6 +88,28 @@ fn both_models_give_the_same() {
     assert_eq!(found["run"]["tolerance"], serde_json::Value::Null);
     let error = found["run"]["outputs"][0]["max_error_to_largest"].as_f64().unwrap();
     assert!(error > 1e-4 && error < 1.0, "{error}");
+    let output = &found["run"]["outputs"][0];
+    let snr = output["snr_db"].as_f64().unwrap();
+    assert!(snr > 15.0 && snr < 45.0, "{snr}");
+    let cosine = output["least_cosine"].as_f64().unwrap();
+    // Of one row, both say the same.
+    assert!((1.0 - cosine - 10f64.powf(-snr / 10.0) / 2.0).abs() < 0.2 * (1.0 - cosine), "{cosine} {snr}");
+    assert!(output["top5_agreement"].as_f64().unwrap() >= 0.2);
+    assert_eq!(found["run"]["runs"], 1);
+
+    // Inputs of a folder are one run each.
+    fs::create_dir(folder.at("inputs")).unwrap();
+    for (name, scale) in [("a.npz", 1.0f32), ("b.npz", -3.0)] {
+        let values: Vec<u8> = (0..512).flat_map(|i| (scale * (i as f32).sin()).to_le_bytes()).collect();
+        folder.write(&format!("inputs/{name}"), &npz("x", "(1, 512)", &values));
+    }
+    let of =
+        |inputs: &str| with_runtime(&folder, &format!("{line} --inputs {inputs}")).unwrap().exits(0).json();
+    let (both, one) = (of("inputs"), of("inputs/b.npz"));
+    assert_eq!((&both["run"]["runs"], &one["run"]["runs"]), (&2.into(), &1.into()));
+    let worst =
+        |document: &serde_json::Value| document["run"]["outputs"][0]["max_abs_error"].as_f64().unwrap();
+    assert!(worst(&both) >= worst(&one) && worst(&one) > 0.0);
     with_runtime(&folder, &format!("{line} --tolerance 1e-6")).unwrap().exits(4);
     with_runtime(&folder, &format!("{line} --shape nope=1")).unwrap().complains(2, &["nope"]);
     with_runtime(&folder, &format!("{line} --inputs model.onnx")).unwrap().complains(4, &["model.onnx"]);

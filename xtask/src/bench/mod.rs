@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measures, and writes what it found into `docs/benchmarks.md`.
+//! `cargo xtask bench`: measures, and writes what it found into `docs/benchmarks.md` and `docs/fidelity.md`.
 //!
 //! Each part is a program that prints a JSON report (see [`report`]). Its samples are kept under
 //! `target/xtask/bench`, and the tables made of them replace the part's section of the page.
@@ -58,19 +58,23 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
     progress("building nz-onnx, libnz_onnx.so and the benchmarks");
     workspace::run(workspace.cargo().args(["build", "--release", "--quiet"]))?;
 
-    let source = workspace.root().join("docs/benchmarks.md");
-    let page = if arguments.quick {
-        let copy = scratch.join("benchmarks-quick.md");
-        std::fs::copy(&source, &copy).with_context(|| format!("could not copy {}", source.display()))?;
-        copy
-    } else {
-        source
-    };
     let tools = Tools { workspace, python: &python, scratch: &scratch, quick: arguments.quick };
-    let mut failed = Vec::new();
+    let (mut failed, mut pages) = (Vec::new(), Vec::new());
     for part in &arguments.parts {
         let started = Instant::now();
         progress(&format!("measuring: {}", part.name));
+        let page = match arguments.quick {
+            true => scratch.join(format!("quick-{}", part.page)),
+            false => workspace.root().join("docs").join(part.page),
+        };
+        if !pages.contains(&page) {
+            if arguments.quick {
+                let source = workspace.root().join("docs").join(part.page);
+                std::fs::copy(&source, &page)
+                    .with_context(|| format!("could not copy {}", source.display()))?;
+            }
+            pages.push(page.clone());
+        }
         match measure(part, &tools, &page) {
             Ok(raw) => progress(&format!(
                 "{}: done in {} s; raw results in {}",
@@ -84,7 +88,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
             }
         }
     }
-    println!("{}", page.display());
+    pages.iter().for_each(|page| println!("{}", page.display()));
     if !failed.is_empty() {
         progress(&format!("failed, and left as it was: {}", failed.join(", ")));
     }

@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::debian::Apt;
 use crate::demo;
-use crate::python::Python;
+use crate::python::{FIDELITY, Python};
 use crate::workspace::{self, Workspace, progress};
 
 /// What a part needs to measure.
@@ -25,6 +26,8 @@ pub struct Part {
     /// The name in the command line and in the section's markers.
     pub name: &'static str,
     pub heading: &'static str,
+    /// The page under `docs`.
+    pub page: &'static str,
     /// Whether ONNX Runtime is one of the things measured.
     pub onnxruntime: bool,
     /// Measures and writes the report to the path given.
@@ -33,10 +36,47 @@ pub struct Part {
 
 /// All parts, in the order of the page.
 pub const PARTS: &[Part] = &[
-    Part { name: "decode", heading: "Decoding", onnxruntime: false, measure: decode },
-    Part { name: "encode", heading: "Encoding and size", onnxruntime: false, measure: encode },
-    Part { name: "gemv", heading: "Products", onnxruntime: true, measure: gemv },
-    Part { name: "models", heading: "Whole models", onnxruntime: true, measure: models },
+    part("decode", "Decoding", false, decode),
+    part("encode", "Encoding and size", false, encode),
+    part("gemv", "Products", true, gemv),
+    part("models", "Whole models", true, models),
+    Part { page: "fidelity.md", ..part("fidelity", "Beside the others", true, fidelity) },
+];
+
+const fn part(
+    name: &'static str,
+    heading: &'static str,
+    onnxruntime: bool,
+    measure: fn(&Tools, &Path) -> Result<()>,
+) -> Part {
+    Part { name, heading, page: "benchmarks.md", onnxruntime, measure }
+}
+
+/// Debian packages with espeak-ng and all that it links to.
+const ESPEAK: &[&str] = &[
+    "espeak-ng",
+    "espeak-ng-data",
+    "libespeak-ng1",
+    "libpcaudio0",
+    "libsonic0",
+    "libasound2",
+    "libpulse0",
+    "libasyncns0",
+    "libdbus-1-3",
+    "libsndfile1",
+    "libflac12",
+    "libvorbis0a",
+    "libvorbisenc2",
+    "libopus0",
+    "libogg0",
+    "libmpg123-0",
+    "libmp3lame0",
+    "libx11-6",
+    "libxcb1",
+    "libxau6",
+    "libxdmcp6",
+    "libbsd0",
+    "libmd0",
 ];
 
 fn decode(tools: &Tools, report: &Path) -> Result<()> {
@@ -64,6 +104,41 @@ fn models(tools: &Tools, report: &Path) -> Result<()> {
     let mut command = tools.script("bench_models.py", report)?;
     tools.with_models(&mut command)?;
     workspace::run(&mut command)
+}
+
+fn fidelity(tools: &Tools, report: &Path) -> Result<()> {
+    // Packages that the other parts have no use for.
+    let python = FIDELITY.require(tools.workspace)?;
+    let tools = Tools { python: &python, ..*tools };
+    let mut command = tools.script("bench_fidelity.py", report)?;
+    tools.with_models(&mut command)?;
+    if !tools.quick {
+        command.arg("--wheel").arg(demo::wheel(tools.workspace, &python)?);
+    }
+    match espeak(tools.workspace) {
+        Ok(folder) => {
+            command.arg("--espeak").arg(folder);
+        }
+        Err(error) => progress(&format!("no speech, so the models for speech are left out: {error:#}")),
+    }
+    workspace::run(&mut command)
+}
+
+/// espeak-ng, unpacked; fetched unless it is there.
+fn espeak(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = workspace.scratch("espeak")?;
+    let root = folder.join("root");
+    if !root.is_dir() {
+        let unpacked = folder.join("unpacked");
+        if unpacked.exists() {
+            std::fs::remove_dir_all(&unpacked)
+                .with_context(|| format!("could not remove {}", unpacked.display()))?;
+        }
+        let names: Vec<String> = ESPEAK.iter().map(|&name| name.to_owned()).collect();
+        Apt::new(&folder, "amd64")?.unpack(&names, &unpacked)?;
+        std::fs::rename(&unpacked, &root).context("could not keep the unpacked packages")?;
+    }
+    Ok(root)
 }
 
 impl Tools<'_> {

@@ -101,7 +101,10 @@ impl Report {
         for paragraph in &self.about {
             writeln!(out, "{paragraph}\n")?;
         }
-        out += "Figures are medians of interleaved rounds, quartiles in parentheses.";
+        let cells = || self.tables.iter().flat_map(|table| table.rows.iter().flatten());
+        if cells().any(|cell| matches!(cell, Cell::Samples { .. })) {
+            out += "Figures are medians of interleaved rounds, quartiles in parentheses. ";
+        }
         let mut verdicts = Vec::new();
         let mut tables = String::new();
         for table in &self.tables {
@@ -113,9 +116,9 @@ impl Report {
         }
         if !verdicts.is_empty() {
             let met = verdicts.iter().filter(|&&met| met).count();
-            write!(out, " Targets met: {met} of {}.", verdicts.len())?;
+            write!(out, "Targets met: {met} of {}.", verdicts.len())?;
         }
-        Ok(out + "\n" + &tables)
+        Ok(out.trim_end().to_owned() + "\n" + &tables)
     }
 }
 

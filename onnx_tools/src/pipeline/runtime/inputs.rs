@@ -29,11 +29,17 @@ impl Slot {
     }
 }
 
-/// The arrays of `path`, checked against the model's inputs.
+/// The inputs of `path`, checked against the model's: an `.npz` file or a folder of `.npy` files for one run, a folder
+/// of `.npz` files for one run each, by their names.
 ///
 /// # Errors
-/// The file is broken, an input is missing, or dtype or shape is not what the model takes.
-pub fn given(path: &Path, slots: &[Slot]) -> Result<BTreeMap<String, Array>> {
+/// A file is broken, an input is missing, or dtype or shape is not what the model takes.
+pub fn given(path: &Path, slots: &[Slot]) -> Result<Vec<BTreeMap<String, Array>>> {
+    let sets = npy::sets(path)?;
+    sets.iter().map(|path| one_set(path, slots)).collect()
+}
+
+fn one_set(path: &Path, slots: &[Slot]) -> Result<BTreeMap<String, Array>> {
     let mut arrays = npy::read(path)?;
     let mut inputs = BTreeMap::new();
     for slot in slots {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ort::value::TensorElementType;
 
@@ -12,6 +12,23 @@ use crate::onnx::{Error, Result};
 
 /// Largest array that is read, so that a small zip cannot fill the memory.
 const LARGEST: u64 = 4 << 30;
+
+/// The places that hold arrays for one run each: the `.npz` files of a folder, in the order of their names, or `path`
+/// itself.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn sets(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(|e| Error::io(path, "list", e))? {
+            files.push(entry.map_err(|e| Error::io(path, "list", e))?.path());
+        }
+        files.retain(|file| file.extension().is_some_and(|e| e == "npz"));
+        files.sort();
+    }
+    Ok(if files.is_empty() { vec![path.to_path_buf()] } else { files })
+}
 
 /// Reads the arrays of an `.npz` file, or of the `.npy` files of a folder, by name.
 ///

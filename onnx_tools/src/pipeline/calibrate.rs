@@ -1,0 +1,227 @@
+//! How much the outputs suffer from an error of each weight, measured in ONNX Runtime.
+//!
+//! One weight at a time is rounded in a copy of the model, and the outputs are compared with the original's. Errors of
+//! several weights hardly go together, so that their energies add up: one number for each weight says it all.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use nz_onnx::codec;
+
+use super::allocation::Encoding;
+use super::runtime::array::is_float;
+use super::runtime::compare::Distance;
+use super::runtime::session::Ran;
+use super::runtime::{Array, Runtime, inputs, locate};
+use super::survey::Group;
+use crate::onnx::{Error, Model, Result, Storage, Weight};
+use crate::report::Progress;
+use crate::rewrite::{Compression, Decision};
+use crate::staged::Folder;
+
+/// The size of the error that a weight gets, as energy over its own: 30 dB below it.
+const PROBE: f64 = 1e-3;
+/// Steps of an octave that sensitivities are rounded to: the last bits of an output, which may depend on the number of
+/// threads, then change nothing.
+const STEPS: f64 = 8.0;
+/// A weight that outputs hardly depend on, for these inputs, counts as so much less than the median.
+const LEAST: f64 = 1e-4;
+
+/// How to measure.
+#[derive(Debug, Clone)]
+pub struct CalibrateOptions {
+    /// An `.npz` file, a folder of `.npy` files or one of `.npz` files.
+    pub inputs: PathBuf,
+    /// libonnxruntime as the user names it.
+    pub ort_lib: Option<PathBuf>,
+    /// Threads of a session.
+    pub threads: Option<u16>,
+}
+
+/// Sets the sensitivity of each candidate of `groups`.
+///
+/// # Errors
+/// There is no ONNX Runtime, the inputs do not fit the model, it does not run, or there is no room for a copy of it in
+/// the folder for temporary files.
+pub fn calibrate(
+    model: &Model,
+    decisions: &[Decision],
+    groups: &mut [Group],
+    options: &CalibrateOptions,
+    progress: &Progress,
+) -> Result<()> {
+    let library = locate::require_onnxruntime(options.ort_lib.as_deref())?;
+    let runtime = Runtime::load(&library, options.threads)?;
+    let copy = Copy::make(model)?;
+    let refused = |what: String| {
+        Error::unsupported(model.path(), format!("ONNX Runtime does not run it, to calibrate: {what}"))
+    };
+    let session = runtime.open(&copy.model, None).map_err(refused)?;
+    let given = inputs::given(&options.inputs, &session.inputs()?)?;
+    drop(session);
+    let expected = run(&runtime, &copy.model, &given).map_err(|what| {
+        Error::Usage(format!(
+            "{}: ONNX Runtime does not run it on these inputs: {what}",
+            model.path().display()
+        ))
+    })?;
+    if !expected.iter().flat_map(|ran| &ran.outputs).any(|(_, output)| is_float_array(output)) {
+        return Err(refused("no output is a float tensor".to_string()));
+    }
+    let mut step = progress.step("calibrating", groups.iter().map(|g| g.candidate.bytes).sum());
+    let mut found = Vec::new();
+    for group in &*groups {
+        let weights: Vec<&Weight> = group.weights.iter().map(|&id| model.weight(id)).collect();
+        let places: Option<Vec<(PathBuf, u64)>> = weights.iter().map(|weight| copy.place(weight)).collect();
+        let compression = match decisions.get(group.weights[0].0) {
+            Some(Decision::Compress(compression)) => Some(compression),
+            _ => None,
+        };
+        let probed = match (places, compression) {
+            (Some(places), Some(compression)) => {
+                let source = model.read_weight(weights[0])?;
+                let probe = probe(group, compression, &source)
+                    .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?;
+                match probe {
+                    None => None,
+                    Some((rounded, noise)) => {
+                        write(&places, &rounded)?;
+                        let ran = run(&runtime, &copy.model, &given);
+                        write(&places, &source)?;
+                        Some(share(&expected, &ran.map_err(refused)?) / noise)
+                    }
+                }
+            }
+            _ => None,
+        };
+        found.push(probed.filter(|s| s.is_finite()));
+        step.advance(group.candidate.bytes);
+    }
+    let mut known: Vec<f64> = found.iter().flatten().copied().filter(|&s| s > 0.0).collect();
+    known.sort_by(f64::total_cmp);
+    let median = known.get(known.len() / 2).copied().unwrap_or(1.0);
+    for (group, found) in groups.iter_mut().zip(found) {
+        let sensitivity = found.unwrap_or(median).max(median * LEAST);
+        group.candidate.sensitivity = ((sensitivity.log2() * STEPS).round() / STEPS).exp2();
+    }
+    Ok(())
+}
+
+/// The weight rounded so that its error is about [`PROBE`], and that error; none if it cannot be rounded.
+fn probe(
+    group: &Group,
+    compression: &Compression,
+    source: &[u8],
+) -> nz_onnx::error::Result<Option<(Vec<u8>, f64)>> {
+    let candidate = &group.candidate;
+    let on_grid =
+        candidate.grids.iter().flat_map(|grids| &grids.steps).map(|&(step, ..)| Encoding::Grid(step));
+    let cuts = (0..candidate.rounded.len()).map(|k| Encoding::Mantissa(k as u8));
+    let far = |encoding: Encoding| {
+        candidate.noise(encoding).filter(|&n| n > 0.0).map_or(f64::MAX, |n| (n / PROBE).ln().abs())
+    };
+    let mut choices: Vec<(f64, Encoding)> = on_grid.map(|e| (far(e), e)).collect();
+    if choices.is_empty() {
+        choices = cuts.map(|e| (far(e), e)).collect();
+    }
+    let nearest = choices.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+    let Some((.., encoding)) = nearest.filter(|(far, _)| *far < f64::MAX) else { return Ok(None) };
+    let Some(coding) = group.coding_of(encoding) else { return Ok(None) };
+    let blob = codec::encode_as(source, &compression.spec, compression.block_len, coding)?;
+    let noise = super::check::against_source(&blob, source, &compression.spec)?.snr_db;
+    let Some(noise) = noise.map(|snr| 10f64.powf(-snr / 10.0)) else { return Ok(None) };
+    Ok(Some((codec::decode(&blob)?, noise)))
+}
+
+fn run(
+    runtime: &Runtime,
+    model: &Path,
+    given: &[BTreeMap<String, Array>],
+) -> std::result::Result<Vec<Ran>, String> {
+    let mut session = runtime.open(model, None)?;
+    given.iter().map(|inputs| session.run(inputs)).collect()
+}
+
+fn is_float_array(output: &std::result::Result<Array, String>) -> bool {
+    output.as_ref().is_ok_and(|array| is_float(array.dtype))
+}
+
+/// The energy of the outputs' errors over theirs: of several outputs the mean.
+fn share(expected: &[Ran], found: &[Ran]) -> f64 {
+    let outputs = expected.first().map_or(0, |ran| ran.outputs.len());
+    let (mut sum, mut count) = (0.0, 0);
+    for output in 0..outputs {
+        let mut distance = Distance::default();
+        for (expected, found) in expected.iter().zip(found) {
+            let pair = expected.outputs.get(output).zip(found.outputs.get(output));
+            if let Some(((_, Ok(before)), (_, Ok(after)))) = pair
+                && is_float(before.dtype)
+                // A shape that depends on what the model computes may change; such an output tells nothing.
+                && distance.add(before, after).is_err()
+            {
+                continue;
+            }
+        }
+        if let Some(share) = distance.share().filter(|share| share.is_finite()) {
+            sum += share;
+            count += 1;
+        }
+    }
+    if count > 0 { sum / f64::from(count) } else { f64::NAN }
+}
+
+fn write(places: &[(PathBuf, u64)], bytes: &[u8]) -> Result<()> {
+    for (path, offset) in places {
+        let written = (|| {
+            let mut file: File = OpenOptions::new().write(true).open(path)?;
+            file.seek(SeekFrom::Start(*offset))?;
+            file.write_all(bytes)
+        })();
+        written.map_err(|e| Error::io(path, "write a rounded weight", e))?;
+    }
+    Ok(())
+}
+
+/// A copy of a model and its data files that weights are changed in. Dropped, it is removed.
+struct Copy {
+    folder: Folder,
+    model: PathBuf,
+}
+
+impl Copy {
+    fn make(model: &Model) -> Result<Copy> {
+        let folder = Folder::create(&std::env::temp_dir().join("nz-onnx.calibrate"))?;
+        let copied = folder.path().join("model.onnx");
+        let copy = |from: &Path, to: &Path| {
+            let failed = |e| Error::io(from, format!("copy to {}", to.display()), e);
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).map_err(failed)?;
+            }
+            let mut out = File::create(to).map_err(failed)?;
+            let mut source = File::open(from).map_err(failed)?;
+            std::io::copy(&mut source, &mut out).map(drop).map_err(failed)
+        };
+        copy(model.path(), &copied)?;
+        let mut data = BTreeMap::new();
+        for weight in model.weights() {
+            if let Storage::External { path, location, .. } = &weight.storage {
+                data.insert(location, path);
+            }
+        }
+        for (location, path) in data {
+            copy(path, &folder.path().join(location))?;
+        }
+        Ok(Copy { folder, model: copied })
+    }
+
+    /// Where the weight's elements are, if they lie there one after the other.
+    fn place(&self, weight: &Weight) -> Option<(PathBuf, u64)> {
+        match &weight.storage {
+            Storage::Plain(range) => Some((self.model.clone(), range.start)),
+            Storage::External { location, offset, .. } => Some((self.folder.path().join(location), *offset)),
+            _ => None,
+        }
+    }
+}
