@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ort_sys::OrtSessionOptions;
 
 use super::EpApi;
+use super::cost::Convs;
 use crate::codec::allocation::Target;
 use crate::ort::cache::{CACHE_OPTION, Cache};
 use crate::ort::fence::{Failure, Result};
@@ -24,6 +25,8 @@ pub(super) struct Options {
     pub target: Target,
     /// In bytes.
     pub min_size: u64,
+    /// Convolutions that are taken.
+    pub convs: Convs,
     /// Decoded weights that are kept.
     pub cache: Option<Arc<Cache>>,
     /// Where blobs are kept from session to session.
@@ -50,6 +53,7 @@ impl Options {
         let mut options = Options {
             target: Target::Lossless,
             min_size: MIN_SIZE,
+            convs: Convs::All,
             cache: None,
             cache_dir: None,
             packs: true,
@@ -72,6 +76,13 @@ impl Options {
                     mantissa_bits = Some(number(name, value, wanted, |&bits: &u8| bits <= 23)?);
                 }
                 "min_size" => options.min_size = number(name, value, "a whole number of bytes", |_| true)?,
+                "conv" => {
+                    options.convs = match value.trim() {
+                        "0" => Convs::None,
+                        "1" => Convs::All,
+                        n => Convs::UpTo(n.parse().map_err(|_| wrong(name, value, "0, 1 or auto"))?),
+                    }
+                }
                 "cache_mib" => {
                     let wanted = "a whole number of MiB, 0 to keep nothing decoded";
                     let fits = |mib: &usize| mib.checked_mul(1 << 20).is_some();

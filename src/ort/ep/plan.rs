@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::claim::Claim;
+use super::claim::{Claim, agree};
 use super::graph::Bytes;
 use super::session::{Log, Shared};
 use super::slot::{Recipe, Slot};
@@ -75,7 +75,7 @@ pub(super) fn plan<'a>(
     let key = plan_key(claims, &contents, target);
     let known = shared.store.as_ref().and_then(|store| store.load_decisions(&key, claims.len()));
     let mut failure = None;
-    let decisions: Vec<Decision> = match known {
+    let mut decisions: Vec<Decision> = match known {
         Some(bytes) => bytes.into_iter().map(Decision::from_byte).collect(),
         None => {
             let (decisions, unreachable) = decide(claims, target, shared, bytes)?;
@@ -86,11 +86,14 @@ pub(super) fn plan<'a>(
             decisions
         }
     };
+    let mut taken: Vec<bool> = decisions.iter().map(|decision| *decision != Decision::Keep).collect();
+    agree(claims, &mut taken);
+    decisions.iter_mut().zip(taken).filter(|(_, taken)| !taken).for_each(|(decision, _)| *decision = Decision::Keep);
     let slots = claims.iter().zip(contents).zip(decisions).map(|((claim, content), decision)| {
         let Decision::Encode(mantissa_bits, coding) = decision else { return None };
         let key = content.map(|content| blob_key(claim, content, mantissa_bits));
-        let (spec, block_len) = (claim.spec.clone(), claim.block_len);
-        let recipe = Recipe { spec, block_len, mantissa_bits, coding, key };
+        let (shape, spec, block_len) = (claim.shape.clone(), claim.spec.clone(), claim.block_len);
+        let recipe = Recipe { shape, spec, block_len, mantissa_bits, coding, key };
         Some(Arc::new(Slot::new(claim.name.clone(), recipe, Arc::clone(shared))))
     });
     Ok(Plan { slots: slots.collect(), failure })

@@ -16,6 +16,9 @@ use crate::ort::fence::{Failure, Result};
 
 /// How a weight is to be coded.
 pub(crate) struct Recipe {
+    /// The weight's shape in the model.
+    pub shape: Vec<u64>,
+    /// What is stored: the same elements, in this shape.
     pub spec: TensorSpec,
     pub block_len: u32,
     /// Mantissa bits; `None` is lossless.
@@ -83,7 +86,12 @@ impl Slot {
         &self.name
     }
 
-    /// Its dtype, shape and layout.
+    /// Its shape in the model.
+    pub fn shape(&self) -> &[u64] {
+        &self.recipe.shape
+    }
+
+    /// Its dtype, and how it is stored.
     pub fn spec(&self) -> &TensorSpec {
         &self.recipe.spec
     }
@@ -105,12 +113,11 @@ impl Slot {
     }
 
     fn make(&self, original: &Tensor<'_>) -> Result<Packed> {
-        let Recipe { spec, key, .. } = &self.recipe;
+        let Recipe { shape, spec, key, .. } = &self.recipe;
         let dims: Vec<u64> = original.dims().iter().map(|&d| d as u64).collect();
-        if dims != spec.shape {
-            let wanted = &spec.shape;
+        if dims != *shape {
             return Err(Failure::fail(format!(
-                "internal error: shape {dims:?} where {wanted:?} was announced"
+                "internal error: shape {dims:?} where {shape:?} was announced"
             )));
         }
         let found = match (&self.shared.store, key) {
