@@ -3,8 +3,8 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, TensorSpec, Transform, Unit, Units, VERSION, field_planes,
-    plane_bytes,
+    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, TensorSpec, Transform, Unit, Units, VERSION,
+    field_planes, plane_bytes,
 };
 use crate::error::{Error, Result};
 

@@ -2,10 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::cost::Convs;
 use super::graph::{Graph, Identity, Node, Value};
 use crate::format::{GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 use crate::ort::fence::Result;
+
+/// Ops that run slower over a compressed weight than they do at their best, and are taken where a session asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlowOps {
+    pub conv: bool,
+    pub lstm: bool,
+}
 
 /// A weight and all the nodes that read it.
 pub(super) struct Claim<'a> {
@@ -61,12 +67,12 @@ struct Readers<'a> {
 pub(super) fn find<'a>(
     graph: &Graph<'a>,
     min_size: u64,
-    convs: Convs,
+    slow: SlowOps,
     has_kernel: impl Fn(&Node<'a>) -> Result<bool>,
 ) -> Result<Vec<Claim<'a>>> {
     let (mut readers, mut by_name): (Vec<Readers<'a>>, HashMap<String, usize>) = Default::default();
     for node in graph.nodes()? {
-        let reads = weights(&node, convs)?;
+        let reads = weights(&node, slow)?;
         if reads.is_empty() || !has_kernel(&node)? {
             continue;
         }
@@ -109,7 +115,7 @@ pub(super) fn agree(claims: &[Claim<'_>], taken: &mut [bool]) {
 }
 
 /// The weights that a node could read compressed; all of them, or none.
-fn weights<'a>(node: &Node<'a>, convs: Convs) -> Result<Vec<Read<'a>>> {
+fn weights<'a>(node: &Node<'a>, slow: SlowOps) -> Result<Vec<Read<'a>>> {
     let (domain, op) = node.op()?;
     let is_zero = |name| node.int(name).unwrap_or(0) == 0;
     let (activation, wanted): (usize, &[usize]) = match (domain, op) {
@@ -120,8 +126,8 @@ fn weights<'a>(node: &Node<'a>, convs: Convs) -> Result<Vec<Read<'a>>> {
             (0, &[1])
         }
         ("", "Gather") => (1, &[0]),
-        ("", "Conv") => (0, &[1]),
-        ("", "LSTM") if is_usual_lstm(node)? => (0, &[1, 2]),
+        ("", "Conv") if slow.conv => (0, &[1]),
+        ("", "LSTM") if slow.lstm && is_usual_lstm(node)? => (0, &[1, 2]),
         _ => return Ok(Vec::new()),
     };
     let inputs = node.inputs()?;
@@ -137,16 +143,16 @@ fn weights<'a>(node: &Node<'a>, convs: Convs) -> Result<Vec<Read<'a>>> {
             return Ok(Vec::new());
         }
         let Some((_, shape)) = value.tensor()? else { return Ok(Vec::new()) };
-        let Some(order) = order(node, op, &shape, convs)? else { return Ok(Vec::new()) };
+        let Some(order) = order(node, op, &shape) else { return Ok(Vec::new()) };
         reads.push(Read { value, input, order });
     }
     Ok(reads)
 }
 
 /// How a node reads a weight of this shape, if it can.
-fn order(node: &Node<'_>, op: &str, shape: &[u64], convs: Convs) -> Result<Option<Order>> {
+fn order(node: &Node<'_>, op: &str, shape: &[u64]) -> Option<Order> {
     let transposed = node.int(c"transB").unwrap_or(0) != 0;
-    Ok(match (op, shape) {
+    match (op, shape) {
         ("MatMul" | "Gemm" | "FusedMatMul", &[k, n]) if !transposed => Some(Order::Columns(k, n)),
         ("Gemm" | "FusedMatMul", [_, _]) => Some(Order::Rows),
         ("MatMul", [batch @ .., k, n]) if shape.len() <= MAX_RANK => {
@@ -158,9 +164,12 @@ fn order(node: &Node<'_>, op: &str, shape: &[u64], convs: Convs) -> Result<Optio
             (axis == 0 || axis == -(shape.len() as i64)).then_some(Order::Gathered)
         }
         ("LSTM", [_, _, _]) => Some(Order::Rows),
-        ("Conv", shape) if convs.pays(node, shape)? => Some(Order::Rows),
+        // Not a depthwise one, of one input channel a group: it has few weights, and a kernel of its own.
+        ("Conv", shape) if (3..=5).contains(&shape.len()) => {
+            (shape[1] > 1 || node.int(c"group").unwrap_or(1) == 1).then_some(Order::Rows)
+        }
         _ => None,
-    })
+    }
 }
 
 /// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes.
@@ -168,9 +177,8 @@ fn is_usual_lstm(node: &Node<'_>) -> Result<bool> {
     const DEFAULT: [&str; 3] = ["sigmoid", "tanh", "tanh"];
     let inputs = node.inputs()?;
     let absent = |input: usize| inputs.get(input).is_none_or(Option::is_none);
-    let usual = |names: Vec<String>| {
-        names.iter().zip(DEFAULT.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b))
-    };
+    let usual =
+        |names: Vec<String>| names.iter().zip(DEFAULT.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b));
     Ok(absent(4)
         && absent(7)
         && (!node.has(c"activations") || node.strings(c"activations").is_some_and(usual))
@@ -199,8 +207,7 @@ impl<'a> Readers<'a> {
             _ => TensorSpec::row_major(dtype, &shape),
         };
         let Ok(size) = spec.bytes() else { return Ok(None) };
-        let known: HashSet<_> =
-            self.uses.iter().map(|(u, input, _)| (u.node.raw(), *input as i64)).collect();
+        let known: HashSet<_> = self.uses.iter().map(|(u, input, _)| (u.node.raw(), *input as i64)).collect();
         if size < min_size.max(1) || !self.value.consumers()?.iter().all(|consumer| known.contains(consumer))
         {
             return Ok(None);

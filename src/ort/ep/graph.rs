@@ -8,15 +8,12 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use memmap2::Mmap;
-use ort_sys::{OrtGraph, OrtNode, OrtOpAttr, OrtOpAttrType, OrtStatusPtr, OrtValueInfo, os_char};
+use ort_sys::{OrtGraph, OrtNode, OrtOpAttr, OrtOpAttrType, OrtValueInfo, os_char};
 
 use super::EpApi;
 use crate::format::Dtype;
 use crate::ort::api::{Tensor, element};
 use crate::ort::fence::{Failure, Result};
-
-type CountValues = unsafe extern "system" fn(*const OrtNode, *mut usize) -> OrtStatusPtr;
-type ListValues = unsafe extern "system" fn(*const OrtNode, *mut *const OrtValueInfo, usize) -> OrtStatusPtr;
 
 /// A graph; it lives for one call of ONNX Runtime's, `'a`.
 #[derive(Clone, Copy)]
@@ -131,27 +128,16 @@ impl<'a> Node<'a> {
 
     /// The inputs; nothing where one is left out.
     pub fn inputs(&self) -> Result<Vec<Option<Value<'a>>>> {
-        let table = self.api.table();
-        self.values(table.Node_GetNumInputs, table.Node_GetInputs)
-    }
-
-    /// The outputs; nothing where one is left out.
-    pub fn outputs(&self) -> Result<Vec<Option<Value<'a>>>> {
-        let table = self.api.table();
-        self.values(table.Node_GetNumOutputs, table.Node_GetOutputs)
-    }
-
-    fn values(&self, count_of: CountValues, values_of: ListValues) -> Result<Vec<Option<Value<'a>>>> {
         let mut count = 0;
         // SAFETY: the node is live; the host writes `count` pointers to a buffer of that size.
-        let values = unsafe {
-            self.api.check(count_of(self.raw, &mut count))?;
-            let mut values = vec![ptr::null(); count];
-            self.api.check(values_of(self.raw, values.as_mut_ptr(), count))?;
-            values
+        let inputs = unsafe {
+            self.api.check((self.api.table().Node_GetNumInputs)(self.raw, &mut count))?;
+            let mut inputs = vec![ptr::null(); count];
+            self.api.check((self.api.table().Node_GetInputs)(self.raw, inputs.as_mut_ptr(), count))?;
+            inputs
         };
         let value = |raw: *const OrtValueInfo| Value { api: self.api, raw, lifetime: PhantomData };
-        Ok(values.into_iter().map(|raw| (!raw.is_null()).then(|| value(raw))).collect())
+        Ok(inputs.into_iter().map(|raw| (!raw.is_null()).then(|| value(raw))).collect())
     }
 
     /// An integer attribute; nothing if the node lacks it.
@@ -230,13 +216,6 @@ impl<'a> Value<'a> {
 
     /// Type and shape, if it is a tensor of floats with a shape that is known in full.
     pub fn tensor(&self) -> Result<Option<(Dtype, Vec<u64>)>> {
-        let Some((dtype, dims)) = self.typed()? else { return Ok(None) };
-        let dims: Option<Vec<u64>> = dims.iter().map(|&d| u64::try_from(d).ok()).collect();
-        Ok(dims.map(|dims| (dtype, dims)))
-    }
-
-    /// Type and dimensions, those that are not known negative, if it is a tensor of floats.
-    pub fn typed(&self) -> Result<Option<(Dtype, Vec<i64>)>> {
         let (table, mut info, mut shape, mut element) = (self.api.table(), ptr::null(), ptr::null(), 0i32);
         // SAFETY: the value is live and keeps `info`, which keeps `shape`. A C enum is written as an int; reading it
         // as one stays defined for types we do not know.
@@ -256,7 +235,8 @@ impl<'a> Value<'a> {
             element::BFLOAT16 => Dtype::Bf16,
             _ => return Ok(None),
         };
-        Ok(Some((dtype, dims)))
+        let dims: Option<Vec<u64>> = dims.iter().map(|&d| u64::try_from(d).ok()).collect();
+        Ok(dims.map(|dims| (dtype, dims)))
     }
 
     /// How often nodes of the graph read it, as an input or in a body of theirs.

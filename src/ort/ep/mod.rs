@@ -1,7 +1,6 @@
 //! The execution provider: models that nobody converted, with their weights compressed when a session is made.
 
 mod claim;
-mod cost;
 mod factory;
 mod graph;
 mod kernel;

@@ -132,7 +132,7 @@ impl Provider {
             api.check(unsafe { (ep.EpGraphSupportInfo_LookUpKernel)(support, node.raw(), &mut found) })?;
             Ok(!found.is_null())
         };
-        let claims = claim::find(graph, self.options.min_size, self.options.convs, has_kernel)?;
+        let claims = claim::find(graph, self.options.min_size, self.options.slow, has_kernel)?;
         let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
         // Graphs may use a name for different weights, and a kernel knows but the name: the first weight has it.
         let is_other = |claim: &Claim<'_>| {
@@ -145,7 +145,7 @@ impl Provider {
             claims.partition(|claim| decided.weights.contains_key(&claim.name));
         let folder = graph.folder()?;
         let Plan { slots, failure } =
-            plan(&new, folder.as_deref(), self.options.target, &self.shared, &self.log)?;
+            plan(&new, folder.as_deref(), &self.options.aim, &self.shared, &self.log)?;
         decided.failure = decided.failure.take().or(failure);
         for (claim, slot) in new.iter().zip(slots) {
             let weight = DecidedWeight { identity: claim.identity.clone(), slot };

@@ -44,7 +44,9 @@ struct Job<'a> {
 impl Conv {
     /// The kernel of an ONNX `Conv` with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
-        let wrong = |what: &str| Failure::fail(format!("{what} does not go with a filter of shape {:?}", weight.shape()));
+        let wrong = |what: &str| {
+            Failure::fail(format!("{what} does not go with a filter of shape {:?}", weight.shape()))
+        };
         let sizes: Option<Vec<usize>> =
             weight.shape().iter().map(|&d| isize::try_from(d).ok().map(|d| d as usize)).collect();
         let sizes = sizes.ok_or_else(|| wrong("a size that is no number of bytes"))?;
@@ -58,7 +60,9 @@ impl Conv {
             return Err(wrong("attribute group"));
         }
         let given = |name| info.ints(name).ok().filter(|values: &Vec<i64>| !values.is_empty());
-        if given(c"kernel_shape").is_some_and(|given| !given.iter().map(|&d| d as usize).eq(kernel.iter().copied())) {
+        if given(c"kernel_shape")
+            .is_some_and(|given| !given.iter().map(|&d| d as usize).eq(kernel.iter().copied()))
+        {
             return Err(wrong("attribute kernel_shape"));
         }
         let per_axis = |name, what: &str| match given(name) {
@@ -100,7 +104,17 @@ impl Conv {
         // One for each lifetime of `x`.
         macro_rules! product {
             ($m:expr, $x:expr, $addend:expr) => {
-                Product { m: $m, k, n, x: $x, alpha: 1.0, addend: $addend, transposed: true, first_row, height }
+                Product {
+                    m: $m,
+                    k,
+                    n,
+                    x: $x,
+                    alpha: 1.0,
+                    addend: $addend,
+                    transposed: true,
+                    first_row,
+                    height,
+                }
             };
         }
         if is_few(positions, true) {
@@ -161,7 +175,9 @@ impl Kernel for Conv {
         let input = Window::last_axes(spatial.iter().map(|&d| d as usize), 1);
         let (window, output) = self.window.over(input, &self.pads).ok_or_else(|| {
             let (kernel, found) = (&self.weight.shape()[2..], x.dims());
-            Failure::invalid(format!("X (input 0) has shape {found:?}: a filter of {kernel:?} does not fit in it"))
+            Failure::invalid(format!(
+                "X (input 0) has shape {found:?}: a filter of {kernel:?} does not fit in it"
+            ))
         })?;
         let all = self.groups * self.outputs;
         let bias = context.input(2)?;
@@ -170,7 +186,9 @@ impl Kernel for Conv {
             Some(bias) if bias.dims() == [all as i64] => bias.floats()?.into_owned(),
             Some(bias) => {
                 let found = bias.dims();
-                return Err(Failure::invalid(format!("B (input 2) has shape {found:?}, but the filter makes it [{all}]")));
+                return Err(Failure::invalid(format!(
+                    "B (input 2) has shape {found:?}, but the filter makes it [{all}]"
+                )));
             }
         };
         let axes = AXES - self.rank..;

@@ -76,7 +76,9 @@ impl MatMul {
         };
         let all = broadcast(batch, &self.batch).ok_or_else(|| {
             let (found, weight) = (x.dims(), self.weight.shape());
-            Failure::invalid(format!("X (input 0) has shape {found:?}, which does not go with that of B, {weight:?}"))
+            Failure::invalid(format!(
+                "X (input 0) has shape {found:?}, which does not go with that of B, {weight:?}"
+            ))
         })?;
         let m = rows.unwrap_or(1) as usize;
         let dims: Vec<i64> = all.iter().copied().chain(rows).chain([n as i64]).collect();
@@ -88,7 +90,8 @@ impl MatMul {
                 let (of_x, of_w) = (place(index, &all, batch), place(index, &all, &self.batch));
                 let x = View { data: &values[of_x * m * k..][..m * k], row_stride: k, column_stride: 1 };
                 let (alpha, first_row) = (self.alpha, of_w * k);
-                let product = Product { m, k, n, x, alpha, addend: None, transposed: false, first_row, height };
+                let product =
+                    Product { m, k, n, x, alpha, addend: None, transposed: false, first_row, height };
                 product.run(weight, &workers, y)?;
             }
             Ok(())
@@ -145,7 +148,8 @@ impl Kernel for MatMul {
             }
             let x = View { data: &values, row_stride: k, column_stride: 1 };
             let (alpha, first_row, height) = (self.alpha, 0, if transposed { n } else { k });
-            Product { m, k, n, x, alpha, addend: None, transposed, first_row, height }.run(&weight, &workers, y)
+            Product { m, k, n, x, alpha, addend: None, transposed, first_row, height }
+                .run(&weight, &workers, y)
         })
     }
 }

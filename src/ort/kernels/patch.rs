@@ -50,7 +50,8 @@ impl Window {
         let (mut window, mut output) = (*self, [0; AXES]);
         for axis in 0..AXES {
             let (size, stride) = (input[axis], self.strides[axis]);
-            let reach = (self.kernel[axis].checked_sub(1)?).checked_mul(self.dilations[axis])?.checked_add(1)?;
+            let reach =
+                (self.kernel[axis].checked_sub(1)?).checked_mul(self.dilations[axis])?.checked_add(1)?;
             let (before, after) = match *pads {
                 Pads::Given(pads) => pads[axis],
                 Pads::Same { upper } => {
@@ -67,7 +68,11 @@ impl Window {
 
     /// The same without axes that do nothing, so that lines are long: those of size 1 come first. Gives window, input and
     /// output.
-    pub fn packed(&self, input: [usize; AXES], output: [usize; AXES]) -> (Window, [usize; AXES], [usize; AXES]) {
+    pub fn packed(
+        &self,
+        input: [usize; AXES],
+        output: [usize; AXES],
+    ) -> (Window, [usize; AXES], [usize; AXES]) {
         let mut order = [0, 1, 2];
         // Stable: the others keep their order.
         order.sort_by_key(|&axis| (input[axis], output[axis], self.kernel[axis]) != (1, 1, 1));
@@ -157,13 +162,21 @@ mod tests {
     use super::*;
 
     /// What the definition says, one element at a time.
-    fn slow(w: &Window, x: &[f32], input: [usize; 3], output: [usize; 3], row: usize, position: usize) -> f32 {
+    fn slow(
+        w: &Window,
+        x: &[f32],
+        input: [usize; 3],
+        output: [usize; 3],
+        row: usize,
+        position: usize,
+    ) -> f32 {
         let (channel, tap) = (row / w.taps(), row % w.taps());
         let tap = [tap / (w.kernel[1] * w.kernel[2]), tap / w.kernel[2] % w.kernel[1], tap % w.kernel[2]];
         let at = [position / (output[1] * output[2]), position / output[2] % output[1], position % output[2]];
         let mut index = channel as i64;
         for axis in 0..3 {
-            let place = (at[axis] * w.strides[axis] + tap[axis] * w.dilations[axis]) as i64 - w.before[axis] as i64;
+            let place =
+                (at[axis] * w.strides[axis] + tap[axis] * w.dilations[axis]) as i64 - w.before[axis] as i64;
             if place < 0 || place >= input[axis] as i64 {
                 return 0.0;
             }
@@ -202,7 +215,8 @@ mod tests {
                     let mut out = vec![-1.0; rows.len() * positions.len()];
                     window.patches(&x, input, output, positions.clone(), rows.clone(), &mut out);
                     let expected = rows.clone().flat_map(|row| positions.clone().map(move |p| (row, p)));
-                    let expected: Vec<f32> = expected.map(|(row, p)| slow(&window, &x, input, output, row, p)).collect();
+                    let expected: Vec<f32> =
+                        expected.map(|(row, p)| slow(&window, &x, input, output, row, p)).collect();
                     assert_eq!(out, expected, "{window:?} {positions:?} {rows:?}");
                 }
             }
