@@ -3,8 +3,8 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, TensorSpec, Transform, Unit, Units, VERSION, field_planes,
-    plane_bytes,
+    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, TensorSpec, Transform, Unit, Units, VERSION,
+    field_planes, plane_bytes,
 };
 use crate::error::{Error, Result};
 
@@ -14,7 +14,6 @@ const FLAG_LOSSLESS: u8 = 1;
 const FLAG_OWN_WIDTHS: u8 = 2;
 const FLAG_BLOCK_UNITS: u8 = 4;
 const FLAG_ROW_UNITS: u8 = 8;
-const MAX_RANK: usize = 8;
 /// The most tiers that a cascade may have.
 pub(crate) const MAX_TIERS: usize = 8;
 /// Records start at multiples of this many bytes.

@@ -21,6 +21,10 @@ pub const MAGIC: [u8; 4] = [0x89, b'N', b'Z', b'B'];
 pub const VERSION: (u8, u8) = (1, 1);
 /// Weights in a block unless asked otherwise, and the most there can be.
 pub const MAX_BLOCK: u32 = 4096;
+/// Weights in a block of a tensor whose rows are gathered: few rows then decode little besides.
+pub const GATHER_BLOCK: u32 = 1024;
+/// The most dimensions a tensor can have.
+pub const MAX_RANK: usize = 8;
 /// Mantissa bits that share the head field with the sign.
 pub const HEAD_BITS: u8 = 7;
 /// The most raw bits that a level on a grid has: with its symbol and the bit of a centred one, float32 still holds it.
@@ -145,6 +149,11 @@ impl TensorSpec {
     /// A matrix `[k, n]`, stored in tiles of `tile` columns.
     pub fn column_tiles(dtype: Dtype, k: u64, n: u64, tile: u32) -> Self {
         TensorSpec { dtype, shape: vec![k, n], layout: Layout::ColumnTiles { tile } }
+    }
+
+    /// A matrix `[k, n]` that products go through column by column, in tiles as wide as suits one so wide.
+    pub fn columns(dtype: Dtype, k: u64, n: u64) -> Self {
+        TensorSpec::column_tiles(dtype, k, n, if n >= 1024 { 256 } else { 128 })
     }
 
     /// Number of weights.

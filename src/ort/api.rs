@@ -201,6 +201,15 @@ impl<'a> KernelInfo<'a> {
         self.api.check(status).ok().map(|()| value)
     }
 
+    /// A string attribute, if the node has it.
+    pub fn text(&self, name: &CStr) -> Option<String> {
+        // SAFETY: `raw` is live, `name` a C string; `string` passes null or a buffer of `size` bytes.
+        let read = |out, size: &mut usize| unsafe {
+            (self.api.0.KernelInfoGetAttribute_string)(self.raw, name.as_ptr(), out, size)
+        };
+        self.api.string(read).ok()
+    }
+
     /// An attribute of integers.
     pub fn ints(&self, name: &CStr) -> Result<Vec<i64>> {
         let (mut count, get) = (0, self.api.0.KernelInfoGetAttributeArray_int64);
@@ -428,6 +437,11 @@ impl<'a> Tensor<'a> {
     /// The dimensions, none negative.
     pub fn dims(&self) -> &[i64] {
         &self.dims
+    }
+
+    /// Where the elements are.
+    pub fn address(&self) -> usize {
+        self.data.addr()
     }
 
     /// The element type's number in ONNX Runtime ([`element`]).

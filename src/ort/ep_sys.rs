@@ -77,7 +77,8 @@ pub(crate) struct OrtApi24 {
     pub ValueInfo_IsGraphOutput: unsafe extern "system" fn(*const OrtValueInfo, *mut bool) -> OrtStatusPtr,
     pub ValueInfo_IsConstantInitializer:
         unsafe extern "system" fn(*const OrtValueInfo, *mut bool) -> OrtStatusPtr,
-    _332: Gap<2>,
+    pub ValueInfo_IsFromOuterScope: unsafe extern "system" fn(*const OrtValueInfo, *mut bool) -> OrtStatusPtr,
+    _333: Gap<1>,
     pub Graph_GetModelPath: unsafe extern "system" fn(*const OrtGraph, *mut *const os_char) -> OrtStatusPtr,
     _335: Gap<9>,
     pub Graph_GetNumNodes: unsafe extern "system" fn(*const OrtGraph, *mut usize) -> OrtStatusPtr,
@@ -275,7 +276,7 @@ mod tests {
             307 HardwareDevice_Type, 317 GetEpApi, 324 ValueInfo_GetValueNumConsumers,
             325 ValueInfo_GetValueConsumers, 326 ValueInfo_GetInitializerValue,
             327 ValueInfo_GetExternalInitializerInfo, 330 ValueInfo_IsGraphOutput,
-            331 ValueInfo_IsConstantInitializer, 334 Graph_GetModelPath,
+            331 ValueInfo_IsConstantInitializer, 332 ValueInfo_IsFromOuterScope, 334 Graph_GetModelPath,
             344 Graph_GetNumNodes, 345 Graph_GetNodes, 346 Graph_GetParentNode, 350 Node_GetOperatorType,
             351 Node_GetDomain, 353 Node_GetNumInputs, 354 Node_GetInputs, 361 Node_GetAttributeByName,
             369 ReleaseExternalInitializerInfo, 370 ExternalInitializerInfo_GetFilePath,

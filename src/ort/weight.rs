@@ -218,7 +218,7 @@ impl Weight {
         Weight {
             input,
             name: slot.name().to_owned(),
-            shape: slot.spec().shape.clone(),
+            shape: slot.shape().to_vec(),
             stored: Stored::Any,
             verify: false,
             host,
@@ -226,7 +226,7 @@ impl Weight {
         }
     }
 
-    /// The decoded weight's shape, from the node's attribute; the blob's is the same.
+    /// The decoded weight's shape, from the node's attribute or input; the blob's may be that of a matrix.
     pub fn shape(&self) -> &[u64] {
         &self.shape
     }

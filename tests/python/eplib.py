@@ -104,11 +104,16 @@ def tensor(name, array, element=None):
     return numpy_helper.from_array(array, name)
 
 
-def build(nodes, inputs, initializers, outputs=None, opset=17):
-    """A model as bytes; `initializers` are arrays by name, or finished tensors."""
+def body(nodes, initializers, outputs=None, inputs=(), name="g"):
+    """A graph; `initializers` are arrays by name, or finished tensors."""
     made = [a if isinstance(a, TensorProto) else tensor(name, a) for name, a in initializers.items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs or [value("Y")], made)
-    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_graph(nodes, name, list(inputs), outputs or [value("Y")], made)
+
+
+def build(nodes, inputs, initializers, outputs=None, opset=17):
+    """A model as bytes, of such a graph; it may have ops of ONNX Runtime's own."""
+    graph = body(nodes, initializers, outputs, inputs)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, ir_version=8, opset_imports=opsets).SerializeToString()
 
 

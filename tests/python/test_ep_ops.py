@@ -9,7 +9,7 @@ import eplib
 import numpy as np
 import onnxruntime as ort
 import pytest
-from eplib import SUPPORTED, build, close, library, node, plain, run, session, supported, tensor, value, weights  # noqa: F401
+from eplib import SUPPORTED, body, build, close, library, node, plain, run, session, supported, tensor, value, weights  # noqa: F401
 from nzlib import LIBRARY
 from onnx import TensorProto, helper
 
@@ -148,12 +148,15 @@ def test_what_is_not_worth_it_or_not_sure_is_left_alone(rng, tmp_path):
         "a default that a caller may replace": build([product], [x, value("W", FLOAT, [K, N])], {"W": w}),
         "small": build([product], [x], {"W": w[:, :3]}),
         "noise": build([product], [x], {"W": noise}),
-        "a batch of matrices": build([product], [x], {"W": weights(rng, 2, K, N)}),
         "the left-hand side": build([node("MatMul", ["W", "X"])], [value("X", FLOAT, [N, 5])], {"W": w}),
         "columns and rows": build(
             [node("Gemm", ["X", "W"], ["T"]), node("Gemm", ["T", "W"], transB=1)], [x], {"W": w}
         ),
         "columns gathered": build([node("Gather", ["W", "I"], axis=1)], [value("I", INT64)], {"W": w}),
+        "a batch gathered": build(
+            [node("Gather", ["V", "I"], ["G"]), node("MatMul", ["X", "V"])],
+            [x, value("I", INT64)], {"V": weights(rng, 2, K, N)}, [value("Y"), value("G")],
+        ),
     }
     for name, model in cases.items():
         feeds = {
@@ -162,6 +165,8 @@ def test_what_is_not_worth_it_or_not_sure_is_left_alone(rng, tmp_path):
         }.get(name, {"X": numbers(rng, 4, K)})
         if "not taken" in name:
             feeds["Z"] = np.array(3, np.float32)
+        if name == "a batch gathered":
+            feeds["I"] = np.array([1])
         found, ran = run(model, feeds, tmp_path)
         assert ran == [], name
         with np.errstate(all="ignore"):
@@ -188,6 +193,177 @@ def test_a_weight_that_a_body_reads_too_is_left_alone(rng, tmp_path):
         found, ran = run(model, feeds, tmp_path)
         assert ran == []
         close(found, plain(model, feeds))
+
+
+@supported
+def test_weights_of_bodies_are_taken(rng, tmp_path):
+    """Bodies may use the names of other graphs for weights of their own: those must not be mixed up."""
+
+    def branch(name, w):
+        nodes = [node("MatMul", ["X", "W"], [f"{name}_P"]), node("Gemm", [f"{name}_P", f"{name}_V"], [f"{name}_Y"])]
+        return body(nodes, {"W": w, f"{name}_V": weights(rng, N, 150)}, [value(f"{name}_Y")], name=name)
+
+    then_branch, else_branch = branch("then", weights(rng, K, N)), branch("else", weights(rng, K, N))
+    nodes = [
+        helper.make_node("If", ["flag"], ["A"], then_branch=then_branch, else_branch=else_branch),
+        node("MatMul", ["X", "M"], ["B"]),
+        node("Mul", ["A", "B"]),
+    ]
+    model = build(
+        nodes, [value("flag", BOOL, []), value("X", FLOAT, ["M", K])], {"M": weights(rng, K, 150)}
+    )
+    taken = set()
+    for flag in (True, False):
+        feeds = {"flag": np.array(flag), "X": numbers(rng, 4, K)}
+        found, ran = run(model, feeds, tmp_path)
+        close(found, plain(model, feeds))
+        taken.add(tuple(ran))
+    # Of the two weights W that are not the same, one is taken.
+    assert taken == {("Gemm", "MatMul"), ("Gemm", "MatMul", "MatMul")}
+
+
+@supported
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("rows", [None, 0, 1, 5, 100], ids=str)
+def test_batches_of_matrices(batch, rows, rng, tmp_path):
+    x = numbers(rng, *(K,)) if rows is None else numbers(rng, *batch, rows, K)
+    for w in (weights(rng, 3, K, N), weights(rng, 2, 1, K, N)):
+        model = build([node("MatMul", ["X", "W"])], [value("X")], {"W": w})
+        found, ran = run(model, {"X": x}, tmp_path)
+        assert ran == ["MatMul"]
+        close(found, plain(model, {"X": x}))
+    with pytest.raises(Exception, match=r"MatMul node 'node_Y': X \(input 0\) has shape .* does not go with that of B"):
+        model = build([node("MatMul", ["X", "W"])], [value("X")], {"W": weights(rng, 3, K, N)})
+        session(model).run(None, {"X": numbers(rng, 4, 2, K)})
+
+
+@supported
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_fused_matmul(trans_b, rng, tmp_path):
+    w = weights(rng, *((N, K) if trans_b else (K, N)))
+    for rows in (1, 7, 100):
+        x = numbers(rng, 2, rows, K)
+        for attributes, wanted in (({}, True), ({"alpha": 0.125}, True), ({"transA": 1}, False)):
+            fused = node("FusedMatMul", ["X", "W"], domain="com.microsoft", transB=trans_b, **attributes)
+            feed = x.transpose(0, 2, 1).copy() if "transA" in attributes else x
+            model = build([fused], [value("X")], {"W": w})
+            found, ran = run(model, {"X": feed}, tmp_path)
+            assert ran == ["FusedMatMul"] * wanted
+            close(found, plain(model, {"X": feed}))
+
+
+CONVS = {
+    "pointwise": ((2, 40, 9, 11), (33, 40, 1, 1), {}),
+    "one position": ((1, 300, 1, 1), (64, 300, 1, 1), {}),
+    "few positions": ((1, 60, 5, 1), (70, 60, 2, 1), {"pads": [1, 0, 1, 0]}),
+    "padded": ((1, 30, 14, 13), (50, 30, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "strides": ((2, 30, 15, 14), (40, 30, 3, 5), {"pads": [0, 2, 1, 3], "strides": [2, 3]}),
+    "dilations": ((1, 30, 20, 19), (40, 30, 3, 3), {"dilations": [2, 3]}),
+    "groups": ((2, 60, 12, 12), (40, 30, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
+    "same upper": ((1, 20, 13, 14), (40, 20, 4, 2), {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
+    "same lower": ((1, 20, 13, 14), (40, 20, 4, 2), {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
+    "valid": ((1, 20, 13, 14), (40, 20, 4, 2), {"auto_pad": "VALID"}),
+    "1D": ((2, 40, 130), (60, 40, 5), {"pads": [2, 1], "strides": [2]}),
+    "1D, one channel": ((1, 1, 2000), (64, 1, 128), {"strides": [64]}),
+    "3D": ((1, 10, 6, 7, 8), (20, 10, 3, 2, 3), {"pads": [1, 0, 1, 1, 1, 0], "dilations": [1, 2, 1]}),
+    "in several pieces": ((1, 300, 24, 25), (40, 300, 3, 3), {"pads": [1, 1, 1, 1]}),
+}
+
+
+@supported
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("opset", [9, 17])
+def test_conv(name, opset, rng, tmp_path):
+    x_shape, w_shape, attributes = CONVS[name]
+    x, w, b = numbers(rng, *x_shape), weights(rng, *w_shape), numbers(rng, w_shape[0])
+    # ONNX Runtime's own sums are in float32 too, in another order.
+    for inputs, initializers in ((["X", "W"], {"W": w}), (["X", "W", "B"], {"W": w, "B": b})):
+        model = build([node("Conv", inputs, **attributes)], [value("X")], initializers, opset=opset)
+        found, ran = run(model, {"X": x}, tmp_path, options={"conv": 1})
+        assert ran == ["Conv"]
+        close(found, plain(model, {"X": x}))
+    assert run(model, {"X": x}, tmp_path)[1] == []
+    empty = x[:0]
+    found, ran = run(model, {"X": empty}, tmp_path, options={"conv": 1})
+    assert ran == ["Conv"] and found.shape == (0, *plain(model, {"X": x}).shape[1:])
+
+
+@supported
+def test_conv_of_float16_and_what_it_refuses(rng, tmp_path):
+    x, w = numbers(rng, 1, 30, 9, 9).astype(np.float16), weights(rng, 40, 30, 3, 3).astype(np.float16)
+    conv = node("Conv", ["X", "W"], pads=[1, 1, 1, 1])
+    model = build([conv], [value("X", FLOAT16)], {"W": w}, [value("Y", FLOAT16)])
+    found, ran = run(model, {"X": x}, tmp_path, options={"conv": 1})
+    assert ran == ["Conv"]
+    close(found, plain(model, {"X": x}), 2.0**-10)
+    with pytest.raises(Exception, match=r"Conv node 'node_Y': X \(input 0\) has shape .* makes it \[N, 30\]"):
+        session(model, {"conv": 1}).run(None, {"X": x[:, :29]})
+    depthwise = build(
+        [node("Conv", ["X", "W"], group=64)], [value("X")], {"W": weights(rng, 64, 1, 5, 5)}
+    )
+    x = numbers(rng, 1, 64, 9, 9)
+    found, ran = run(depthwise, {"X": x}, tmp_path, options={"conv": 1})
+    assert ran == []
+    close(found, plain(depthwise, {"X": x}))
+
+
+def lstm(rng, direction="forward", given=(), hidden=48, features=70, **attributes):
+    """An LSTM with the inputs `given` beside its weights; all of its outputs."""
+    directions = 2 if direction == "bidirectional" else 1
+    shapes = {
+        "W": (directions, 4 * hidden, features), "R": (directions, 4 * hidden, hidden), "B": (directions, 8 * hidden),
+        "P": (directions, 3 * hidden),
+    }
+    order = ["X", "W", "R", "B", "lengths", "h", "c", "P"]
+    inputs = [name if name in ("X", "W", "R", *given) else "" for name in order]
+    while not inputs[-1]:
+        inputs.pop()
+    initializers = {name: weights(rng, *shape) for name, shape in shapes.items() if name in inputs}
+    if "lengths" in given:
+        initializers["lengths"] = np.array([2, 3], np.int32)
+    graph_inputs = [value("X")] + [value(name) for name in ("h", "c") if name in given]
+    made = node("LSTM", inputs, ["Y", "Y_h", "Y_c"], hidden_size=hidden, direction=direction, **attributes)
+    outputs = [value(name) for name in ("Y", "Y_h", "Y_c")]
+    return build([made], graph_inputs, initializers, outputs, opset=14), directions
+
+
+@supported
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("given", [(), ("B",), ("h", "c"), ("B", "h", "c"), ("B", "c")], ids=str)
+def test_lstm(direction, given, rng, tmp_path):
+    model, directions = lstm(rng, direction, given)
+    made = session(model, {"lstm": 1}, profile=str(tmp_path))
+    for steps in (1, 6):
+        feeds = {"X": numbers(rng, steps, 2, 70)}
+        feeds.update({name: numbers(rng, directions, 2, 48) for name in ("h", "c") if name in given})
+        expected = session(model, provider=False).run(None, feeds)
+        for found, wanted in zip(made.run(None, feeds), expected, strict=True):
+            close(found, wanted)
+    assert eplib.executed(made)[eplib.PROVIDER] == ["LSTM"]
+    assert run(model, feeds, tmp_path)[1] == []
+
+
+@supported
+def test_unusual_lstms_are_left_alone(rng, tmp_path):
+    usual = ["Sigmoid", "tanh", "Tanh"]
+    cases = [
+        ({"activations": usual}, True),
+        ({"activations": ["Sigmoid", "Tanh", "Relu"]}, False),
+        ({"clip": 0.5}, False),
+        ({"input_forget": 1}, False),
+        ({"given": ("B", "P")}, False),
+        ({"given": ("lengths",)}, False),
+        # R of 16 KiB is too small, and W is read with it.
+        ({"hidden": 32, "features": 900}, True),
+    ]
+    for arguments, taken in cases:
+        model, _ = lstm(rng, **arguments)
+        feeds = {"X": numbers(rng, 3, 2, arguments.get("features", 70))}
+        found, ran = run(model, feeds, tmp_path, options={"lstm": 1})
+        assert ran == ["LSTM"] * taken, arguments
+        close(found, plain(model, feeds))
+    _, ran = run(model, feeds, tmp_path, options={"lstm": 1, "min_size": 20000})
+    assert ran == []
 
 
 @supported

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use nz_onnx::format::{Dtype, TensorSpec};
+use nz_onnx::format::{Dtype, GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 
 use super::constness::Variables;
 use super::costly;
@@ -13,14 +13,8 @@ use crate::onnx::proto::dtype;
 use crate::onnx::scope::{Definition, Reader, Scope};
 use crate::onnx::{Error, GraphId, Model, Node, Origin, Result, Storage, Weight, payload};
 
-/// Weights a block where rows are gathered: few rows then decode little besides.
-const GATHER_BLOCK_LEN: u32 = 1024;
-/// Weights a block elsewhere.
-const BLOCK_LEN: u32 = 4096;
 /// The most Identity, Cast and Transpose nodes of one weight that are looked through.
 const MAX_ALIASES: usize = 256;
-/// The most dimensions a blob can have.
-const MAX_RANK: usize = 8;
 
 /// What happens to a weight.
 #[derive(Clone, Debug)]
@@ -308,7 +302,7 @@ impl<'a> Decider<'a> {
         let by_rows = |u: &Use| matches!(u.kind, MatMul { trans_b: true } | Gemm { trans_b: true } | Gather);
         let columns = found.uses.iter().any(by_columns) && !found.uses.iter().any(by_rows);
         let spec = match weight.shape[..] {
-            [k, n] if columns => TensorSpec::column_tiles(dtype, k, n, if n >= 1024 { 256 } else { 128 }),
+            [k, n] if columns => TensorSpec::columns(dtype, k, n),
             _ => {
                 for u in found.uses.iter_mut().filter(|u| by_columns(u)) {
                     let after = self.model.graph(u.reader.graph).nodes[u.reader.node].inputs[0].clone();
@@ -318,7 +312,7 @@ impl<'a> Decider<'a> {
             }
         };
         let gathered = found.uses.iter().any(|u| u.kind == UseKind::Gather);
-        let block_len = if gathered { GATHER_BLOCK_LEN } else { BLOCK_LEN };
+        let block_len = if gathered { GATHER_BLOCK } else { MAX_BLOCK };
         Compression { spec, block_len, uses: found.uses, dropped: found.dropped.into_iter().collect() }
     }
 }

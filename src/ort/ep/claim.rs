@@ -2,44 +2,62 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::graph::{Graph, Node, Value};
-use crate::format::TensorSpec;
+use super::graph::{Graph, Identity, Node, Value};
+use crate::format::{GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 use crate::ort::fence::Result;
 
-/// Weights a block where rows are gathered: few rows then decode little besides.
-const GATHER_BLOCK_LEN: u32 = 1024;
-/// Weights a block elsewhere.
-const BLOCK_LEN: u32 = 4096;
-/// The most dimensions a blob can have.
-const MAX_RANK: usize = 8;
+/// Ops that run slower over a compressed weight than they do at their best, and are taken where a session asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlowOps {
+    pub conv: bool,
+    pub lstm: bool,
+}
 
 /// A weight and all the nodes that read it.
 pub(super) struct Claim<'a> {
     pub name: String,
+    pub identity: Identity,
     pub value: Value<'a>,
+    /// As the model has it.
+    pub shape: Vec<u64>,
+    /// As it is stored: the shape may be that of a matrix that holds the same elements.
     pub spec: TensorSpec,
     pub block_len: u32,
     /// In bytes.
     pub size: u64,
-    pub nodes: Vec<Node<'a>>,
+    pub uses: Vec<Use<'a>>,
+}
+
+/// A node, and the names of all weights that it must read compressed if it reads one so.
+#[derive(Clone)]
+pub(super) struct Use<'a> {
+    pub node: Node<'a>,
+    pub together: Vec<String>,
 }
 
 /// How a node reads a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
-    /// As columns of a matrix `[K, N]`.
-    Columns,
-    /// As rows of a matrix `[N, K]`.
+    /// As columns of a matrix `[K, N]`, which has the weight's elements in their order.
+    Columns(u64, u64),
+    /// As rows, one after the other.
     Rows,
     /// As rows, one here and one there.
     Gathered,
+}
+
+/// A weight that a node could read compressed, and which input it is.
+struct Read<'a> {
+    value: Value<'a>,
+    input: usize,
+    order: Order,
 }
 
 /// The readers of one initializer.
 struct Readers<'a> {
     name: String,
     value: Value<'a>,
-    uses: Vec<(Node<'a>, usize, Order)>,
+    uses: Vec<(Use<'a>, usize, Order)>,
 }
 
 /// The weights of at least `min_size` bytes that can be taken, in the order of the nodes.
@@ -49,77 +67,155 @@ struct Readers<'a> {
 pub(super) fn find<'a>(
     graph: &Graph<'a>,
     min_size: u64,
+    slow: SlowOps,
     has_kernel: impl Fn(&Node<'a>) -> Result<bool>,
 ) -> Result<Vec<Claim<'a>>> {
     let (mut readers, mut by_name): (Vec<Readers<'a>>, HashMap<String, usize>) = Default::default();
     for node in graph.nodes()? {
-        let Some((value, input, order)) = weight(&node)? else { continue };
-        if !has_kernel(&node)? {
+        let reads = weights(&node, slow)?;
+        if reads.is_empty() || !has_kernel(&node)? {
             continue;
         }
-        let name = value.name()?;
-        let at = *by_name.entry(name.clone()).or_insert(readers.len());
-        if at == readers.len() {
-            readers.push(Readers { name, value, uses: Vec::new() });
+        let together: Vec<String> = reads.iter().map(|read| read.value.name()).collect::<Result<_>>()?;
+        for (Read { value, input, order }, name) in reads.into_iter().zip(&together) {
+            let at = *by_name.entry(name.clone()).or_insert(readers.len());
+            if at == readers.len() {
+                readers.push(Readers { name: name.clone(), value, uses: Vec::new() });
+            }
+            readers[at].uses.push((Use { node, together: together.clone() }, input, order));
         }
-        readers[at].uses.push((node, input, order));
     }
     let mut claims = Vec::new();
     for weight in readers {
         claims.extend(weight.claim(min_size)?);
     }
+    let mut taken = vec![true; claims.len()];
+    agree(&claims, &mut taken);
+    let mut taken = taken.into_iter();
+    claims.retain(|_| taken.next().unwrap_or(false));
     Ok(claims)
 }
 
-/// The weight of a node that could read it compressed, which input that is, and how it is read.
-fn weight<'a>(node: &Node<'a>) -> Result<Option<(Value<'a>, usize, Order)>> {
-    let ("", op) = node.op()? else { return Ok(None) };
-    let (input, order) = match op {
-        "MatMul" => (1, Order::Columns),
-        "Gemm" if node.int(c"transB").unwrap_or(0) == 0 => (1, Order::Columns),
-        "Gemm" => (1, Order::Rows),
-        "Gather" => (0, Order::Gathered),
-        _ => return Ok(None),
+/// Leaves those of the weights `taken` that some reader reads together with another that is not.
+pub(super) fn agree(claims: &[Claim<'_>], taken: &mut [bool]) {
+    loop {
+        let names: HashSet<&str> =
+            claims.iter().zip(&*taken).filter(|(_, taken)| **taken).map(|(c, _)| c.name.as_str()).collect();
+        let mut changed = false;
+        for (claim, taken) in claims.iter().zip(&mut *taken) {
+            let whole = |u: &Use<'_>| u.together.iter().all(|name| names.contains(name.as_str()));
+            if *taken && !claim.uses.iter().all(whole) {
+                (*taken, changed) = (false, true);
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// The weights that a node could read compressed; all of them, or none.
+fn weights<'a>(node: &Node<'a>, slow: SlowOps) -> Result<Vec<Read<'a>>> {
+    let (domain, op) = node.op()?;
+    let is_zero = |name| node.int(name).unwrap_or(0) == 0;
+    let (activation, wanted): (usize, &[usize]) = match (domain, op) {
+        ("", "MatMul" | "Gemm") => (0, &[1]),
+        ("com.microsoft", "FusedMatMul")
+            if is_zero(c"transA") && is_zero(c"transBatchA") && is_zero(c"transBatchB") =>
+        {
+            (0, &[1])
+        }
+        ("", "Gather") => (1, &[0]),
+        ("", "Conv") if slow.conv => (0, &[1]),
+        ("", "LSTM") if slow.lstm && is_usual_lstm(node)? => (0, &[1, 2]),
+        _ => return Ok(Vec::new()),
     };
     let inputs = node.inputs()?;
-    let other = inputs.get(1 - input).copied().flatten();
-    let (Some(weight), Some(other)) = (inputs.get(input).copied().flatten(), other) else { return Ok(None) };
-    if !weight.is_constant()? || other.is_constant()? || weight.is_output()? {
-        return Ok(None);
+    let at = |index: usize| inputs.get(index).copied().flatten();
+    let Some(activation) = at(activation) else { return Ok(Vec::new()) };
+    if activation.is_constant()? {
+        return Ok(Vec::new());
     }
-    let rank = weight.tensor()?.map_or(0, |(_, dims)| dims.len());
-    let fits = match order {
-        Order::Columns | Order::Rows => rank == 2,
-        Order::Gathered => {
-            let axis = node.int(c"axis").unwrap_or(0);
-            (2..=MAX_RANK).contains(&rank) && (axis == 0 || axis == -(rank as i64))
+    let mut reads = Vec::new();
+    for &input in wanted {
+        let Some(value) = at(input) else { return Ok(Vec::new()) };
+        if !value.is_constant()? || value.is_outer()? || value.is_output()? {
+            return Ok(Vec::new());
         }
-    };
-    Ok(fits.then_some((weight, input, order)))
+        let Some((_, shape)) = value.tensor()? else { return Ok(Vec::new()) };
+        let Some(order) = order(node, op, &shape) else { return Ok(Vec::new()) };
+        reads.push(Read { value, input, order });
+    }
+    Ok(reads)
+}
+
+/// How a node reads a weight of this shape, if it can.
+fn order(node: &Node<'_>, op: &str, shape: &[u64]) -> Option<Order> {
+    let transposed = node.int(c"transB").unwrap_or(0) != 0;
+    match (op, shape) {
+        ("MatMul" | "Gemm" | "FusedMatMul", &[k, n]) if !transposed => Some(Order::Columns(k, n)),
+        ("Gemm" | "FusedMatMul", [_, _]) => Some(Order::Rows),
+        ("MatMul", [batch @ .., k, n]) if shape.len() <= MAX_RANK => {
+            let rows = batch.iter().try_fold(*k, |rows, &d| rows.checked_mul(d));
+            rows.map(|rows| Order::Columns(rows, *n))
+        }
+        ("Gather", shape) if (2..=MAX_RANK).contains(&shape.len()) => {
+            let axis = node.int(c"axis").unwrap_or(0);
+            (axis == 0 || axis == -(shape.len() as i64)).then_some(Order::Gathered)
+        }
+        ("LSTM", [_, _, _]) => Some(Order::Rows),
+        // Not a depthwise one, of one input channel a group: it has few weights, and a kernel of its own.
+        ("Conv", shape) if (3..=5).contains(&shape.len()) => {
+            (shape[1] > 1 || node.int(c"group").unwrap_or(1) == 1).then_some(Order::Rows)
+        }
+        _ => None,
+    }
+}
+
+/// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes.
+fn is_usual_lstm(node: &Node<'_>) -> Result<bool> {
+    const DEFAULT: [&str; 3] = ["sigmoid", "tanh", "tanh"];
+    let inputs = node.inputs()?;
+    let absent = |input: usize| inputs.get(input).is_none_or(Option::is_none);
+    let usual =
+        |names: Vec<String>| names.iter().zip(DEFAULT.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b));
+    Ok(absent(4)
+        && absent(7)
+        && (!node.has(c"activations") || node.strings(c"activations").is_some_and(usual))
+        && [c"clip", c"activation_alpha", c"activation_beta"].iter().all(|name| !node.has(name))
+        && [c"input_forget", c"layout"].iter().all(|name| node.int(name).unwrap_or(0) == 0))
 }
 
 impl<'a> Readers<'a> {
     /// The weight, if it is large enough and nobody else reads it.
     fn claim(self, min_size: u64) -> Result<Option<Claim<'a>>> {
         let Some((dtype, shape)) = self.value.tensor()? else { return Ok(None) };
-        let reads = |wanted: Order| self.uses.iter().any(|(.., order)| *order == wanted);
-        let spec = match (shape.as_slice(), reads(Order::Columns), reads(Order::Rows)) {
-            // A blob has one order.
-            (_, true, true) => return Ok(None),
-            (&[k, n], true, false) => {
-                TensorSpec::column_tiles(dtype, k, n, if n >= 1024 { 256 } else { 128 })
-            }
+        let orders = || self.uses.iter().map(|(.., order)| *order);
+        let gathered = orders().any(|order| order == Order::Gathered);
+        let columns = orders().find(|order| matches!(order, Order::Columns(..)));
+        // A blob has one order.
+        let fits = |order| match order {
+            Order::Rows => columns.is_none(),
+            Order::Columns(..) => columns == Some(order),
+            Order::Gathered => columns.is_none() || shape.len() == 2,
+        };
+        if !orders().all(fits) {
+            return Ok(None);
+        }
+        let spec = match columns {
+            Some(Order::Columns(k, n)) => TensorSpec::columns(dtype, k, n),
             _ => TensorSpec::row_major(dtype, &shape),
         };
         let Ok(size) = spec.bytes() else { return Ok(None) };
-        let known: HashSet<_> =
-            self.uses.iter().map(|(node, input, _)| (node.raw(), *input as i64)).collect();
+        let known: HashSet<_> = self.uses.iter().map(|(u, input, _)| (u.node.raw(), *input as i64)).collect();
         if size < min_size.max(1) || !self.value.consumers()?.iter().all(|consumer| known.contains(consumer))
         {
             return Ok(None);
         }
-        let block_len = if reads(Order::Gathered) { GATHER_BLOCK_LEN } else { BLOCK_LEN };
-        let nodes = self.uses.into_iter().map(|(node, ..)| node).collect();
-        Ok(Some(Claim { name: self.name, value: self.value, spec, block_len, size, nodes }))
+        let identity = self.value.identity()?;
+        let block_len = if gathered { GATHER_BLOCK } else { MAX_BLOCK };
+        let Readers { name, value, uses } = self;
+        let uses = uses.into_iter().map(|(u, ..)| u).collect();
+        Ok(Some(Claim { name, identity, value, shape, spec, block_len, size, uses }))
     }
 }

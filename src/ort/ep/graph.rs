@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use memmap2::Mmap;
-use ort_sys::{OrtGraph, OrtNode, OrtOpAttrType, OrtValueInfo, os_char};
+use ort_sys::{OrtGraph, OrtNode, OrtOpAttr, OrtOpAttrType, OrtValueInfo, os_char};
 
 use super::EpApi;
 use crate::format::Dtype;
@@ -37,6 +37,15 @@ pub(super) struct Value<'a> {
     api: EpApi,
     raw: *const OrtValueInfo,
     lifetime: PhantomData<&'a OrtGraph>,
+}
+
+/// Where an initializer's data is, while a session is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// At this offset of a file.
+    File(PathBuf, i64),
+    /// At this address.
+    Memory(usize),
 }
 
 /// Where an initializer's bytes are.
@@ -133,19 +142,40 @@ impl<'a> Node<'a> {
 
     /// An integer attribute; nothing if the node lacks it.
     pub fn int(&self, name: &CStr) -> Option<i64> {
-        let (mut attribute, mut value, mut bytes) = (ptr::null(), 0i64, 0);
-        // SAFETY: the node is live and the name a C string; the host writes at most the size given.
-        unsafe {
-            let table = self.api.table();
-            let status = (table.Node_GetAttributeByName)(self.raw, name.as_ptr(), &mut attribute);
-            self.api.check(status).ok()?;
-            if attribute.is_null() {
-                return None;
-            }
-            let (kind, out) = (OrtOpAttrType::ORT_OP_ATTR_INT, ptr::from_mut(&mut value).cast());
-            let status = (table.base.ReadOpAttr)(attribute, kind, out, size_of::<i64>(), &mut bytes);
-            self.api.check(status).ok().map(|()| value)
-        }
+        let mut value = [0i64];
+        let read = self.attribute(name, OrtOpAttrType::ORT_OP_ATTR_INT, &mut value)?;
+        (read == size_of::<i64>()).then_some(value[0])
+    }
+
+    /// Strings of an attribute; nothing if the node lacks it, or has more than some hundred bytes of them.
+    pub fn strings(&self, name: &CStr) -> Option<Vec<String>> {
+        let mut bytes = [0u8; 256];
+        let read = self.attribute(name, OrtOpAttrType::ORT_OP_ATTR_STRINGS, &mut bytes)?;
+        // Each has a zero at its end.
+        let text = bytes.get(..read.checked_sub(1)?)?;
+        Some(text.split(|&b| b == 0).map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+    }
+
+    /// Whether the node has an attribute of that name.
+    pub fn has(&self, name: &CStr) -> bool {
+        self.find(name).is_some()
+    }
+
+    fn find(&self, name: &CStr) -> Option<*const OrtOpAttr> {
+        let mut attribute = ptr::null();
+        let get = self.api.table().Node_GetAttributeByName;
+        // SAFETY: the node is live and the name a C string.
+        self.api.check(unsafe { get(self.raw, name.as_ptr(), &mut attribute) }).ok()?;
+        (!attribute.is_null()).then_some(attribute)
+    }
+
+    /// Reads an attribute into `out`, and says how many bytes it has; nothing if it is another kind, or longer.
+    fn attribute<T>(&self, name: &CStr, kind: OrtOpAttrType, out: &mut [T]) -> Option<usize> {
+        let (attribute, mut bytes) = (self.find(name)?, 0);
+        let read = self.api.table().base.ReadOpAttr;
+        // SAFETY: the attribute is live; the host writes at most the size given.
+        let status = unsafe { read(attribute, kind, out.as_mut_ptr().cast(), size_of_val(out), &mut bytes) };
+        self.api.check(status).ok().map(|()| bytes)
     }
 }
 
@@ -173,6 +203,14 @@ impl<'a> Value<'a> {
         let mut answer = false;
         // SAFETY: the value is live.
         self.api.check(unsafe { (self.api.table().ValueInfo_IsGraphOutput)(self.raw, &mut answer) })?;
+        Ok(answer)
+    }
+
+    /// Whether it belongs to a graph around this one.
+    pub fn is_outer(&self) -> Result<bool> {
+        let mut answer = false;
+        // SAFETY: the value is live.
+        self.api.check(unsafe { (self.api.table().ValueInfo_IsFromOuterScope)(self.raw, &mut answer) })?;
         Ok(answer)
     }
 
@@ -211,6 +249,19 @@ impl<'a> Value<'a> {
             let read = table.ValueInfo_GetValueConsumers;
             self.api.check(read(self.raw, nodes.as_mut_ptr(), inputs.as_mut_ptr(), count))?;
             Ok(nodes.into_iter().zip(inputs).collect())
+        }
+    }
+
+    /// What tells an initializer from all others of the session: where its data is.
+    pub fn identity(&self) -> Result<Identity> {
+        if let Some((path, offset, _)) = self.external()? {
+            return Ok(Identity::File(path, offset));
+        }
+        let mut value = ptr::null();
+        // SAFETY: the value is live, and so is the tensor that it stands for; its address is not followed.
+        unsafe {
+            self.api.check((self.api.table().ValueInfo_GetInitializerValue)(self.raw, &mut value))?;
+            Ok(Identity::Memory(Tensor::new(self.api.api(), value)?.address()))
         }
     }
 

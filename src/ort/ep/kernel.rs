@@ -17,7 +17,7 @@ use crate::ort::ep_sys::{
     EP_API_LEVEL, OrtDataType, OrtKernelImpl, OrtKernelRegistry, OrtSharedPrePackedWeightCache,
 };
 use crate::ort::fence::{self, Failure, Result};
-use crate::ort::kernels::{Gather, Gemm, MatMul};
+use crate::ort::kernels::{Conv, Gather, Gemm, Lstm, MatMul};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::Weight;
 
@@ -26,41 +26,79 @@ const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 const INT32: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 const INT64: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-const INDICES: &[ElementType] = &[INT32, INT64];
 
 /// An op that the provider runs.
 struct Definition {
+    domain: &'static CStr,
     op: &'static CStr,
     /// First and last opset of each version of the op that is supported.
     versions: &'static [(c_int, c_int)],
-    /// The input that holds the weight.
-    weight: usize,
-    /// Type parameters and what they may be, beside the floats that `T` may be.
+    /// The inputs that hold weights.
+    weights: &'static [usize],
+    /// What type parameter `T` may be, up to opset 12 and from 13 on.
+    floats: [&'static [ElementType]; 2],
+    /// Other type parameters and what they may be.
     others: &'static [(&'static CStr, &'static [ElementType])],
-    create: fn(&KernelInfo<'_>, Weight, &Slot) -> Result<Box<dyn Kernel>>,
+    create: fn(&KernelInfo<'_>, &[Arc<Slot>], &mut dyn FnMut(usize) -> Weight) -> Result<Box<dyn Kernel>>,
 }
 
-static DEFINITIONS: [Definition; 3] = [
+const NEWEST: c_int = c_int::MAX;
+const FLOATS: [&[ElementType]; 2] = [&[FLOAT, FLOAT16], &[FLOAT, FLOAT16, BFLOAT16]];
+
+static DEFINITIONS: [Definition; 6] = [
     Definition {
+        domain: c"",
         op: c"MatMul",
-        versions: &[(1, 8), (9, 12), (13, c_int::MAX)],
-        weight: 1,
+        versions: &[(1, 8), (9, 12), (13, NEWEST)],
+        weights: &[1],
+        floats: FLOATS,
         others: &[],
-        create: |_, weight, _| Ok(Box::new(MatMul::packed(weight)?)),
+        create: |info, _, weight| Ok(Box::new(MatMul::packed(info, weight(0))?)),
     },
     Definition {
+        domain: c"com.microsoft",
+        op: c"FusedMatMul",
+        versions: &[(1, NEWEST)],
+        weights: &[1],
+        floats: FLOATS,
+        others: &[],
+        create: |info, _, weight| Ok(Box::new(MatMul::packed(info, weight(0))?)),
+    },
+    Definition {
+        domain: c"",
         op: c"Gemm",
-        versions: &[(7, 8), (9, 10), (11, 12), (13, c_int::MAX)],
-        weight: 1,
+        versions: &[(7, 8), (9, 10), (11, 12), (13, NEWEST)],
+        weights: &[1],
+        floats: FLOATS,
         others: &[],
-        create: |info, weight, _| Ok(Box::new(Gemm::packed(info, weight)?)),
+        create: |info, _, weight| Ok(Box::new(Gemm::packed(info, weight(0))?)),
     },
     Definition {
+        domain: c"",
         op: c"Gather",
-        versions: &[(1, 10), (11, 12), (13, c_int::MAX)],
-        weight: 0,
-        others: &[(c"Tind", INDICES)],
-        create: |_, weight, slot| Ok(Box::new(Gather::packed(weight, slot.spec().dtype)?)),
+        versions: &[(1, 10), (11, 12), (13, NEWEST)],
+        weights: &[0],
+        floats: FLOATS,
+        others: &[(c"Tind", &[INT32, INT64])],
+        create: |_, slots, weight| Ok(Box::new(Gather::packed(weight(0), slots[0].spec().dtype)?)),
+    },
+    Definition {
+        domain: c"",
+        op: c"Conv",
+        versions: &[(1, 10), (11, 21), (22, NEWEST)],
+        weights: &[1],
+        floats: [&[FLOAT, FLOAT16], &[FLOAT, FLOAT16, BFLOAT16]],
+        others: &[],
+        create: |info, _, weight| Ok(Box::new(Conv::packed(info, weight(0))?)),
+    },
+    Definition {
+        domain: c"",
+        op: c"LSTM",
+        versions: &[(7, 13), (14, 21), (22, NEWEST)],
+        weights: &[1, 2],
+        floats: [&[FLOAT], &[FLOAT]],
+        others: &[(c"T1", &[INT32])],
+        create: |info, _, weight| Ok(Box::new(Lstm::packed(info, weight(0), weight(1))?)),
     },
 ];
 
@@ -103,7 +141,7 @@ impl Registry {
 
     fn add(&self, maker: &Maker, (first, last): (c_int, c_int)) -> Result<()> {
         let (api, ep, definition) = (self.api, self.api.ep(), maker.definition);
-        let floats: &[_] = if first >= 13 { &[FLOAT, FLOAT16, BFLOAT16] } else { &[FLOAT, FLOAT16] };
+        let floats = definition.floats[usize::from(first >= 13 || !definition.domain.is_empty())];
         let mut builder = ptr::null_mut();
         // SAFETY: the builder is ours until its release.
         api.check(unsafe { (ep.CreateKernelDefBuilder)(&mut builder) })?;
@@ -112,7 +150,7 @@ impl Registry {
         let added = unsafe {
             (|| {
                 api.check((ep.KernelDefBuilder_SetOperatorType)(builder, definition.op.as_ptr()))?;
-                api.check((ep.KernelDefBuilder_SetDomain)(builder, c"".as_ptr()))?;
+                api.check((ep.KernelDefBuilder_SetDomain)(builder, definition.domain.as_ptr()))?;
                 api.check((ep.KernelDefBuilder_SetSinceVersion)(builder, first, last))?;
                 api.check((ep.KernelDefBuilder_SetExecutionProvider)(builder, PROVIDER_C.as_ptr()))?;
                 for (name, types) in [(c"T", floats)].iter().chain(definition.others) {
@@ -156,8 +194,9 @@ struct Instance {
     /// Op and node, for messages.
     label: String,
     kernel: Box<dyn Kernel>,
-    slot: Arc<Slot>,
-    weight: usize,
+    /// Of the inputs that hold weights.
+    slots: Vec<Arc<Slot>>,
+    weights: &'static [usize],
 }
 
 unsafe extern "system" fn create(
@@ -178,12 +217,14 @@ unsafe extern "system" fn create(
         let label =
             format!("{} node '{}'", definition.op.to_string_lossy(), info.node_name().unwrap_or_default());
         let instance = || {
-            let slot = provider.slot(&info.input_name(definition.weight)?)?;
-            let weight = Weight::packed(Arc::clone(&slot), definition.weight, info.host());
-            let kernel = (definition.create)(&info, weight, &slot)?;
-            Ok((kernel, slot))
+            let slot = |&input: &usize| provider.slot(&info.input_name(input)?);
+            let slots: Vec<Arc<Slot>> = definition.weights.iter().map(slot).collect::<Result<_>>()?;
+            let mut weight =
+                |at: usize| Weight::packed(Arc::clone(&slots[at]), definition.weights[at], info.host());
+            let kernel = (definition.create)(&info, &slots, &mut weight)?;
+            Ok((kernel, slots))
         };
-        let (kernel, slot) = instance().map_err(|failure: Failure| failure.at(&label))?;
+        let (kernel, slots) = instance().map_err(|failure: Failure| failure.at(&label))?;
         let table = OrtKernelImpl {
             ort_version_supported: EP_API_LEVEL,
             flags: 0,
@@ -192,7 +233,7 @@ unsafe extern "system" fn create(
             PrePackWeight: pack,
             SetSharedPrePackedWeight: None,
         };
-        let instance = Box::new(Instance { table, api, label, kernel, slot, weight: definition.weight });
+        let instance = Box::new(Instance { table, api, label, kernel, slots, weights: definition.weights });
         // SAFETY: `out` is where the host wants the kernel; `release` takes it back.
         unsafe { out.write(Box::into_raw(instance).cast()) };
         Ok(())
@@ -210,14 +251,14 @@ unsafe extern "system" fn pack(
     // SAFETY: `this` comes from `create`; it is only read.
     let instance = unsafe { &*this.cast_const().cast::<Instance>() };
     fence::guard(instance.api, || {
-        let is_weight = usize::try_from(input).is_ok_and(|input| input == instance.weight);
-        if is_weight {
+        let at = instance.weights.iter().position(|&weight| usize::try_from(input) == Ok(weight));
+        if let Some(slot) = at.and_then(|at| instance.slots.get(at)) {
             // SAFETY: the tensor lives for this call.
             let original = || unsafe { Tensor::new(instance.api, tensor) };
-            instance.slot.pack(original).map_err(|failure| failure.at(&instance.label))?;
+            slot.pack(original).map_err(|failure| failure.at(&instance.label))?;
         }
         // SAFETY: the host's place for the answer.
-        unsafe { is_packed.write(is_weight) };
+        unsafe { is_packed.write(at.is_some()) };
         Ok(())
     })
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use ort_sys::OrtSessionOptions;
 
 use super::EpApi;
+use super::claim::SlowOps;
+use crate::codec::Profile;
 use crate::codec::allocation::Target;
 use crate::ort::cache::{CACHE_OPTION, Cache};
 use crate::ort::fence::{Failure, Result};
@@ -19,11 +21,31 @@ const PREFIX: &str = "ep.nzexecutionprovider.";
 /// The session option with which nothing is packed, so that no original is ever freed.
 const NO_PACKING: &str = "session.disable_prepacking";
 
-/// How a session's weights are to be compressed.
-pub(super) struct Options {
+/// How small, and at what cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Aim {
     pub target: Target,
+    pub rounding: Rounding,
+    pub profile: Profile,
+}
+
+/// How weights are rounded, if they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rounding {
+    /// To fewer mantissa bits.
+    Cut,
+    /// To a uniform grid where one can hold the weight.
+    Grid,
+    /// To whichever is closer at the same size.
+    Auto,
+}
+
+/// What a session asks for.
+pub(super) struct Options {
+    pub aim: Aim,
     /// In bytes.
     pub min_size: u64,
+    pub slow: SlowOps,
     /// Decoded weights that are kept.
     pub cache: Option<Arc<Cache>>,
     /// Where blobs are kept from session to session.
@@ -46,10 +68,12 @@ impl Options {
     /// Takes the options from a session's configuration.
     fn parse<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         let (mut lossless, mut ratio, mut mantissa_bits) = (None, None, None);
-        let (mut cache_mib, mut session_cache) = (None, None);
+        let (mut cache_mib, mut session_cache, mut transform) = (None, None, None);
+        let aim = Aim { target: Target::Lossless, rounding: Rounding::Cut, profile: Profile::default() };
         let mut options = Options {
-            target: Target::Lossless,
+            aim,
             min_size: MIN_SIZE,
+            slow: SlowOps::default(),
             cache: None,
             cache_dir: None,
             packs: true,
@@ -72,6 +96,17 @@ impl Options {
                     mantissa_bits = Some(number(name, value, wanted, |&bits: &u8| bits <= 23)?);
                 }
                 "min_size" => options.min_size = number(name, value, "a whole number of bytes", |_| true)?,
+                "transform" => {
+                    let choices =
+                        [("cut", Rounding::Cut), ("grid", Rounding::Grid), ("auto", Rounding::Auto)];
+                    transform = Some(choice(name, value, "cut, grid or auto", &choices)?);
+                }
+                "profile" => {
+                    let choices = [("compact", Profile::Compact), ("fast", Profile::Fast)];
+                    options.aim.profile = choice(name, value, "compact or fast", &choices)?;
+                }
+                "conv" => options.slow.conv = flag(name, value)?,
+                "lstm" => options.slow.lstm = flag(name, value)?,
                 "cache_mib" => {
                     let wanted = "a whole number of MiB, 0 to keep nothing decoded";
                     let fits = |mib: &usize| mib.checked_mul(1 << 20).is_some();
@@ -80,13 +115,22 @@ impl Options {
                 "cache_dir" => options.cache_dir = (!value.is_empty()).then(|| value.into()),
                 _ => {
                     return Err(Failure::invalid(format!(
-                        "NzExecutionProvider has no option '{name}': it has lossless, ratio, mantissa_bits, min_size, \
-                         cache_mib and cache_dir"
+                        "NzExecutionProvider has no option '{name}': it has lossless, ratio, mantissa_bits, transform, \
+                         profile, min_size, conv, lstm, cache_mib and cache_dir"
                     )));
                 }
             }
         }
-        options.target = target(lossless, ratio, mantissa_bits)?;
+        options.aim.target = target(lossless, ratio, mantissa_bits)?;
+        if let Some(rounding) = transform {
+            if !matches!(options.aim.target, Target::Ratio(_) | Target::Default) {
+                return Err(Failure::invalid(
+                    "NzExecutionProvider: option transform says how weights are rounded to a size: give ratio or \
+                     lossless=0 with it, and not mantissa_bits",
+                ));
+            }
+            options.aim.rounding = rounding;
+        }
         options.cache = match cache_mib {
             Some(mib) => Cache::of(mib << 20),
             None => Cache::configured(session_cache)?,
@@ -124,6 +168,11 @@ fn flag(name: &str, value: &str) -> Result<bool> {
     }
 }
 
+fn choice<T: Copy>(name: &str, value: &str, wanted: &str, choices: &[(&str, T)]) -> Result<T> {
+    let found = choices.iter().find(|(choice, _)| *choice == value.trim());
+    found.map(|&(_, made)| made).ok_or_else(|| wrong(name, value, &format!("one of {wanted}")))
+}
+
 fn number<T: std::str::FromStr>(
     name: &str,
     value: &str,
@@ -155,10 +204,34 @@ unsafe fn entries(api: EpApi, options: *const OrtSessionOptions) -> Result<Vec<(
 mod tests {
     use super::*;
 
-    fn parse(entries: &[(&str, &str)]) -> std::result::Result<Target, String> {
+    fn options(entries: &[(&str, &str)]) -> std::result::Result<Options, String> {
         let prefixed: Vec<_> = entries.iter().map(|(k, v)| (format!("{PREFIX}{k}"), *v)).collect();
         let parsed = Options::parse(prefixed.iter().map(|(k, v)| (k.as_str(), *v)));
-        parsed.map(|options| options.target).map_err(|failure| format!("{failure:?}"))
+        parsed.map_err(|failure| format!("{failure:?}"))
+    }
+
+    fn parse(entries: &[(&str, &str)]) -> std::result::Result<Target, String> {
+        options(entries).map(|options| options.aim.target)
+    }
+
+    #[test]
+    fn ways_of_rounding_and_coding_are_those_of_convert() {
+        let aim = |entries: &[(&str, &str)]| options(entries).map(|options| options.aim);
+        let default = aim(&[]).expect("valid");
+        assert_eq!((default.rounding, default.profile), (Rounding::Cut, Profile::Compact));
+        for (value, rounding) in
+            [("cut", Rounding::Cut), ("grid", Rounding::Grid), (" auto ", Rounding::Auto)]
+        {
+            for other in [("ratio", "0.5"), ("lossless", "0")] {
+                assert!(aim(&[("transform", value), other]).is_ok_and(|aim| aim.rounding == rounding));
+            }
+            for other in [("lossless", "1"), ("mantissa_bits", "4"), ("profile", "fast")] {
+                assert!(aim(&[("transform", value), other]).is_err_and(|e| e.contains("give ratio")));
+            }
+        }
+        assert!(aim(&[("profile", "fast")]).is_ok_and(|aim| aim.profile == Profile::Fast));
+        let slow = options(&[("conv", "1"), ("lstm", "0")]).expect("valid").slow;
+        assert_eq!(slow, SlowOps { conv: true, lstm: false });
     }
 
     #[test]
@@ -180,7 +253,11 @@ mod tests {
             ("mantissa_bits", "24", "from 0 to 23"),
             ("min_size", "4 KiB", "bytes"),
             ("cache_mib", "18446744073709551615", "MiB"),
-            ("ration", "0.5", "ratio, mantissa_bits"),
+            ("transform", "round", "cut, grid or auto"),
+            ("profile", "small", "compact or fast"),
+            ("conv", "yes", "0 or 1"),
+            ("lstm", "2", "0 or 1"),
+            ("ration", "0.5", "ratio, mantissa_bits, transform, profile, min_size, conv, lstm"),
         ] {
             let message = parse(&[(name, value)]).expect_err(name);
             assert!(message.contains(name) && message.contains(choices), "{message}");

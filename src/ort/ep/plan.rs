@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::claim::Claim;
+use super::claim::{Claim, agree};
 use super::graph::Bytes;
+use super::options::{Aim, Rounding};
 use super::session::{Log, Shared};
 use super::slot::{Recipe, Slot};
 use super::store::{Content, Key, KeyMaker};
-use crate::codec::allocation::{Candidate, Encoding, Target, allocate};
-use crate::codec::{self, Coding, EncodeOptions};
+use crate::codec::allocation::{Candidate, Encoding, Grids, Target, allocate};
+use crate::codec::{self, Coding, EncodeOptions, GridStep, GridSurvey, Profile};
 use crate::error::Error;
+use crate::format::{Dtype, GRID_BITS};
 use crate::ort::fence::{Failure, Result};
 
 /// What is decided about the weights of a graph.
@@ -25,27 +27,65 @@ pub(super) struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Decision {
     Keep,
-    /// Mantissa bits, none for lossless, and how that is coded, where the whole weight has been looked at.
-    Encode(Option<u8>, Option<Coding>),
+    /// How exact, and how that is coded, where the whole weight has been looked at.
+    Encode(Precision, Option<Coding>),
+}
+
+/// How exact a blob is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Precision {
+    Lossless,
+    Mantissa(u8),
+    Grid(GridStep),
 }
 
 const KEEP: u8 = 255;
 const LOSSLESS: u8 = 254;
+/// The first of the bytes that stand for grids.
+const GRIDS: u8 = 64;
+const GRIDS_A_CELL: u8 = GRID_BITS + 1;
+
+impl Precision {
+    fn to_byte(self) -> u8 {
+        match self {
+            Precision::Lossless => LOSSLESS,
+            Precision::Mantissa(bits) => bits,
+            Precision::Grid(GridStep { cell, raw_bits }) => GRIDS + cell as u8 * GRIDS_A_CELL + raw_bits,
+        }
+    }
+
+    /// What encodes like that.
+    fn options(self, claim: &Claim<'_>, profile: Profile) -> EncodeOptions {
+        let (mantissa_bits, grid) = match self {
+            Precision::Lossless => (None, None),
+            Precision::Mantissa(bits) => (Some(bits), None),
+            Precision::Grid(step) => (None, Some(step)),
+        };
+        EncodeOptions { mantissa_bits, grid, block_len: claim.block_len, profile }
+    }
+}
 
 impl Decision {
     fn to_byte(&self) -> u8 {
         match self {
             Decision::Keep => KEEP,
-            Decision::Encode(bits, _) => bits.unwrap_or(LOSSLESS),
+            Decision::Encode(precision, _) => precision.to_byte(),
         }
     }
 
-    fn from_byte(byte: u8) -> Self {
-        match byte {
-            KEEP => Decision::Keep,
-            LOSSLESS => Decision::Encode(None, None),
-            bits => Decision::Encode(Some(bits), None),
-        }
+    /// Bytes that stand for nothing are those of a damaged file.
+    fn from_byte(byte: u8) -> Option<Self> {
+        let precision = match byte {
+            KEEP => return Some(Decision::Keep),
+            LOSSLESS => Precision::Lossless,
+            bits @ 0..GRIDS => Precision::Mantissa(bits),
+            _ => {
+                let (cell, raw_bits) = ((byte - GRIDS) / GRIDS_A_CELL, (byte - GRIDS) % GRIDS_A_CELL);
+                let step = GridStep { cell: cell.into(), raw_bits };
+                Precision::Grid(GridStep::all().find(|known| *known == step)?)
+            }
+        };
+        Some(Decision::Encode(precision, None))
     }
 }
 
@@ -53,7 +93,7 @@ impl Decision {
 pub(super) fn plan<'a>(
     claims: &[Claim<'a>],
     folder: Option<&Path>,
-    target: Target,
+    aim: &Aim,
     shared: &Arc<Shared>,
     log: &Log,
 ) -> Result<Plan> {
@@ -72,13 +112,14 @@ pub(super) fn plan<'a>(
             *content = Some(shared.on_all_cores(|| Content::of(bytes.as_slice()))?);
         }
     }
-    let key = plan_key(claims, &contents, target);
+    let key = plan_key(claims, &contents, aim);
     let known = shared.store.as_ref().and_then(|store| store.load_decisions(&key, claims.len()));
+    let known = known.and_then(|bytes| bytes.into_iter().map(Decision::from_byte).collect());
     let mut failure = None;
-    let decisions: Vec<Decision> = match known {
-        Some(bytes) => bytes.into_iter().map(Decision::from_byte).collect(),
+    let mut decisions: Vec<Decision> = match known {
+        Some(decisions) => decisions,
         None => {
-            let (decisions, unreachable) = decide(claims, target, shared, bytes)?;
+            let (decisions, unreachable) = decide(claims, aim, shared, bytes)?;
             failure = unreachable;
             if let (Some(store), None) = (&shared.store, &failure) {
                 store.save_decisions(&key, &decisions.iter().map(Decision::to_byte).collect::<Vec<_>>());
@@ -86,28 +127,36 @@ pub(super) fn plan<'a>(
             decisions
         }
     };
+    let mut taken: Vec<bool> = decisions.iter().map(|decision| *decision != Decision::Keep).collect();
+    agree(claims, &mut taken);
+    decisions
+        .iter_mut()
+        .zip(taken)
+        .filter(|(_, taken)| !taken)
+        .for_each(|(decision, _)| *decision = Decision::Keep);
     let slots = claims.iter().zip(contents).zip(decisions).map(|((claim, content), decision)| {
-        let Decision::Encode(mantissa_bits, coding) = decision else { return None };
-        let key = content.map(|content| blob_key(claim, content, mantissa_bits));
-        let (spec, block_len) = (claim.spec.clone(), claim.block_len);
-        let recipe = Recipe { spec, block_len, mantissa_bits, coding, key };
+        let Decision::Encode(precision, coding) = decision else { return None };
+        let key = content.map(|content| blob_key(claim, content, precision, aim.profile));
+        let (shape, spec) = (claim.shape.clone(), claim.spec.clone());
+        let recipe = Recipe { shape, spec, options: precision.options(claim, aim.profile), coding, key };
         Some(Arc::new(Slot::new(claim.name.clone(), recipe, Arc::clone(shared))))
     });
     Ok(Plan { slots: slots.collect(), failure })
 }
 
-fn blob_key(claim: &Claim<'_>, content: Content, mantissa_bits: Option<u8>) -> Key {
+fn blob_key(claim: &Claim<'_>, content: Content, precision: Precision, profile: Profile) -> Key {
     let mut maker = KeyMaker::new("nz-onnx blob");
     maker.weight(content, &claim.spec, claim.block_len);
-    maker.number(mantissa_bits.map_or(u64::from(LOSSLESS), u64::from));
+    maker.number(precision.to_byte().into());
+    maker.text(&format!("{profile:?}"));
     maker.finish()
 }
 
-fn plan_key(claims: &[Claim<'_>], contents: &[Option<Content>], target: Target) -> Key {
+fn plan_key(claims: &[Claim<'_>], contents: &[Option<Content>], aim: &Aim) -> Key {
     let mut maker = KeyMaker::new("nz-onnx plan");
     // What pays, and what a target comes to, is this version's own.
     maker.text(crate::VERSION);
-    maker.text(&format!("{target:?}"));
+    maker.text(&format!("{aim:?}"));
     for (claim, content) in claims.iter().zip(contents) {
         if let Some(content) = content {
             maker.weight(*content, &claim.spec, claim.block_len);
@@ -116,42 +165,58 @@ fn plan_key(claims: &[Claim<'_>], contents: &[Option<Content>], target: Target) 
     maker.finish()
 }
 
+/// A weight's codings: at 0, 1, ... mantissa bits and lossless at the end, and on grids.
+struct Codings {
+    claim: usize,
+    cuts: Vec<Coding>,
+    grids: Vec<(GridStep, Coding)>,
+}
+
 /// Surveys the weights and allocates precisions; a failure where the ratio that was asked for is out of reach.
 fn decide<'a>(
     claims: &[Claim<'a>],
-    target: Target,
+    aim: &Aim,
     shared: &Shared,
     bytes: impl Fn(&Claim<'a>) -> Option<Bytes<'a>>,
 ) -> Result<(Vec<Decision>, Option<Failure>)> {
     // Where sizes must add up, all of a weight is looked at; where a weight need only pay, a part will do.
-    let whole = matches!(target, Target::Ratio(_) | Target::Default);
-    let mut surveyed: Vec<(usize, Vec<Coding>)> = Vec::new();
+    let whole = matches!(aim.target, Target::Ratio(_) | Target::Default);
+    let mut surveyed: Vec<Codings> = Vec::new();
     let mut candidates = Vec::new();
     for (index, claim) in claims.iter().enumerate() {
         let Some(bytes) = bytes(claim) else { continue };
-        let options = EncodeOptions { block_len: claim.block_len, ..EncodeOptions::default() };
+        let options = Precision::Lossless.options(claim, aim.profile);
+        let (bytes, spec) = (bytes.as_slice(), &claim.spec);
+        let fail = |error: Error| Failure::fail(format!("weight '{}': {error}", claim.name));
         let survey = if whole { codec::survey } else { codec::survey_sample };
-        let spec = &claim.spec;
-        let survey = shared.on_all_cores(|| survey(bytes.as_slice(), spec, &options))?;
-        let survey =
-            survey.map_err(|error: Error| Failure::fail(format!("weight '{}': {error}", claim.name)))?;
-        let (candidate, codings) = Candidate::new(&survey, claim.spec.dtype, claim.size);
+        let survey = shared.on_all_cores(|| survey(bytes, spec, &options))?.map_err(fail)?;
+        let (mut candidate, cuts) = Candidate::new(&survey, spec.dtype, claim.size);
+        let mut grids = Vec::new();
+        if whole && aim.rounding != Rounding::Cut {
+            let survey = shared.on_all_cores(|| codec::survey_grid(bytes, spec, &options))?.map_err(fail)?;
+            candidate.grids = Some(on_grids(survey.as_ref(), spec.dtype, aim.rounding, &mut grids));
+        }
         candidates.push(candidate);
-        surveyed.push((index, codings));
+        surveyed.push(Codings { claim: index, cuts, grids });
     }
-    let allocation = allocate(&candidates, 0, target);
+    let allocation = allocate(&candidates, 0, aim.target);
     let mut decisions = vec![Decision::Keep; claims.len()];
-    for ((index, codings), encoding) in surveyed.into_iter().zip(&allocation.encodings) {
-        let coding = |at: usize| codings.get(at).filter(|_| whole).cloned();
-        decisions[index] = match *encoding {
-            // No candidate here has grids.
-            Encoding::Keep(_) | Encoding::Grid(_) => Decision::Keep,
-            Encoding::Lossless => Decision::Encode(None, coding(codings.len().saturating_sub(1))),
-            Encoding::Mantissa(bits) => Decision::Encode(Some(bits), coding(bits.into())),
+    for (codings, encoding) in surveyed.into_iter().zip(&allocation.encodings) {
+        let cut = |at: usize| codings.cuts.get(at).filter(|_| whole).cloned();
+        decisions[codings.claim] = match *encoding {
+            Encoding::Keep(_) => Decision::Keep,
+            Encoding::Lossless => {
+                Decision::Encode(Precision::Lossless, cut(codings.cuts.len().saturating_sub(1)))
+            }
+            Encoding::Mantissa(bits) => Decision::Encode(Precision::Mantissa(bits), cut(bits.into())),
+            Encoding::Grid(step) => {
+                let coding = codings.grids.iter().find(|(known, _)| *known == step);
+                Decision::Encode(Precision::Grid(step), coding.map(|(_, coding)| coding.clone()))
+            }
         };
     }
     let before: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
-    let failure = match target {
+    let failure = match aim.target {
         Target::Ratio(ratio) if !allocation.reached && before > 0 => {
             // Rounded up, so that asking for the number is enough.
             let best = (allocation.bytes_after as f64 / before as f64 * 1e4).ceil() / 1e4;
@@ -166,14 +231,42 @@ fn decide<'a>(
     Ok((decisions, failure))
 }
 
+/// What grids would do to a weight, of which `survey` is nothing if they cannot hold it; and how each is coded.
+fn on_grids(
+    survey: Option<&GridSurvey>,
+    dtype: Dtype,
+    rounding: Rounding,
+    codings: &mut Vec<(GridStep, Coding)>,
+) -> Grids {
+    // Of weights whose mantissas are evenly spread.
+    let usual_noise = |bits: u8| (-2.0 * f64::from(bits)).exp2() / 24.0;
+    let noise = |bits| survey.map_or_else(|| usual_noise(bits), |survey| survey.cut_noise(bits));
+    let rounded_noise = (0..dtype.mantissa_bits()).map(noise).collect();
+    let mut steps = Vec::new();
+    for (step, survey) in GridStep::all().filter_map(|step| Some((step, survey?))) {
+        let coding = survey.coding(step);
+        steps.push((step, coding.size(), survey.noise(step)));
+        codings.push((step, coding));
+    }
+    Grids { steps, rounded_noise, only: rounding == Rounding::Grid }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn decisions_survive_being_written_down() {
-        for decision in [Decision::Keep, Decision::Encode(None, None), Decision::Encode(Some(0), None)] {
-            assert_eq!(Decision::from_byte(decision.to_byte()), decision);
+        let encode = |precision| Decision::Encode(precision, None);
+        let cuts = (0..=23).map(|bits| encode(Precision::Mantissa(bits)));
+        let grids = GridStep::all().map(|step| encode(Precision::Grid(step)));
+        let all: Vec<Decision> =
+            cuts.chain(grids).chain([Decision::Keep, encode(Precision::Lossless)]).collect();
+        for decision in &all {
+            assert_eq!(Decision::from_byte(decision.to_byte()).as_ref(), Some(decision));
         }
+        let bytes: std::collections::HashSet<u8> = all.iter().map(Decision::to_byte).collect();
+        assert_eq!(bytes.len(), all.len());
+        assert_eq!(Decision::from_byte(200), None);
     }
 }

@@ -1,14 +1,14 @@
 //! One session's provider: it takes the weights that pay and runs the nodes that read them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{c_char, c_void};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Instant;
 
 use ort_sys::{OrtGraph, OrtLogger, OrtSessionOptions, OrtStatusPtr};
 
-use super::claim;
-use super::graph::{Graph, Node};
+use super::claim::{self, Claim};
+use super::graph::{Graph, Identity, Node};
 use super::kernel::{Maker, Registry};
 use super::options::Options;
 use super::plan::{Plan, plan};
@@ -36,8 +36,14 @@ pub(super) struct Provider {
 
 #[derive(Default)]
 struct Decided {
-    slots: HashMap<String, Option<Arc<Slot>>>,
+    weights: HashMap<String, DecidedWeight>,
     failure: Option<Failure>,
+}
+
+struct DecidedWeight {
+    identity: Identity,
+    /// Nothing where it stays as it is.
+    slot: Option<Arc<Slot>>,
 }
 
 impl Provider {
@@ -104,7 +110,7 @@ impl Provider {
         if let Some(failure) = &decided.failure {
             return Err(failure.clone());
         }
-        let slot = decided.slots.get(name).and_then(Option::as_ref);
+        let slot = decided.weights.get(name).and_then(|weight| weight.slot.as_ref());
         slot.map(Arc::clone)
             .ok_or_else(|| Failure::fail(format!("internal error: weight '{name}' was not asked for")))
     }
@@ -112,11 +118,10 @@ impl Provider {
     /// Takes the nodes of `graph` whose weights pay.
     fn claim(&self, graph: &Graph<'_>, support: *mut OrtEpGraphSupportInfo) -> Result<()> {
         let (api, ep) = (self.api, self.api.ep());
-        // In bodies of other nodes there is little to gain.
-        if graph.is_nested()? {
-            return Ok(());
-        }
         if !self.options.packs {
+            if graph.is_nested()? {
+                return Ok(());
+            }
             let why = "session.disable_prepacking=1 keeps every original in memory";
             self.log.warn(&format!("{why}: no weight is compressed"));
             return Ok(());
@@ -127,21 +132,31 @@ impl Provider {
             api.check(unsafe { (ep.EpGraphSupportInfo_LookUpKernel)(support, node.raw(), &mut found) })?;
             Ok(!found.is_null())
         };
-        let claims = claim::find(graph, self.options.min_size, has_kernel)?;
+        let claims = claim::find(graph, self.options.min_size, self.options.slow, has_kernel)?;
         let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        // Graphs may use a name for different weights, and a kernel knows but the name: the first weight has it.
+        let is_other = |claim: &Claim<'_>| {
+            decided.weights.get(&claim.name).is_some_and(|known| known.identity != claim.identity)
+        };
+        let mut free: Vec<bool> = claims.iter().map(|claim| !is_other(claim)).collect();
+        claim::agree(&claims, &mut free);
+        let claims = claims.into_iter().zip(free).filter(|(_, free)| *free).map(|(claim, _)| claim);
         let (known, new): (Vec<_>, Vec<_>) =
-            claims.into_iter().partition(|claim| decided.slots.contains_key(&claim.name));
+            claims.partition(|claim| decided.weights.contains_key(&claim.name));
         let folder = graph.folder()?;
         let Plan { slots, failure } =
-            plan(&new, folder.as_deref(), self.options.target, &self.shared, &self.log)?;
+            plan(&new, folder.as_deref(), &self.options.aim, &self.shared, &self.log)?;
         decided.failure = decided.failure.take().or(failure);
-        decided.slots.extend(new.iter().map(|claim| claim.name.clone()).zip(slots));
-        for claim in
-            known.iter().chain(&new).filter(|claim| matches!(decided.slots.get(&claim.name), Some(Some(_))))
-        {
-            for node in &claim.nodes {
+        for (claim, slot) in new.iter().zip(slots) {
+            let weight = DecidedWeight { identity: claim.identity.clone(), slot };
+            decided.weights.insert(claim.name.clone(), weight);
+        }
+        let is_taken = |claim: &Claim<'_>| decided.weights.get(&claim.name).is_some_and(|w| w.slot.is_some());
+        let mut added = HashSet::new();
+        for claim in known.iter().chain(&new).filter(|claim| is_taken(claim)) {
+            for node in claim.uses.iter().map(|u| u.node.raw()).filter(|&node| added.insert(node)) {
                 // SAFETY: graph and support info are live during this call.
-                api.check(unsafe { (ep.EpGraphSupportInfo_AddSingleNode)(support, node.raw()) })?;
+                api.check(unsafe { (ep.EpGraphSupportInfo_AddSingleNode)(support, node) })?;
             }
         }
         Ok(())

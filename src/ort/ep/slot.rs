@@ -16,10 +16,11 @@ use crate::ort::fence::{Failure, Result};
 
 /// How a weight is to be coded.
 pub(crate) struct Recipe {
+    /// The weight's shape in the model.
+    pub shape: Vec<u64>,
+    /// What is stored: the same elements, in this shape.
     pub spec: TensorSpec,
-    pub block_len: u32,
-    /// Mantissa bits; `None` is lossless.
-    pub mantissa_bits: Option<u8>,
+    pub options: EncodeOptions,
     /// What is known from a look at the whole weight, if there was one.
     pub coding: Option<Coding>,
     /// The blob's place in the store, if the session has one.
@@ -83,7 +84,12 @@ impl Slot {
         &self.name
     }
 
-    /// Its dtype, shape and layout.
+    /// Its shape in the model.
+    pub fn shape(&self) -> &[u64] {
+        &self.recipe.shape
+    }
+
+    /// Its dtype, and how it is stored.
     pub fn spec(&self) -> &TensorSpec {
         &self.recipe.spec
     }
@@ -105,12 +111,11 @@ impl Slot {
     }
 
     fn make(&self, original: &Tensor<'_>) -> Result<Packed> {
-        let Recipe { spec, key, .. } = &self.recipe;
+        let Recipe { shape, spec, key, .. } = &self.recipe;
         let dims: Vec<u64> = original.dims().iter().map(|&d| d as u64).collect();
-        if dims != spec.shape {
-            let wanted = &spec.shape;
+        if dims != *shape {
             return Err(Failure::fail(format!(
-                "internal error: shape {dims:?} where {wanted:?} was announced"
+                "internal error: shape {dims:?} where {shape:?} was announced"
             )));
         }
         let found = match (&self.shared.store, key) {
@@ -135,29 +140,35 @@ impl Slot {
     }
 
     fn encode(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let Recipe { spec, block_len, mantissa_bits, coding, .. } = &self.recipe;
-        let (mantissa_bits, block_len) = (*mantissa_bits, *block_len);
-        let options = EncodeOptions { mantissa_bits, block_len, ..EncodeOptions::default() };
+        let Recipe { spec, options, coding, .. } = &self.recipe;
         let fail = |error: Error| Failure::fail(error.to_string());
         let coding = match coding {
             Some(coding) => coding.clone(),
             None => {
-                let coding = self.shared.on_all_cores(|| codec::fitting_coding(bytes, spec, &options))?;
-                coding.map_err(fail)?
+                let coding = self.shared.on_all_cores(|| match options.grid {
+                    None => codec::fitting_coding(bytes, spec, options).map(Some),
+                    Some(step) => {
+                        codec::survey_grid(bytes, spec, options).map(|survey| survey.map(|s| s.coding(step)))
+                    }
+                })?;
+                let missing =
+                    || Failure::fail("internal error: no grid holds a weight that one was chosen for");
+                coding.map_err(fail)?.ok_or_else(missing)?
             }
         };
         let encode = |coding: &Coding| {
             // This thread's own heap, where it fills the gaps that originals leave, and not one of a thread that encodes.
             let room = Vec::with_capacity(usize::try_from(coding.size()).unwrap_or_default());
-            let encoded =
-                self.shared.on_all_cores(|| codec::encode_into(room, bytes, spec, block_len, coding))?;
+            let encoded = self
+                .shared
+                .on_all_cores(|| codec::encode_into(room, bytes, spec, options.block_len, coding))?;
             encoded.map_err(fail)
         };
         let blob = match encode(&coding)? {
             Some(blob) => Some(blob),
             None => {
-                let survey = self.shared.on_all_cores(|| codec::survey(bytes, spec, &options))?;
-                encode(&survey.map_err(fail)?.coding(mantissa_bits))?
+                let survey = self.shared.on_all_cores(|| codec::survey(bytes, spec, options))?;
+                encode(&survey.map_err(fail)?.coding(options.mantissa_bits))?
             }
         };
         let mut blob =

@@ -26,7 +26,7 @@ impl Gather {
         Gather::with(Weight::new(info, 0, None, Stored::Rows)?, Dtype::F32)
     }
 
-    /// The kernel of an ONNX `Gather` along the first axis of this weight, input 0.
+    /// The kernel of an ONNX `Gather` along the first axis of this weight of `dtype`, input 0.
     pub fn packed(weight: Weight, dtype: Dtype) -> Result<Self> {
         Gather::with(weight, dtype)
     }

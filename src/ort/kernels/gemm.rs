@@ -93,7 +93,8 @@ impl Kernel for Gemm {
             }
             let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
             let x = View { data: &values, row_stride, column_stride };
-            Product { m, k, n, x, alpha: self.alpha, addend, transposed, first: 0 }.run(&weight, &workers, y)
+            let (alpha, first_row, height) = (self.alpha, 0, if transposed { n } else { k });
+            Product { m, k, n, x, alpha, addend, transposed, first_row, height }.run(&weight, &workers, y)
         })
     }
 }

@@ -1,4 +1,4 @@
-//! `nz.DecodeLSTM`: ONNX `LSTM` with its default activations, both weights compressed.
+//! `nz.DecodeLSTM` and ONNX `LSTM`: ONNX `LSTM` with its default activations, both weights compressed.
 
 use super::product::{Product, View};
 use crate::ort::api::{KernelContext, KernelInfo, Tensor, Workers};
@@ -20,38 +20,65 @@ pub(crate) struct Lstm {
     hidden: usize,
     /// Whether a single direction runs from the last step to the first.
     reverse: bool,
+    /// The inputs that hold bias, first hidden state and first cell state.
+    optional: [usize; 3],
 }
 
 impl Lstm {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let input = Weight::new(info, 1, Some(3), Stored::Rows)?;
+        Lstm::with(info, [3, 4, 5], input, |shape| Weight::with_shape(info, 2, shape, Stored::Rows))
+    }
+
+    /// The kernel of an ONNX `LSTM` with these weights as inputs 1 and 2.
+    pub fn packed(info: &KernelInfo<'_>, input: Weight, recurrent: Weight) -> Result<Self> {
+        // Input 4 has lengths of sequences: a node with them is not taken.
+        Lstm::with(info, [3, 5, 6], input, |shape| {
+            let found = recurrent.shape();
+            if found == shape {
+                return Ok(recurrent);
+            }
+            Err(Failure::fail(format!("R (input 2) has shape {found:?}, but W (input 1) makes it {shape:?}")))
+        })
+    }
+
+    fn with(
+        info: &KernelInfo<'_>,
+        optional: [usize; 3],
+        input: Weight,
+        recurrent: impl FnOnce(Vec<u64>) -> Result<Weight>,
+    ) -> Result<Self> {
         let &[directions, gates, features] = input.shape() else {
             return Err(Failure::fail("internal error: a weight of another rank than was asked for"));
         };
-        let wrong = || Failure::fail(format!("attribute shape {:?} is not that of an LSTM", input.shape()));
+        let wrong = || Failure::fail(format!("shape {:?} is not that of an LSTM's weight", input.shape()));
         if !(1..=2).contains(&directions) || gates % GATES as u64 != 0 || gates == 0 || features == 0 {
             return Err(wrong());
         }
         let size = |dim: u64| isize::try_from(dim).map(|d| d as usize).map_err(|_| wrong());
         let hidden = gates / GATES as u64;
-        let recurrent = Weight::with_shape(info, 2, vec![directions, gates, hidden], Stored::Rows)?;
+        let recurrent = recurrent(vec![directions, gates, hidden])?;
         let (directions, features, hidden) = (size(directions)?, size(features)?, size(hidden)?);
-        let reverse = info.int(c"reverse").unwrap_or(0) != 0;
-        Ok(Lstm { input, recurrent, directions, features, hidden, reverse })
+        let reverse = match info.text(c"direction") {
+            Some(direction) => direction.eq_ignore_ascii_case("reverse"),
+            None => info.int(c"reverse").unwrap_or(0) != 0,
+        };
+        Ok(Lstm { input, recurrent, directions, features, hidden, reverse, optional })
     }
 
-    /// An optional input of `[directions, rest...]`.
+    /// One of the optional inputs, of `[directions, rest...]`.
     fn state<'a>(
         &self,
         context: &KernelContext<'a>,
-        index: usize,
+        which: usize,
         rest: &[usize],
     ) -> Result<Option<Tensor<'a>>> {
+        let index = self.optional[which];
         let Some(tensor) = context.input(index)? else { return Ok(None) };
         let wanted: Vec<i64> = [self.directions].iter().chain(rest).map(|&d| d as i64).collect();
         if tensor.dims() != wanted {
-            let (found, name) = (tensor.dims(), ["B", "initial_h", "initial_c"][index - 3]);
+            let (found, name) = (tensor.dims(), ["B", "initial_h", "initial_c"][which]);
             return Err(Failure::invalid(format!(
                 "{name} (input {index}) has shape {found:?}, but the weights make it {wanted:?}"
             )));
@@ -85,11 +112,11 @@ impl Kernel for Lstm {
             }
         };
         let x = x.values::<f32>()?;
-        let bias = self.state(&context, 3, &[2 * GATES * hidden])?;
+        let bias = self.state(&context, 0, &[2 * GATES * hidden])?;
         let bias = bias.as_ref().map(Tensor::values::<f32>).transpose()?;
         let mut states = [Vec::new(), Vec::new()];
         for (index, state) in states.iter_mut().enumerate() {
-            *state = match self.state(&context, 4 + index, &[batch, hidden])? {
+            *state = match self.state(&context, 1 + index, &[batch, hidden])? {
                 Some(given) => given.values::<f32>()?.into_owned(),
                 None => vec![0.0; directions * batch * hidden],
             };
@@ -150,8 +177,8 @@ impl Lstm {
         if m == 0 {
             return Ok(());
         }
-        let slots = |k| direction * width * k;
-        product((m, features, n), slots(features), sequence.x, (&bias, 0)).run(
+        let rows = (direction * width, self.directions * width);
+        product((m, features, n), rows, sequence.x, (&bias, 0)).run(
             &sequence.input,
             &sequence.workers,
             &mut gates,
@@ -161,7 +188,7 @@ impl Lstm {
         for at in 0..steps {
             let step = if backward { steps - 1 - at } else { at };
             let from_input = &gates[step * batch * width..][..batch * width];
-            product((batch, hidden, n), slots(hidden), h, (from_input, width)).run(
+            product((batch, hidden, n), rows, h, (from_input, width)).run(
                 &sequence.recurrent,
                 &sequence.workers,
                 &mut sums,
@@ -181,16 +208,16 @@ impl Lstm {
     }
 }
 
-/// `[m, k] x [k, n]` plus what lies in rows so far apart; the weight is `[n, k]`, from slot `first` on.
+/// `[m, k] x [k, n]` plus what lies in rows so far apart; the weight is `[n, k]`, from row `first_row` of `height` on.
 fn product<'a>(
     (m, k, n): (usize, usize, usize),
-    first: usize,
+    (first_row, height): (usize, usize),
     x: &'a [f32],
     (addend, stride): (&'a [f32], usize),
 ) -> Product<'a> {
     let of_rows = |data, row_stride| View { data, row_stride, column_stride: 1 };
     let addend = Some((1.0, of_rows(addend, stride)));
-    Product { m, k, n, x: of_rows(x, k), alpha: 1.0, addend, transposed: true, first }
+    Product { m, k, n, x: of_rows(x, k), alpha: 1.0, addend, transposed: true, first_row, height }
 }
 
 fn sigmoid(x: f32) -> f32 {

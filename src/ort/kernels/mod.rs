@@ -1,16 +1,19 @@
 //! The kernels: one file an op, over one engine for products.
 
+mod conv;
 mod decode;
 mod gather;
 mod gemm;
 mod lstm;
 mod matmul;
 mod notice;
+mod patch;
 mod plan;
 mod product;
 mod scratch;
 mod turn;
 
+pub(crate) use conv::Conv;
 pub(crate) use decode::Decode;
 pub(crate) use gather::Gather;
 pub(crate) use gemm::Gemm;

@@ -47,15 +47,21 @@ pub(crate) struct Product<'a> {
     pub addend: Option<(f32, View<'a>)>,
     /// Whether the weight is `[n, k]`, row by row.
     pub transposed: bool,
-    /// The slot that the weight starts at, where the blob holds several.
-    pub first: usize,
+    /// The row of the blob's matrix that the weight starts at, where the blob holds several.
+    pub first_row: usize,
+    /// Rows of the blob's matrix.
+    pub height: usize,
 }
 
-/// An `[_, n]` output or partial sum that tasks write disjoint parts of.
+/// An `[m, n]` output or partial sum that tasks write disjoint parts of.
 struct Target<'a> {
     data: *mut f32,
     len: usize,
-    stride: usize,
+    row_stride: usize,
+    /// 1, or the rows of an output that is stored by columns.
+    column_stride: usize,
+    /// Whether the product is added to what is there.
+    add: bool,
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
@@ -64,16 +70,26 @@ struct Target<'a> {
 unsafe impl Sync for Target<'_> {}
 
 impl<'a> Target<'a> {
-    fn new(data: &'a mut [f32], stride: usize) -> Self {
-        Target { data: data.as_mut_ptr(), len: data.len(), stride, lifetime: PhantomData }
+    fn rows(data: &'a mut [f32], row_stride: usize) -> Self {
+        let (len, data) = (data.len(), data.as_mut_ptr());
+        Target { data, len, row_stride, column_stride: 1, add: false, lifetime: PhantomData }
+    }
+
+    /// The product is added to what is there.
+    fn columns(data: &'a mut [f32], column_stride: usize) -> Self {
+        let (len, data) = (data.len(), data.as_mut_ptr());
+        Target { data, len, row_stride: 1, column_stride, add: true, lifetime: PhantomData }
     }
 
     /// Where `rows` and `columns` start, after a check that they lie inside.
     fn corner(&self, rows: &Range<usize>, columns: &Range<usize>) -> *mut f32 {
-        assert!(rows.start < rows.end && columns.start < columns.end && columns.end <= self.stride);
-        assert!((rows.end - 1) * self.stride + columns.end <= self.len);
+        assert!(rows.start < rows.end && columns.start < columns.end);
+        // No element is at two places.
+        let (rows_fit, columns_fit) = (rows.end <= self.column_stride, columns.end <= self.row_stride);
+        assert!(if self.column_stride == 1 { columns_fit } else { self.row_stride == 1 && rows_fit });
+        assert!((rows.end - 1) * self.row_stride + (columns.end - 1) * self.column_stride < self.len);
         // SAFETY: the asserts have the element in the slice.
-        unsafe { self.data.add(rows.start * self.stride + columns.start) }
+        unsafe { self.data.add(rows.start * self.row_stride + columns.start * self.column_stride) }
     }
 
     /// A part of one row.
@@ -82,6 +98,7 @@ impl<'a> Target<'a> {
     /// No other reference to these elements is in use.
     #[allow(clippy::mut_from_ref)] // that tasks share a target is its purpose
     unsafe fn row(&self, row: usize, columns: &Range<usize>) -> &mut [f32] {
+        assert_eq!(self.column_stride, 1);
         let corner = self.corner(&(row..row + 1), columns);
         // SAFETY: `corner` has the range in the slice; the caller has it to itself.
         unsafe { std::slice::from_raw_parts_mut(corner, columns.len()) }
@@ -100,11 +117,37 @@ struct Piece<'a> {
 impl Product<'_> {
     /// Computes the product into `y`, `[m, n]`.
     pub fn run(&self, weight: &Bound<'_>, workers: &Workers<'_>, y: &mut [f32]) -> Result<()> {
+        if y.len() != self.m * self.n {
+            return Err(wrong_shapes());
+        }
+        self.run_into(weight, workers, Target::rows(y, self.n)).map(|partial| {
+            for sum in partial.chunks(self.m * self.n) {
+                y.iter_mut().zip(sum).for_each(|(y, sum)| *y += sum);
+            }
+        })
+    }
+
+    /// Adds the product to `y`, whose columns lie `stride` elements apart, each in one piece. The weight must be
+    /// stored row by row, and there must be no addend.
+    pub fn add_to_columns(
+        &self,
+        weight: &Bound<'_>,
+        workers: &Workers<'_>,
+        y: &mut [f32],
+        stride: usize,
+    ) -> Result<()> {
+        if !self.transposed || self.addend.is_some() || self.m > stride {
+            return Err(wrong_shapes());
+        }
+        // There are no partial sums of a weight that is stored so.
+        self.run_into(weight, workers, Target::columns(y, stride)).map(|_| ())
+    }
+
+    /// Computes the product into `target`, but for the partial sums that it returns, which are to be added in turn.
+    fn run_into(&self, weight: &Bound<'_>, workers: &Workers<'_>, target: Target<'_>) -> Result<Vec<f32>> {
         let (m, k, n) = (self.m, self.k, self.n);
-        if !self.x.holds(m, k) || self.addend.is_some_and(|(_, c)| !c.holds(m, n)) || y.len() != m * n {
-            return Err(Failure::fail(
-                "internal error: operands do not have the shapes they were checked for",
-            ));
+        if !self.x.holds(m, k) || self.addend.is_some_and(|(_, c)| !c.holds(m, n)) {
+            return Err(wrong_shapes());
         }
         let form = match (self.transposed, weight.header().spec.layout) {
             (true, Layout::RowMajor) => Form::Rows,
@@ -116,7 +159,11 @@ impl Product<'_> {
         let weights = k.saturating_mul(n);
         let alone = is_small(if weight.is_kept() { 0 } else { weights }, weights.saturating_mul(m));
         let threads = if alone { 1 } else { threads() };
-        let plan = Plan::new(form, (m, k, n), group, header.block_len as usize, threads);
+        let mut plan = Plan::new(form, (m, k, n), group, header.block_len as usize, threads);
+        if target.column_stride != 1 {
+            // The gemm turns such an output, and so reads the weight as it is.
+            plan.strip = 0;
+        }
         // The first part of `K` adds its groups to the output in turn. Those of the others are kept apart and
         // added after it in the same order, so that the sum does not depend on the number of parts.
         let groups = k.div_ceil(plan.group);
@@ -125,8 +172,7 @@ impl Product<'_> {
         let first_groups = part_groups(0).end;
         let mut partial = vec![0f32; (groups - first_groups) * m * n];
         {
-            let target = Target::new(y, n);
-            let extra: Vec<Target<'_>> = partial.chunks_mut(m * n).map(|sum| Target::new(sum, n)).collect();
+            let extra: Vec<Target<'_>> = partial.chunks_mut(m * n).map(|sum| Target::rows(sum, n)).collect();
             let pieces = n.div_ceil(plan.width);
             let task = |index: usize| {
                 let (piece, part) = (index % pieces, index / pieces);
@@ -149,15 +195,13 @@ impl Product<'_> {
                 workers.run(tasks, task)?;
             }
         }
-        for sum in partial.chunks(m * n) {
-            y.iter_mut().zip(sum).for_each(|(y, sum)| *y += sum);
-        }
-        Ok(())
+        Ok(partial)
     }
 
-    /// Before the first group: sets the output to the addend, if there is one, and says whether it did.
+    /// Before the first group: sets the output to the addend, if there is one, and says whether there is something to
+    /// add to.
     fn start(&self, target: &Target<'_>, group: usize, rows: &Range<usize>, columns: &Range<usize>) -> bool {
-        let Some((beta, c)) = self.addend.filter(|_| group == 0) else { return false };
+        let Some((beta, c)) = self.addend.filter(|_| group == 0) else { return target.add };
         for row in rows.clone() {
             // SAFETY: these rows and columns of the target are this task's.
             fill(unsafe { target.row(row, columns) }, beta, c, row, columns.start);
@@ -179,10 +223,11 @@ impl Product<'_> {
         add: bool,
     ) -> Result<()> {
         let width = columns.len();
-        let few = self.has_few_rows().then_some(rows.len());
+        let few = (self.has_few_rows() && target.column_stride == 1).then_some(rows.len());
         let mut sums = vec![0f32; width * few.unwrap_or(0)];
-        let first_slot = |row: usize| {
-            self.first + columns.start * self.k + if self.transposed { row } else { row * width }
+        let first_slot = |row: usize| match self.transposed {
+            true => (self.first_row + columns.start) * self.k + row,
+            false => columns.start * self.height + (self.first_row + row) * width,
         };
         let fused = few == Some(1)
             && weight.multiply(
@@ -301,8 +346,8 @@ impl Product<'_> {
                 width,
                 depth,
                 corner,
-                1,
-                target.stride as isize,
+                target.column_stride as isize,
+                target.row_stride as isize,
                 accumulate,
                 x.as_ptr(),
                 self.x.column_stride as isize,
@@ -319,6 +364,10 @@ impl Product<'_> {
             );
         }
     }
+}
+
+fn wrong_shapes() -> Failure {
+    Failure::fail("internal error: operands do not have the shapes they were checked for")
 }
 
 /// Sets a part of a row, from column `first` on, to `beta * c`.
