@@ -16,7 +16,7 @@ use super::{Coding, GridStep, Survey};
 use crate::format::Dtype;
 
 /// A blob that saves less than this part of its weight does not pay.
-const MIN_SAVING: f64 = 0.05;
+pub const MIN_SAVING: f64 = 0.05;
 /// The part of the weight bytes that remain by default.
 pub const DEFAULT_RATIO: f64 = 0.5;
 

@@ -9,8 +9,8 @@ use super::options::{Aim, Rounding};
 use super::session::{Log, Shared};
 use super::slot::{Recipe, Slot};
 use super::store::{Content, Key, KeyMaker};
-use crate::codec::allocation::{Candidate, Encoding, Grids, Target, allocate};
-use crate::codec::{self, Coding, EncodeOptions, GridStep, GridSurvey, Profile};
+use crate::codec::allocation::{Candidate, Encoding, Grids, MIN_SAVING, Target, allocate};
+use crate::codec::{self, Coding, EncodeOptions, GridStep, GridSurvey, Profile, Survey};
 use crate::error::Error;
 use crate::format::{Dtype, GRID_BITS};
 use crate::ort::fence::{Failure, Result};
@@ -165,6 +165,47 @@ fn plan_key(claims: &[Claim<'_>], contents: &[Option<Content>], aim: &Aim) -> Ke
     maker.finish()
 }
 
+/// Decides about each weight; a failure where the ratio that was asked for is out of reach.
+fn decide<'a>(
+    claims: &[Claim<'a>],
+    aim: &Aim,
+    shared: &Shared,
+    bytes: impl Fn(&Claim<'a>) -> Option<Bytes<'a>>,
+) -> Result<(Vec<Decision>, Option<Failure>)> {
+    let rounded_to = match aim.target {
+        Target::Ratio(_) | Target::Default => return decide_together(claims, aim, shared, bytes),
+        Target::Lossless => None,
+        Target::MantissaBits(bits) => Some(bits),
+    };
+    let decide = |claim| {
+        let Some(bytes) = bytes(claim) else { return Ok(Decision::Keep) };
+        let options = Precision::Lossless.options(claim, aim.profile);
+        // It need only pay, which a part of it can tell.
+        let (bytes, spec) = (bytes.as_slice(), &claim.spec);
+        let survey = shared.on_all_cores(|| codec::survey_sample(bytes, spec, &options))?;
+        Ok(decide_alone(&survey.map_err(|error| of_weight(claim, error))?, claim, rounded_to))
+    };
+    Ok((claims.iter().map(decide).collect::<Result<_>>()?, None))
+}
+
+fn of_weight(claim: &Claim<'_>, error: Error) -> Failure {
+    Failure::fail(format!("weight '{}': {error}", claim.name))
+}
+
+/// Rounded to so many mantissa bits, if that is less than all of it, where it pays.
+fn decide_alone(survey: &Survey, claim: &Claim<'_>, rounded_to: Option<u8>) -> Decision {
+    let lossless = survey.coding(None).size();
+    let rounded = rounded_to.filter(|&bits| bits < claim.spec.dtype.mantissa_bits());
+    let rounded = rounded.map(|bits| (Precision::Mantissa(bits), survey.coding(Some(bits)).size()));
+    let (precision, size) =
+        rounded.filter(|&(_, size)| size < lossless).unwrap_or((Precision::Lossless, lossless));
+    if size as f64 <= claim.size as f64 * (1.0 - MIN_SAVING) {
+        Decision::Encode(precision, None)
+    } else {
+        Decision::Keep
+    }
+}
+
 /// A weight's codings: at 0, 1, ... mantissa bits and lossless at the end, and on grids.
 struct Codings {
     claim: usize,
@@ -172,28 +213,26 @@ struct Codings {
     grids: Vec<(GridStep, Coding)>,
 }
 
-/// Surveys the weights and allocates precisions; a failure where the ratio that was asked for is out of reach.
-fn decide<'a>(
+/// The same where sizes must add up: all of every weight is looked at, and precisions are allocated.
+fn decide_together<'a>(
     claims: &[Claim<'a>],
     aim: &Aim,
     shared: &Shared,
     bytes: impl Fn(&Claim<'a>) -> Option<Bytes<'a>>,
 ) -> Result<(Vec<Decision>, Option<Failure>)> {
-    // Where sizes must add up, all of a weight is looked at; where a weight need only pay, a part will do.
-    let whole = matches!(aim.target, Target::Ratio(_) | Target::Default);
     let mut surveyed: Vec<Codings> = Vec::new();
     let mut candidates = Vec::new();
     for (index, claim) in claims.iter().enumerate() {
         let Some(bytes) = bytes(claim) else { continue };
         let options = Precision::Lossless.options(claim, aim.profile);
         let (bytes, spec) = (bytes.as_slice(), &claim.spec);
-        let fail = |error: Error| Failure::fail(format!("weight '{}': {error}", claim.name));
-        let survey = if whole { codec::survey } else { codec::survey_sample };
-        let survey = shared.on_all_cores(|| survey(bytes, spec, &options))?.map_err(fail)?;
+        let survey = shared.on_all_cores(|| codec::survey(bytes, spec, &options))?;
+        let survey = survey.map_err(|error| of_weight(claim, error))?;
         let (mut candidate, cuts) = Candidate::new(&survey, spec.dtype, claim.size);
         let mut grids = Vec::new();
-        if whole && aim.rounding != Rounding::Cut {
-            let survey = shared.on_all_cores(|| codec::survey_grid(bytes, spec, &options))?.map_err(fail)?;
+        if aim.rounding != Rounding::Cut {
+            let survey = shared.on_all_cores(|| codec::survey_grid(bytes, spec, &options))?;
+            let survey = survey.map_err(|error| of_weight(claim, error))?;
             candidate.grids = Some(on_grids(survey.as_ref(), spec.dtype, aim.rounding, &mut grids));
         }
         candidates.push(candidate);
@@ -202,7 +241,7 @@ fn decide<'a>(
     let allocation = allocate(&candidates, 0, aim.target);
     let mut decisions = vec![Decision::Keep; claims.len()];
     for (codings, encoding) in surveyed.into_iter().zip(&allocation.encodings) {
-        let cut = |at: usize| codings.cuts.get(at).filter(|_| whole).cloned();
+        let cut = |at: usize| codings.cuts.get(at).cloned();
         decisions[codings.claim] = match *encoding {
             Encoding::Keep(_) => Decision::Keep,
             Encoding::Lossless => {
