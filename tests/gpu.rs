@@ -177,6 +177,8 @@ fn products_are_exact_from_a_captured_graph() {
                 y: device.address(&y),
                 partial: device.address(&partial),
                 status: device.address(&status),
+                alpha: 1.0,
+                addend: None,
             };
             let launches = product.launches(weight.memory, operands).expect("aligned");
             device.stream.synchronize().expect("done");

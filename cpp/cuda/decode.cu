@@ -74,7 +74,7 @@ NZ_DEVICE Task tile_task(const NzCudaDecode& job, Store<Element>& store) {
     store.reciprocal = ALL_LANES / columns + 1;
     store.columns = job.columns;
     store.aligned = columns % 8 == 0 && job.columns % 8 == 0;
-    return {job.weight.blocks[blockIdx.y * job.weight.blocks_per_tile + blockIdx.x], n, true};
+    return {job.weight.blocks[job.first_block + blockIdx.y * job.weight.blocks_per_tile + blockIdx.x], n, true};
 }
 
 // The row of `indices[i]`, of which a negative one counts from the end; `rows` if there is no such row.

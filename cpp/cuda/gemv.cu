@@ -33,11 +33,14 @@ NZ_DEVICE u32 bfloat_of_float(float value) {
     return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
 }
 
-NZ_DEVICE float load_x(const NzCudaProduct& job, u64 at) {
-    if (job.x_type == NZ_CUDA_FLOAT32) return ((const float*)job.x)[at];
-    const u32 bits = ((const u16*)job.x)[at];
-    return job.x_type == NZ_CUDA_FLOAT16 ? float_of_half(bits) : __uint_as_float(bits << 16);
+// Element `at` of activations of `type`.
+NZ_DEVICE float load(const void* from, u32 type, u64 at) {
+    if (type == NZ_CUDA_FLOAT32) return ((const float*)from)[at];
+    const u32 bits = ((const u16*)from)[at];
+    return type == NZ_CUDA_FLOAT16 ? float_of_half(bits) : __uint_as_float(bits << 16);
 }
+
+NZ_DEVICE float load_x(const NzCudaProduct& job, u64 at) { return load(job.x, job.x_type, at); }
 
 // Four neighbours of X from `at` on, a multiple of 4.
 NZ_DEVICE void load_x_quad(const NzCudaProduct& job, u64 at, float x[4]) {
@@ -328,7 +331,10 @@ NZ_DEVICE void sum_parts(const NzCudaProduct& job) {
     const u64 column = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= job.n) return;
     const u64 at = blockIdx.y * job.n + column;
-    const float sum = sum_of_parts(job, blockIdx.y, column);
+    float sum = sum_of_parts(job, blockIdx.y, column) * job.alpha;
+    if (job.c != nullptr) {
+        sum = __fmaf_rn(job.beta, load(job.c, job.x_type, blockIdx.y * job.c_row_stride + column * job.c_column_stride), sum);
+    }
     switch (job.x_type) {
         case NZ_CUDA_FLOAT32: ((float*)job.y)[at] = sum; break;
         case NZ_CUDA_FLOAT16: ((u16*)job.y)[at] = (u16)half_of_float(sum); break;

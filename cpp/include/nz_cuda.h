@@ -24,7 +24,7 @@
 
 /* How decoded weights are laid out. */
 #define NZ_CUDA_STORED 0U    /* slots in stored order, from `first_slot` on */
-#define NZ_CUDA_ROW_MAJOR 1U /* all elements of a tensor in column tiles, in ONNX order */
+#define NZ_CUDA_ROW_MAJOR 1U /* column tiles that follow each other, as one matrix in ONNX order */
 #define NZ_CUDA_GATHER 2U    /* the rows that `indices` name */
 
 /* Element types of activations. */
@@ -64,12 +64,13 @@ typedef struct NzCudaDecode {
     void *out;            /* aligned to 16 bytes */
     unsigned int *status; /* bits NZ_CUDA_* are set in it, none is cleared */
     unsigned int order;   /* NZ_CUDA_STORED ... */
-    /* Stored order: slots first_slot .. first_slot + slots; thread block x decodes block first_block + x. */
+    /* Stored order: slots first_slot .. first_slot + slots; thread block x decodes block first_block + x. Row-major: the
+     * first block of the first tile. */
     unsigned int first_block;
     unsigned long long first_slot;
     unsigned long long slots;
-    /* Row-major from column tiles: thread block (x, y) decodes block x of tile y. Fewer than 2^32 slots a tile. */
-    unsigned long long columns;
+    /* Row-major from column tiles: thread block (x, y) decodes block x of tile y of them. Fewer than 2^32 slots a tile. */
+    unsigned long long columns; /* of those tiles */
     unsigned int tile_width; /* columns of a whole tile */
     unsigned int tiles;
     /* Gather: thread block (x, y) decodes block x of rows y, y + gridDim.y, ... of the output. */
@@ -92,7 +93,8 @@ typedef struct NzCudaDecode {
 #define NZ_CUDA_SUMS_SIZE 8192
 #define NZ_CUDA_WEIGHTS_SIZE 16384
 
-/* Arguments of nz_gemv_rows_*, nz_gemv_tiles_* and nz_gemv_sum: Y = X W, or X W^T where W is stored as [N, K]. */
+/* Arguments of nz_gemv_rows_*, nz_gemv_tiles_* and nz_gemv_sum: the product of X and W, or of X and W^T where W is
+ * stored as [N, K]. */
 typedef struct NzCudaProduct {
     NzCudaWeight weight;
     const void *x;   /* [m, k], row by row, aligned to 16 bytes */
@@ -113,6 +115,12 @@ typedef struct NzCudaProduct {
     unsigned int tile_width;
     unsigned int splits;
     unsigned int split_blocks;
+    /* Y = alpha * (the product) + beta * C, where C is at c[row * c_row_stride + column * c_column_stride], of Y's type. */
+    const void *c; /* null: there is none */
+    unsigned long long c_row_stride;
+    unsigned long long c_column_stride;
+    float alpha;
+    float beta;
 } NzCudaProduct;
 
 #endif /* NZ_CUDA_H */

@@ -187,6 +187,16 @@ impl DeviceWeight {
         &self.blocks
     }
 
+    /// The same as bytes.
+    pub fn table(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.blocks)
+    }
+
+    /// The order in which the tensor is stored.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// Weights in the tensor.
     pub fn elements(&self) -> u64 {
         self.arguments.elements
@@ -197,11 +207,31 @@ impl DeviceWeight {
     /// # Errors
     /// The element type is neither the blob's nor float32, an address is not aligned, or a tile has 2^32 weights.
     pub fn decode_all(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
-        let Layout::ColumnTiles { tile } = self.layout else {
-            return self.decode_slots(memory, out, 0, self.elements());
-        };
-        let (rows, columns) = (self.shape[0], self.shape[1]);
-        let width = u64::from(tile).min(columns);
+        match self.layout {
+            Layout::RowMajor => self.decode_slots(memory, out, 0, self.elements()),
+            Layout::ColumnTiles { .. } => self.decode_columns(memory, out, 0, self.shape[1]),
+        }
+    }
+
+    /// Decodes `columns` columns from column `first` on, of a tensor in column tiles, to a matrix of just those columns.
+    ///
+    /// # Errors
+    /// The columns are not whole tiles of a tensor in column tiles; as [`DeviceWeight::decode_all`].
+    pub fn decode_columns(
+        &self,
+        memory: WeightMemory,
+        out: Output,
+        first: u64,
+        columns: u64,
+    ) -> Result<Launch<DecodeArguments>> {
+        let wrong = || Error::invalid(format!("columns {first}+{columns} of a tensor of {:?}", self.layout));
+        let Layout::ColumnTiles { tile } = self.layout else { return Err(wrong()) };
+        let (rows, all) = (self.shape[0], self.shape[1]);
+        let width = u64::from(tile).min(all);
+        let end = first.checked_add(columns).filter(|&end| columns > 0 && end <= all).ok_or_else(wrong)?;
+        if !first.is_multiple_of(width) || (end != all && !end.is_multiple_of(width)) {
+            return Err(wrong());
+        }
         let tiles = columns.div_ceil(width);
         if rows.checked_mul(width).is_none_or(|slots| slots > u64::from(u32::MAX)) || tiles > MAX_GRID_Y {
             return Err(unsupported("a tile of 2^32 weights, or 65536 tiles"));
@@ -210,6 +240,7 @@ impl DeviceWeight {
         launch.grid = (self.arguments.blocks_per_tile, tiles as u32);
         launch.arguments = DecodeArguments {
             order: ROW_MAJOR,
+            first_block: (first / width) as u32 * self.arguments.blocks_per_tile,
             columns,
             tile_width: width as u32,
             tiles: tiles as u32,

@@ -14,7 +14,7 @@ pub(super) const DAMAGED_RECORD: u32 = 1;
 pub(super) const INDEX_OUT_OF_RANGE: u32 = 2;
 /// Slots in stored order.
 pub(super) const STORED: u32 = 0;
-/// All elements of a tensor in column tiles, in ONNX order.
+/// Column tiles that follow each other, as one matrix in ONNX order.
 pub(super) const ROW_MAJOR: u32 = 1;
 /// Rows that indices name.
 pub(super) const GATHER: u32 = 2;
@@ -91,13 +91,13 @@ pub struct DecodeArguments {
     pub status: u64,
     /// Which of the three orders.
     pub order: u32,
-    /// Stored order: the block that `first_slot` lies in.
+    /// Stored order: the block that `first_slot` lies in. Row-major: the first tile's first block.
     pub first_block: u32,
     /// Stored order: the first slot wanted.
     pub first_slot: u64,
     /// Stored order: slots wanted.
     pub slots: u64,
-    /// Row-major: columns of the matrix.
+    /// Row-major: columns of those tiles.
     pub columns: u64,
     /// Row-major: columns of a whole tile.
     pub tile_width: u32,
@@ -118,7 +118,7 @@ pub struct DecodeArguments {
 }
 
 /// `NzCudaProduct`: the argument of the product kernels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ProductArguments {
     /// W.
@@ -151,4 +151,14 @@ pub struct ProductArguments {
     pub splits: u32,
     /// Tiles: blocks a part.
     pub split_blocks: u32,
+    /// C, of X's type, or 0.
+    pub c: u64,
+    /// Elements from one row of C to the next.
+    pub c_row_stride: u64,
+    /// Elements from one column of C to the next.
+    pub c_column_stride: u64,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of C.
+    pub beta: f32,
 }

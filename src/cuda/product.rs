@@ -12,6 +12,9 @@ const SHARED_LIMIT: u32 = 48 << 10;
 /// Threads of a block that multiplies tiles: one for each column.
 const TILE_THREADS: u32 = MAX_TILE;
 
+/// Rows of X that a product straight from the blob has, at most.
+pub const MOST_ROWS: u32 = MAX_ROWS;
+
 /// Device memory of a product's operands: addresses, as integers.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
@@ -25,6 +28,23 @@ pub struct Operands {
     pub partial: u64,
     /// A 32-bit word in which kernels set bits for [`super::job::check_status`].
     pub status: u64,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// What is added.
+    pub addend: Option<Addend>,
+}
+
+/// A matrix `[m, n]` times a factor.
+#[derive(Clone, Copy, Debug)]
+pub struct Addend {
+    /// The factor.
+    pub beta: f32,
+    /// The matrix's first element, of Y's type.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub row_stride: u64,
+    /// Elements from one column to the next.
+    pub column_stride: u64,
 }
 
 /// How a product of `m` rows is computed: `Y = X W` with a weight `[k, n]` in column tiles, `Y = X W^T` with a row-major
@@ -109,7 +129,7 @@ impl Product<'_> {
         memory: WeightMemory,
         operands: Operands,
     ) -> Result<[Launch<ProductArguments>; 2]> {
-        let Operands { dtype, x, y, partial, status } = operands;
+        let Operands { dtype, x, y, partial, status, alpha, addend } = operands;
         check_address(x, 16, "left operand")?;
         check_address(y, dtype.size() as u64, "output")?;
         check_address(partial, 4, "memory for sums")?;
@@ -120,7 +140,13 @@ impl Product<'_> {
             Dtype::Bf16 => 2,
         };
         let weight = self.weight.at(memory)?;
-        let arguments = ProductArguments { weight, x, y, partial, status, x_type, ..self.arguments };
+        let mut arguments =
+            ProductArguments { weight, x, y, partial, status, x_type, alpha, ..self.arguments };
+        if let Some(Addend { beta, address, row_stride, column_stride }) = addend {
+            check_address(address, dtype.size() as u64, "addend")?;
+            (arguments.c, arguments.beta) = (address, beta);
+            (arguments.c_row_stride, arguments.c_column_stride) = (row_stride, column_stride);
+        }
         let many = arguments.m > 1;
         let (kernel, grid, threads) = match arguments.is_rows {
             1 => (Kernel::Rows { many }, (self.blocks, 1), self.weight.threads()),

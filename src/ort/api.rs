@@ -147,8 +147,8 @@ pub(crate) fn threads() -> usize {
 
 /// What the host knows of a node when it creates the node's kernel.
 pub(crate) struct KernelInfo<'a> {
-    api: Api,
-    raw: *const OrtKernelInfo,
+    pub(super) api: Api,
+    pub(super) raw: *const OrtKernelInfo,
     cache: Option<&'a Arc<Cache>>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
@@ -181,6 +181,14 @@ impl<'a> KernelInfo<'a> {
         // SAFETY: as in `node_name`.
         self.api
             .string(|out, size| unsafe { (self.api.0.KernelInfo_GetInputName)(self.raw, index, out, size) })
+    }
+
+    /// How many inputs the node has, those that it leaves out between others included.
+    pub fn input_count(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: `raw` is live.
+        self.api.check(unsafe { (self.api.0.KernelInfo_GetInputCount)(self.raw, &mut count) })?;
+        Ok(count)
     }
 
     /// An integer attribute, if the node has it.
@@ -231,8 +239,8 @@ impl<'a> KernelInfo<'a> {
 
 /// One execution of a node.
 pub(crate) struct KernelContext<'a> {
-    api: Api,
-    raw: *mut OrtKernelContext,
+    pub(super) api: Api,
+    pub(super) raw: *mut OrtKernelContext,
     lifetime: PhantomData<&'a OrtKernelContext>,
 }
 
@@ -369,11 +377,12 @@ impl Workers<'_> {
     }
 }
 
-/// A tensor in CPU memory.
+/// A tensor. Its elements can be looked at if they are in CPU memory.
 pub(crate) struct Tensor<'a> {
     element: i32,
     dims: Vec<i64>,
     count: usize,
+    value: *const OrtValue,
     data: *const c_void,
     lifetime: PhantomData<&'a OrtValue>,
 }
@@ -422,12 +431,27 @@ impl<'a> Tensor<'a> {
         let mut data = ptr::null_mut();
         // SAFETY: `value` is live. The mutable accessor is the only one at this API level; it is only read.
         unsafe { api.check((api.0.GetTensorMutableData)(value.cast_mut(), &mut data))? };
-        Ok(Tensor { element, dims, count, data, lifetime: PhantomData })
+        Ok(Tensor { element, dims, count, value, data, lifetime: PhantomData })
     }
 
     /// The dimensions, none negative.
     pub fn dims(&self) -> &[i64] {
         &self.dims
+    }
+
+    /// How many elements.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The host's own object.
+    pub fn value(&self) -> *const OrtValue {
+        self.value
+    }
+
+    /// Where the first element is, in whatever memory.
+    pub fn address(&self) -> u64 {
+        self.data as u64
     }
 
     /// The element type's number in ONNX Runtime ([`element`]).

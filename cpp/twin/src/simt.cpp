@@ -39,7 +39,8 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaProduct, x_type), offsetof(NzCudaProduct, is_rows),
              offsetof(NzCudaProduct, chunk_segments), offsetof(NzCudaProduct, block_chunks),
              offsetof(NzCudaProduct, tile_width), offsetof(NzCudaProduct, splits),
-             offsetof(NzCudaProduct, split_blocks),
+             offsetof(NzCudaProduct, split_blocks), offsetof(NzCudaProduct, c), offsetof(NzCudaProduct, c_row_stride),
+             offsetof(NzCudaProduct, c_column_stride), offsetof(NzCudaProduct, alpha), offsetof(NzCudaProduct, beta),
          }) {
         numbers.push_back(number);
     }

@@ -50,6 +50,8 @@ fn multiply(
         y: y.address(),
         partial: partial.address(),
         status: status.address(),
+        alpha: 1.0,
+        addend: None,
     };
     for launch in product.launches(memory, operands).expect("aligned") {
         run(&launch, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));

@@ -145,7 +145,7 @@ impl Case {
         let product = weight.product(m).ok()?;
         let (outer, inner) = (header.spec.shape[0], header.spec.shape[1]);
         let (k, n) = if header.spec.layout == Layout::RowMajor { (inner, outer) } else { (outer, inner) };
-        let operands = Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0 };
+        let operands = Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
         let halves = |count: u64| 0x3c00u16.to_le_bytes().repeat((count * u64::from(m)) as usize);
         let cases = product.launches(NOWHERE, operands).expect("aligned").map(|launch| {
             let buffers = vec![

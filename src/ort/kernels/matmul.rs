@@ -14,7 +14,7 @@ pub(crate) struct MatMul {
 
 /// The weight as a right-hand side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Matrix {
+pub(crate) struct Matrix {
     pub k: usize,
     pub n: usize,
     pub transposed: bool,
@@ -26,14 +26,14 @@ impl Matrix {
         let transposed = info.int(c"transB").unwrap_or(0) != 0;
         let stored = if transposed { Stored::Rows } else { Stored::Tiles };
         let weight = Weight::new(info, 1, Some(2), stored)?;
-        let matrix = Matrix::of(&weight, transposed)?;
+        let matrix = Matrix::of(weight.shape(), transposed)?;
         Ok((weight, matrix))
     }
 
-    /// A weight of rank 2, `[N, K]` if `transposed` and `[K, N]` otherwise.
-    pub fn of(weight: &Weight, transposed: bool) -> Result<Matrix> {
+    /// A weight of this shape, `[N, K]` if `transposed` and `[K, N]` otherwise.
+    pub fn of(shape: &[u64], transposed: bool) -> Result<Matrix> {
         let size = |axis: usize| {
-            let dim = weight.shape()[axis];
+            let dim = shape.get(axis).copied().unwrap_or(1);
             // `isize`, so that strides and dimensions fit in all that they are passed on as.
             isize::try_from(dim)
                 .map(|d| d as usize)
@@ -54,7 +54,7 @@ impl MatMul {
 
     /// The kernel of an ONNX `MatMul` with this weight as input 1.
     pub fn packed(weight: Weight) -> Result<Self> {
-        let matrix = Matrix::of(&weight, false)?;
+        let matrix = Matrix::of(weight.shape(), false)?;
         Ok(MatMul { weight, matrix })
     }
 }

@@ -13,7 +13,7 @@ mod turn;
 
 pub(crate) use decode::Decode;
 pub(crate) use gather::Gather;
-pub(crate) use gemm::Gemm;
+pub(crate) use gemm::{Gemm, addend_strides, rows_of};
 pub(crate) use lstm::Lstm;
-pub(crate) use matmul::MatMul;
+pub(crate) use matmul::{MatMul, Matrix};
 pub(crate) use notice::Notice;
