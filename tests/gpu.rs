@@ -65,8 +65,8 @@ impl Weight {
     fn new(device: &Device, blob: &[u8]) -> Self {
         let device_weight =
             DeviceWeight::new(&Header::parse(blob).expect("whole")).expect("a header of ours");
-        let keep = [device.put(blob), device.put(bytemuck::cast_slice(device_weight.blocks()))];
-        let memory = WeightMemory { blob: device.address(&keep[0]), blocks: device.address(&keep[1]) };
+        let keep = [device.put(blob), device.put(device_weight.table())];
+        let memory = WeightMemory { blob: device.address(&keep[0]), table: device.address(&keep[1]) };
         Weight { device_weight, memory, _keep: keep }
     }
 }

@@ -6,33 +6,6 @@
 
 namespace nz {
 
-// float16 to float32, by value.
-NZ_DEVICE float float_of_half(u32 bits) {
-    const float scaled = __uint_as_float((bits & 0x7fffU) << 13) * __uint_as_float(239U << 23);  // times 2^112
-    const u32 magnitude = (bits & 0x7c00U) == 0x7c00U ? 0x7f800000U | (bits & 0x3ffU) << 13 : __float_as_uint(scaled);
-    return __uint_as_float(magnitude | (bits & 0x8000U) << 16);
-}
-
-// float32 to float16, half to even.
-NZ_DEVICE u32 half_of_float(float value) {
-    const u32 bits = __float_as_uint(value), sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7fffffffU;
-    if (magnitude > 0x7f800000U) return sign | 0x7e00U;
-    if (magnitude >= 0x47800000U) return sign | 0x7c00U;  // 65536 and more
-    if (magnitude < 0x38800000U) {
-        // A subnormal: adding 1/2 leaves its units, 2^-24, at the end of the mantissa.
-        return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000U);
-    }
-    const u32 rebased = magnitude - 0x38000000U;
-    return sign | (rebased + 0xfffU + (rebased >> 13 & 1)) >> 13;
-}
-
-// float32 to bfloat16, half to even.
-NZ_DEVICE u32 bfloat_of_float(float value) {
-    const u32 bits = __float_as_uint(value);
-    if ((bits & 0x7fffffffU) > 0x7f800000U) return bits >> 16 | 0x40U;
-    return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
-}
-
 // Element `at` of activations of `type`.
 NZ_DEVICE float load(const void* from, u32 type, u64 at) {
     if (type == NZ_CUDA_FLOAT32) return ((const float*)from)[at];
@@ -93,10 +66,10 @@ struct RowSums {
     }
 
     // All lanes of a warp come here with weights of the same ROW_SLOTS slots.
-    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four) {
+    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four, const Step& step) {
         u32 words[8];
-        words_of(first_four, job->weight.normalised, words);
-        words_of(next_four, job->weight.normalised, words + 4);
+        words_of(first_four, step, words);
+        words_of(next_four, step, words + 4);
         const u32 row_first = slot - lane_id() * 8;
         const u32 last = segment_of(smaller(row_first + ROW_SLOTS, n) - 1);
         for (u32 segment = segment_of(row_first); segment <= last; ++segment) {
@@ -183,17 +156,17 @@ struct TileSums {
     float* weights;
     float sums[8][ROWS];
 
-    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four) {
+    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four, const Step& step) {
         if (slot >= n) return;
-        add<0>(slot, first_four);
-        add<4>(slot, next_four);
+        add<0>(slot, first_four, step);
+        add<4>(slot, next_four, step);
     }
 
   private:
     template <u32 FIRST>
-    NZ_DEVICE void add(u32 slot, const Quad& four) {
+    NZ_DEVICE void add(u32 slot, const Quad& four, const Step& step) {
         u32 words[4];
-        words_of(four, job->weight.normalised, words);
+        words_of(four, step, words);
         if (log_columns == 0) {
             *(Vector16*)(weights + slot + FIRST) = {{words[0], words[1], words[2], words[3]}};
             return;

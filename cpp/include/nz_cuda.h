@@ -13,8 +13,10 @@
 #define NZ_CUDA_LANE_SLOTS 16
 #define NZ_CUDA_MAX_WARPS 8
 
-/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict. */
+/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then where the block is on its
+ * grid. */
 #define NZ_CUDA_COUNTS_SIZE 144
+#define NZ_CUDA_PLACE_SIZE 16
 /* Bytes behind a staged record, or a tail, that may be read as part of a word. */
 #define NZ_CUDA_PADDING 16
 
@@ -31,6 +33,11 @@
 #define NZ_CUDA_FLOAT32 0U
 #define NZ_CUDA_FLOAT16 1U
 #define NZ_CUDA_BFLOAT16 2U
+
+/* Which weights share a unit. */
+#define NZ_CUDA_UNIT_OF_TENSOR 0U
+#define NZ_CUDA_UNIT_OF_BLOCK 1U
+#define NZ_CUDA_UNIT_OF_ROW 2U
 
 /* One block of a blob. */
 typedef struct NzCudaBlock {
@@ -51,11 +58,21 @@ typedef struct NzCudaWeight {
     unsigned int block_len;
     unsigned int blocks_per_tile; /* of a whole tile; all blocks when row-major */
     unsigned int tiers;
-    unsigned int normalised;  /* 1: transform 2 */
+    unsigned int transform;   /* NZ_TRANSFORM_* */
     unsigned int record_room; /* bytes of shared memory for a record, a multiple of 16 */
     unsigned int tail_room;   /* bytes of shared memory for the symbols of a tier behind the first, a multiple of 16 */
     unsigned char tier_widths[NZ_MAX_TIERS];
+    unsigned int is_even; /* 1: one or two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH weights */
+    unsigned int unused;
     unsigned int symbols[NZ_MAX_TIERS][4]; /* 16 bytes a tier: the symbol of each code */
+    /* On a grid, else 0: */
+    const unsigned short *units; /* of the tensor, of each block or of each row */
+    unsigned int units_of;       /* NZ_CUDA_UNIT_* */
+    unsigned int raw_bits;       /* k */
+    unsigned int element;        /* NZ_CUDA_FLOAT32 ...: what values are rounded to */
+    unsigned int tile_width;     /* columns of a whole tile, if each row has a unit */
+    unsigned long long columns;  /* the same of the tensor */
+    unsigned long long tile_slots; /* slots of a whole tile; all when row-major */
 } NzCudaWeight;
 
 /* Arguments of nz_decode_float32, nz_decode_float16 and nz_decode_bfloat16. */

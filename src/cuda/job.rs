@@ -5,7 +5,7 @@ use super::layout::{
     STORED, WARP_SLOTS, WeightArguments,
 };
 use crate::error::{Error, Result};
-use crate::format::{Dtype, HEAD_BITS, Header, Layout, Transform, field_planes, plane_bytes};
+use crate::format::{Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes};
 
 /// The most thread blocks that a launch has in its second dimension.
 pub(super) const MAX_GRID_Y: u64 = 65_535;
@@ -91,8 +91,8 @@ pub fn check_status(status: u32) -> Result<()> {
 pub struct WeightMemory {
     /// The blob.
     pub blob: u64,
-    /// [`DeviceWeight::blocks`].
-    pub blocks: u64,
+    /// [`DeviceWeight::table`].
+    pub table: u64,
 }
 
 /// Device memory that decoded weights go to.
@@ -122,6 +122,9 @@ pub struct Indices {
 pub struct DeviceWeight {
     pub(super) arguments: WeightArguments,
     blocks: Vec<BlockEntry>,
+    /// Blocks and, behind them, units.
+    table: Vec<u8>,
+    units_at: u64,
     dtype: Dtype,
     pub(super) layout: Layout,
     pub(super) shape: Vec<u64>,
@@ -131,12 +134,9 @@ impl DeviceWeight {
     /// Takes from the validated header of a blob what kernels need.
     ///
     /// # Errors
-    /// The weights are on a grid, a record is longer than any block's can be, or there are more blocks than a launch
+    /// A record is longer than any block's can be, or there are more blocks than a launch
     /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
-        if header.transform == Transform::Grid {
-            return Err(Error::Unsupported("weights on a grid: the CUDA kernels do not know them".into()));
-        }
         let blocks = header.blocks();
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;
@@ -163,7 +163,12 @@ impl DeviceWeight {
             block_len: header.block_len,
             blocks_per_tile: tile_slots(header).div_ceil(header.block_len.into()) as u32,
             tiers: header.tiers.len() as u32,
-            normalised: u32::from(header.transform == Transform::NormalisedSplit),
+            transform: match header.transform {
+                Transform::Split => 1,
+                Transform::NormalisedSplit => 2,
+                Transform::Grid => 3,
+            },
+            is_even: u32::from(is_even(header)),
             record_room: rooms.record(),
             tail_room: rooms.tail(header.tiers.len()),
             ..Default::default()
@@ -173,9 +178,27 @@ impl DeviceWeight {
             arguments.symbols[i][..tier.symbols.len()].copy_from_slice(&tier.symbols);
         }
         let spec = &header.spec;
+        if header.transform == Transform::Grid {
+            arguments.units_of = match header.units_of {
+                Units::Tensor => 0,
+                Units::Block => 1,
+                Units::Row => 2,
+            };
+            arguments.raw_bits = header.mantissa_bits.into();
+            arguments.element = element(spec.dtype);
+            arguments.tile_slots = tile_slots(header);
+            if let (Layout::ColumnTiles { tile }, [_, columns]) = (spec.layout, &spec.shape[..]) {
+                (arguments.tile_width, arguments.columns) = (tile, *columns);
+            }
+        }
+        let count = entries.len();
+        let mut table = bytemuck::cast_slice(&entries).to_vec();
+        table.extend(header.units.iter().flat_map(|unit| unit.bits().to_le_bytes()));
         Ok(DeviceWeight {
             arguments,
             blocks: entries,
+            table,
+            units_at: size_of::<BlockEntry>() as u64 * count as u64,
             dtype: spec.dtype,
             layout: spec.layout,
             shape: spec.shape.clone(),
@@ -183,13 +206,13 @@ impl DeviceWeight {
     }
 
     /// The table that has to be in device memory, at a multiple of 16 bytes.
-    pub fn blocks(&self) -> &[BlockEntry] {
-        &self.blocks
+    pub fn table(&self) -> &[u8] {
+        &self.table
     }
 
-    /// The same as bytes.
-    pub fn table(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.blocks)
+    /// Blocks of the blob.
+    pub(super) fn block_count(&self) -> u32 {
+        self.blocks.len() as u32 - 1
     }
 
     /// The order in which the tensor is stored.
@@ -331,16 +354,8 @@ impl DeviceWeight {
                 "{dtype} weights decode to {dtype} or float32, not {wanted}"
             )));
         }
-        let aligned =
-            [(memory.blob, 4, "blob"), (memory.blocks, 16, "table of blocks"), (out.address, 16, "output")];
-        for (address, align, what) in aligned {
-            if !address.is_multiple_of(align) {
-                return Err(Error::invalid(format!(
-                    "the {what} is at {address:#x}, not at a multiple of {align}"
-                )));
-            }
-        }
-        let weight = WeightArguments { blob: memory.blob, blocks: memory.blocks, ..self.arguments };
+        check_address(out.address, 16, "output")?;
+        let weight = self.at(memory)?;
         Ok(Launch {
             kernel: Kernel::Decode(out.dtype),
             grid: (1, 1),
@@ -355,8 +370,9 @@ impl DeviceWeight {
     /// What kernels are told of the weight where it is.
     pub(super) fn at(&self, memory: WeightMemory) -> Result<WeightArguments> {
         check_address(memory.blob, 4, "blob")?;
-        check_address(memory.blocks, 16, "table of blocks")?;
-        Ok(WeightArguments { blob: memory.blob, blocks: memory.blocks, ..self.arguments })
+        check_address(memory.table, 16, "table of blocks")?;
+        let units = if self.arguments.transform == 3 { memory.table + self.units_at } else { 0 };
+        Ok(WeightArguments { blob: memory.blob, blocks: memory.table, units, ..self.arguments })
     }
 
     /// Threads that decode a block.
@@ -375,6 +391,24 @@ pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> 
         return Ok(());
     }
     Err(Error::invalid(format!("the {what} is at {address:#x}, not at a multiple of {align}")))
+}
+
+/// The number that kernels have for an element type.
+pub(super) fn element(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// Whether kernels have a short way for the blob's whole blocks.
+fn is_even(header: &Header) -> bool {
+    let Header { block_len, tiers, transform, .. } = header;
+    *block_len == MAX_BLOCK
+        && *transform == Transform::Split
+        && tiers.len() <= 2
+        && tiers.iter().all(|tier| tier.width == 2)
 }
 
 /// Slots of a whole tile.

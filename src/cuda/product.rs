@@ -1,6 +1,8 @@
 //! Products of few rows with a weight that stays compressed: sums of parts, then their sum.
 
-use super::job::{DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, unsupported};
+use super::job::{
+    DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, element, unsupported,
+};
 use super::layout::{
     MAX_ROWS, MAX_TILE, ProductArguments, SUMS_SIZE, TILE_BLOCKS, TILE_ROWS, WARP_SLOTS, WEIGHTS_SIZE,
 };
@@ -95,8 +97,7 @@ impl DeviceWeight {
                 tiles as u32
             }
         };
-        let blocks = self.blocks().len() as u32 - 1;
-        let product = Product { weight: self, arguments, blocks, tiles };
+        let product = Product { weight: self, arguments, blocks: self.block_count(), tiles };
         if product.shared() > SHARED_LIMIT {
             return Err(unsupported("records and a product in the shared memory of 48 KiB"));
         }
@@ -134,11 +135,7 @@ impl Product<'_> {
         check_address(y, dtype.size() as u64, "output")?;
         check_address(partial, 4, "memory for sums")?;
         check_address(status, 4, "status word")?;
-        let x_type = match dtype {
-            Dtype::F32 => 0,
-            Dtype::F16 => 1,
-            Dtype::Bf16 => 2,
-        };
+        let x_type = element(dtype);
         let weight = self.weight.at(memory)?;
         let mut arguments =
             ProductArguments { weight, x, y, partial, status, x_type, alpha, ..self.arguments };

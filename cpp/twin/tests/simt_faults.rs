@@ -20,7 +20,7 @@ use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 const EXIT_FAILED: i32 = 3;
 /// Addresses are filled in by the program.
-const NOWHERE: WeightMemory = WeightMemory { blob: 0, blocks: 0 };
+const NOWHERE: WeightMemory = WeightMemory { blob: 0, table: 0 };
 
 /// The sources that kernels are made of, in a folder where they can be changed.
 struct Sources {
@@ -131,7 +131,7 @@ impl Case {
             (offset_of!(DecodeArguments, out), 0, vec![0x5a; count as usize * header.spec.dtype.size()]),
             (offset_of!(DecodeArguments, status), 0, vec![0; 4]),
             (offset_of!(DecodeArguments, weight.blob), shift, blob.to_vec()),
-            (offset_of!(DecodeArguments, weight.blocks), 0, bytemuck::cast_slice(weight.blocks()).to_vec()),
+            (offset_of!(DecodeArguments, weight.blocks), 0, weight.table().to_vec()),
         ];
         if !rows.is_empty() {
             buffers.push((offset_of!(DecodeArguments, indices), 0, bytemuck::cast_slice(rows).to_vec()));
@@ -155,7 +155,7 @@ impl Case {
                 (
                     offset_of!(ProductArguments, weight.blocks),
                     0,
-                    bytemuck::cast_slice(weight.blocks()).to_vec(),
+                    weight.table().to_vec(),
                 ),
                 (offset_of!(ProductArguments, x), 0, halves(k)),
                 (offset_of!(ProductArguments, partial), 0, vec![0; product.partial_bytes() as usize]),

@@ -155,6 +155,7 @@ fn options(
     let profile = match profile {
         ProfileArg::Compact => Profile::Compact,
         ProfileArg::Fast => Profile::Fast,
+        ProfileArg::Gpu => Profile::Gpu,
     };
     let rounding = match transform {
         TransformArg::Cut => Rounding::Cut,

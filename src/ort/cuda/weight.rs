@@ -110,7 +110,7 @@ impl Weight {
         if blob.count() as u64 != resident.blob_len {
             return Err(Failure::fail(format!("{} has changed its size", self.label())));
         }
-        let memory = WeightMemory { blob: blob.address(), blocks: resident.table.address };
+        let memory = WeightMemory { blob: blob.address(), table: resident.table.address };
         Ok(Bound { resident, memory })
     }
 
@@ -129,6 +129,7 @@ impl Weight {
         }
         if let Some((known, resident)) = &*known.read().unwrap_or_else(PoisonError::into_inner)
             && *known == identity
+            && resident.blob_len == blob.count() as u64
         {
             return Ok(Arc::clone(resident));
         }

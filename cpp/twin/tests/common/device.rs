@@ -86,7 +86,7 @@ pub fn decode(
     seed: u64,
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
     let weight = DeviceWeight::new(header).expect("a header of ours");
-    let mut table = Memory::holding(bytemuck::cast_slice(weight.blocks()), 0);
+    let mut table = Memory::holding(weight.table(), 0);
     let mut blob = Memory::holding(blob, shift);
     let (mut long, mut short) = (vec![], vec![]);
     let row = weight.elements() / header.spec.shape.first().copied().unwrap_or(1);
@@ -105,7 +105,7 @@ pub fn decode(
     // Every byte is to be written: what is left of the fill would differ.
     let mut out = Memory::filled(count as usize * dtype.size(), 0x5a, 0);
     let mut status = Memory::filled(4, 0, 0);
-    let memory = WeightMemory { blob: blob.address(), blocks: table.address() };
+    let memory = WeightMemory { blob: blob.address(), table: table.address() };
     let output = Output { dtype, address: out.address(), status: status.address() };
     let launch = match wanted {
         Wanted::All => weight.decode_all(memory, output),
