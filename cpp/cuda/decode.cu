@@ -66,17 +66,17 @@ struct StrideStore {
     }
 
     template <u32 S>
-    NZ_DEVICE void take_four(const Quad& quad) {
+    NZ_DEVICE void take_four(const Quad& quad, bool) {
         const Step split = {NZ_TRANSFORM_FLOAT_SPLIT, 0, 0, 0};
         typename Element::Four(quad, split).store(at<S>());
     }
 
     NZ_DEVICE void clear() {
         const Quad zeros = {};
-        take_four<0>(zeros);
-        take_four<1>(zeros);
-        take_four<2>(zeros);
-        take_four<3>(zeros);
+        take_four<0>(zeros, false);
+        take_four<1>(zeros, false);
+        take_four<2>(zeros, false);
+        take_four<3>(zeros, false);
     }
 
   private:

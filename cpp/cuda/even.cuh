@@ -113,13 +113,14 @@ NZ_DEVICE bool decode_even_tail(const NzCudaWeight& weight, const Shared& shared
         for (u32 s = 0; s < 4; ++s) *(u32*)(symbols + s * STRIDE) = four[s];
         return true;
     }
+    // The last group, whose strides are shorter: those of a lane's four bytes that it has, and slots that there are.
+    const u32 left = n - slot - first_in_stride(), here = stride - first_in_stride();
+    if (first_in_stride() >= stride) return true;
 #pragma unroll
     for (u32 s = 0; s < 4; ++s) {
-#pragma unroll 1
+#pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            if (first_in_stride() + i < stride && slot + s * stride + first_in_stride() + i < n) {
-                symbols[s * stride + i] = (u8)(four[s] >> 8 * i);
-            }
+            if (i < here && s * stride + i < left) symbols[s * stride + i] = (u8)(four[s] >> 8 * i);
         }
     }
     return true;
@@ -157,7 +158,8 @@ NZ_DEVICE void field_strides(const u8* record, u32& at, u32 bits, u32 values[4])
     }
 }
 
-// Gives the weights of a block of 4096 to `sink`, stride after stride: a lane has four of each. All
+// Gives the weights of a block of 4096 to `sink`, stride after stride, of which a lane has four of each; and whether any has
+// mantissa bits behind its head. All
 // threads take part, and none still uses what is in shared memory. False, to all of them: the planes do not fill the record,
 // and nothing was given.
 template <class Sink>
@@ -209,10 +211,10 @@ NZ_DEVICE bool decode_even(const NzCudaWeight& weight, const NzCudaBlock& info, 
         }
     }
     const u32 table = weight.symbols[0][0], from = (u32)(below - record) + rank;
-    sink.template take_four<0>(Quad{sixteen.symbols<0>(table, record, from), head[0], high[0], low[0]});
-    sink.template take_four<1>(Quad{sixteen.symbols<1>(table, record, from), head[1], high[1], low[1]});
-    sink.template take_four<2>(Quad{sixteen.symbols<2>(table, record, from), head[2], high[2], low[2]});
-    sink.template take_four<3>(Quad{sixteen.symbols<3>(table, record, from), head[3], high[3], low[3]});
+    sink.template take_four<0>(Quad{sixteen.symbols<0>(table, record, from), head[0], high[0], low[0]}, in_rest > 0);
+    sink.template take_four<1>(Quad{sixteen.symbols<1>(table, record, from), head[1], high[1], low[1]}, in_rest > 0);
+    sink.template take_four<2>(Quad{sixteen.symbols<2>(table, record, from), head[2], high[2], low[2]}, in_rest > 0);
+    sink.template take_four<3>(Quad{sixteen.symbols<3>(table, record, from), head[3], high[3], low[3]}, in_rest > 0);
     return true;
 }
 

@@ -82,6 +82,23 @@ NZ_DEVICE void words_of(const Quad& quad, const Step& step, u32 words[4]) {
     }
 }
 
+// Two weights of exponent and head, 16 bits each, as the upper halves of their words.
+NZ_DEVICE u32 turned(u32 pair) { return select_bits(0x80008000U, pair << 15, pair >> 1); }
+
+// The four words of a quad that are neither normalised nor on a grid.
+NZ_DEVICE void split_words_of(const Quad& quad, bool has_rest, u32 words[4]) {
+    if (has_rest) {
+        words_of(quad, Step{NZ_TRANSFORM_FLOAT_SPLIT, 0, 0, 0}, words);
+        return;
+    }
+    const u32 upper01 = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
+    const u32 upper23 = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
+    words[0] = upper01 << 16;
+    words[1] = upper01 & 0xffff0000U;
+    words[2] = upper23 << 16;
+    words[3] = upper23 & 0xffff0000U;
+}
+
 // Element types: how four of them come out of a quad, and how they are stored.
 struct Float32 {
     typedef u32 Bits;
@@ -134,8 +151,6 @@ struct Bfloat16 {
             all.word[0] = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
             all.word[1] = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
         }
-        // Two weights at once: exponent and head, turned right by one bit.
-        static NZ_DEVICE u32 turned(u32 pair) { return select_bits(0x80008000U, pair << 15, pair >> 1); }
     };
 };
 

@@ -169,6 +169,8 @@ impl Product<'_> {
             |columns: u64| matches!(columns, 64 | 128 | 256) && block_len.is_multiple_of(columns);
         let (tile, n) = (u64::from(tile), self.arguments.n);
         let regular = is_regular(tile.min(n)) && (n <= tile || n % tile == 0 || is_regular(n % tile));
-        self.weight.shared() + if regular { SUMS_SIZE } else { WEIGHTS_SIZE }
+        // The short way leaves blocks that are not whole to the other one.
+        let is_short = self.arguments.m == 1 && self.weight.arguments.is_even == 1;
+        self.weight.shared() + if regular && !is_short { SUMS_SIZE } else { WEIGHTS_SIZE }
     }
 }

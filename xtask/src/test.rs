@@ -148,6 +148,7 @@ impl PythonTests<'_> {
             command
                 .env("NZ_ONNX", self.workspace.tool())
                 .env("NZ_LIB", self.workspace.library())
+                .env("NZ_DEVICE_LIB", self.workspace.built("examples/libdevice_ops.so"))
                 .env("NZ_ENCODE", self.workspace.built("examples/encode_tensor"))
                 .env("NZ_MODELS", self.models)
                 .env("ORT_DYLIB_PATH", self.libonnxruntime);

@@ -5,7 +5,7 @@ mod common;
 use common::device::{Memory, run};
 use common::{DTYPES, Fill, Rng, tensor};
 use half::{bf16, f16};
-use nz_onnx::codec::{self, EncodeOptions, GridStep, reference, word};
+use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
 use nz_onnx::cuda::job::{DeviceWeight, WeightMemory, check_status};
 use nz_onnx::cuda::product::{Addend, Operands};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
@@ -91,7 +91,7 @@ fn expected(spec: &TensorSpec, w: &[f32], x: &[f32], m: usize) -> Vec<(f64, f64)
 /// Matrices in both orders: whole and ragged tiles and blocks, rows that are longer and shorter than what a warp decodes,
 /// and such as begin anywhere.
 fn specs(dtype: Dtype) -> Vec<TensorSpec> {
-    let rows = [[40, 128], [3, 4096], [2, 5000], [9, 700], [30, 97], [700, 3], [5, 1]];
+    let rows = [[40, 128], [3, 4096], [9, 1024], [17, 512], [2, 5000], [9, 700], [30, 97], [700, 3], [5, 1]];
     let tiles = [
         (48, 256, 256),
         (37, 512, 256),
@@ -100,6 +100,9 @@ fn specs(dtype: Dtype) -> Vec<TensorSpec> {
         (33, 197, 128),
         (21, 64, 64),
         (60, 5, 64),
+        (150, 64, 64),
+        (90, 256, 128),
+        (100, 256, 256),
     ];
     let rows = rows.iter().map(|shape| TensorSpec::row_major(dtype, shape));
     rows.chain(tiles.iter().map(|&(k, n, tile)| TensorSpec::column_tiles(dtype, k, n, tile))).collect()
@@ -121,7 +124,8 @@ fn exact_sums_are_exact() {
                     .map(|_| if rng.below(rare) == 0 { rng.below(3) as f32 - 1.0 } else { 0.0 })
                     .collect();
                 let options = EncodeOptions {
-                    block_len: [64, 320, 512, 1024, 4096][rng.below(5)],
+                    block_len: [64, 320, 512, 1024, 4096, 4096, 4096][rng.below(7)],
+                    profile: [Profile::Compact, Profile::Gpu][rng.below(2)],
                     ..Default::default()
                 };
                 let blob = codec::encode(&to_bytes(dtype, &w), &spec, &options).expect("encodes");
@@ -161,7 +165,8 @@ fn real_sums_are_right_and_repeat() {
             let grid = (fill == Fill::Weights && rng.below(2) == 0)
                 .then(|| GridStep { cell: rng.below(4), raw_bits: rng.below(9) as u8 });
             let mantissa_bits = if grid.is_some() { None } else { mantissa_bits };
-            let options = EncodeOptions { mantissa_bits, grid, ..Default::default() };
+            let profile = [Profile::Compact, Profile::Gpu][rng.below(2)];
+            let options = EncodeOptions { mantissa_bits, grid, profile, ..Default::default() };
             let blob = codec::encode(&src, &spec, &options).expect("encodes");
             grids += usize::from(grid.is_some());
             let header = Header::parse(&blob).expect("whole");

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use common::compiler::{STRICT, compile, cpp_folder, text};
 use common::writer::{Plan, write};
 use common::{DTYPES, FILLS, Fill, Rng, payload, specs, tensor};
-use nz_onnx::codec::{self, EncodeOptions, reference};
+use nz_onnx::codec::{self, EncodeOptions, Profile, reference};
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output as Memory, WeightMemory};
 use nz_onnx::cuda::product::Operands;
 use nz_onnx::cuda::{DecodeArguments, ProductArguments};
@@ -197,6 +197,22 @@ fn sample() -> (Vec<u8>, Vec<u8>) {
     (src, blob)
 }
 
+/// The same with two tiers of 2-bit codes.
+fn even_sample() -> (Vec<u8>, Vec<u8>) {
+    let spec = TensorSpec::row_major(Dtype::Bf16, &[2, 4096]);
+    let src = source(Fill::Weights, &spec, &mut Rng(74));
+    let options = EncodeOptions { profile: Profile::Gpu, ..Default::default() };
+    let blob = codec::encode(&src, &spec, &options).expect("encodes");
+    assert_eq!(Header::parse(&blob).expect("whole").tiers.len(), 2);
+    (src, blob)
+}
+
+/// Tiers that kernels have a short way for.
+fn even_plan() -> Plan {
+    let tiers = vec![(2, vec![121, 120, 122]), (2, vec![119, 118, 117])];
+    Plan { block_len: 4096, tiers, spare_bits: 1, bits_per_block: true, normalise: false }
+}
+
 /// Whether the program gets `case` wrong, or says that something is wrong, under one of some seeds.
 fn is_caught(program: &Program, case: &Case, expected: &[u8], seeds: std::ops::Range<u64>) -> bool {
     let outcome = |seed| program.run(&case.bytes(seed));
@@ -223,11 +239,17 @@ fn payloads_under_sanitizers() {
     let program = sources.build(&["-O1", "-g", SANITIZERS[0], SANITIZERS[1]]);
     let mut rng = Rng(71);
     let (mut damaged, mut products) = (0, 0);
-    for round in 0..80 {
+    for round in 0..120 {
         let dtype = DTYPES[rng.below(3)];
-        let spec = specs(dtype).swap_remove(rng.below(13));
+        let (spec, plan) = if round < 80 {
+            (specs(dtype).swap_remove(rng.below(13)), Plan::random(&mut rng))
+        } else if rng.below(2) == 0 {
+            (TensorSpec::row_major(dtype, &[9, 1024]), even_plan())
+        } else {
+            (TensorSpec::column_tiles(dtype, 40, 256, 128), even_plan())
+        };
         let src = source(FILLS[rng.below(FILLS.len())], &spec, &mut rng);
-        let blob = write(&src, &spec, &Plan::random(&mut rng), &mut rng);
+        let blob = write(&src, &spec, &plan, &mut rng);
         let header = Header::parse(&blob).expect("whole");
         let mut changed = blob.clone();
         let range = payload(&blob);
@@ -304,6 +326,14 @@ fn missing_barriers_are_caught() {
     for (call, nth) in [("        sync_warps(warps);", 0), ("if (tier > 1) sync_warps(warps);", 0)] {
         let program = Sources::copy().plant("cuda/block.cuh", call, nth, ";").build(&["-O0"]);
         assert!(is_caught(&program, &whole, &src, 0..60), "{call}");
+    }
+    let (even_src, even_blob) = even_sample();
+    let even = Case::decode(&Header::parse(&even_blob).expect("whole"), &even_blob, &[], 0);
+    assert!(!is_caught(&intact, &even, &even_src, 0..12));
+    assert_eq!(count("cuda/even.cuh"), 3, "all barriers are tried below");
+    for (call, nth) in [(barrier, 0), (barrier, 1), (barrier, 2), ("    sync_warps(warps);", 0)] {
+        let program = Sources::copy().plant("cuda/even.cuh", call, nth, ";").build(&["-O0"]);
+        assert!(is_caught(&program, &even, &even_src, 0..60), "{call} {nth} of even.cuh");
     }
     let program = Sources::copy().plant("cuda/decode.cu", barrier, 0, "").build(&["-O0"]);
     assert!(is_caught(&program, &gather, &gathered, 0..60), "the barrier between rows");

@@ -61,6 +61,8 @@ pub enum Wanted {
     All,
     /// Slots from the first on, and how many.
     Slots(u64, u64),
+    /// Columns from the first on, and how many, of a tensor in column tiles.
+    Columns(u64, u64),
     /// Rows by 64-bit indices.
     Rows(Vec<i64>),
     /// Rows by 32-bit indices.
@@ -93,6 +95,7 @@ pub fn decode(
     let count = match wanted {
         Wanted::All => weight.elements(),
         Wanted::Slots(_, slots) => *slots,
+        Wanted::Columns(_, columns) => header.spec.shape[0] * columns,
         Wanted::Rows(rows) => {
             long.clone_from(rows);
             rows.len() as u64 * row
@@ -110,6 +113,7 @@ pub fn decode(
     let launch = match wanted {
         Wanted::All => weight.decode_all(memory, output),
         Wanted::Slots(first, slots) => weight.decode_slots(memory, output, *first, *slots),
+        Wanted::Columns(first, columns) => weight.decode_columns(memory, output, *first, *columns),
         Wanted::Rows(_) | Wanted::ShortRows(_) => {
             let (address, count, size) = match short.is_empty() {
                 true => (long.as_ptr() as u64, long.len(), 8),
