@@ -27,21 +27,38 @@ pub struct Part {
     pub heading: &'static str,
     /// Whether ONNX Runtime is one of the things measured.
     pub onnxruntime: bool,
-    /// Measures and writes the report to the path given.
+    /// Whether it is measured only where it is named: not every machine has what it is for.
+    pub on_demand: bool,
+    /// Measures and writes the report to the path given; no report, if it skips.
     pub measure: fn(&Tools, &Path) -> Result<()>,
 }
 
 /// All parts, in the order of the page.
 pub const PARTS: &[Part] = &[
-    Part { name: "decode", heading: "Decoding", onnxruntime: false, measure: decode },
-    Part { name: "encode", heading: "Encoding and size", onnxruntime: false, measure: encode },
-    Part { name: "gemv", heading: "Products", onnxruntime: true, measure: gemv },
-    Part { name: "models", heading: "Whole models", onnxruntime: true, measure: models },
+    Part { name: "decode", heading: "Decoding", onnxruntime: false, on_demand: false, measure: decode },
+    Part { name: "encode", heading: "Encoding and size", onnxruntime: false, on_demand: false, measure: encode },
+    Part { name: "gemv", heading: "Products", onnxruntime: true, on_demand: false, measure: gemv },
+    Part { name: "models", heading: "Whole models", onnxruntime: true, on_demand: false, measure: models },
+    Part { name: "gpu", heading: "On a GPU", onnxruntime: false, on_demand: true, measure: gpu },
 ];
 
 fn decode(tools: &Tools, report: &Path) -> Result<()> {
     let mut command = tools.workspace.cargo();
     command.args(["bench", "--quiet", "--bench", "decode", "--", "--json"]).arg(report);
+    if tools.quick {
+        command.arg("--quick");
+    }
+    workspace::run(&mut command)
+}
+
+/// The tests that need a GPU, and then its figures.
+fn gpu(tools: &Tools, report: &Path) -> Result<()> {
+    let weights = if tools.quick { "10000000" } else { "1000000000" };
+    let mut tests = tools.workspace.cargo();
+    tests.args(["test", "--release", "--test", "gpu", "--", "--nocapture"]);
+    workspace::run(tests.env("NZ_GPU_WEIGHTS", weights))?;
+    let mut command = tools.workspace.cargo();
+    command.args(["bench", "--quiet", "--bench", "gpu", "--", "--json"]).arg(report);
     if tools.quick {
         command.arg("--quick");
     }
