@@ -4,6 +4,7 @@
 //! `REQUIRE_GPU=1` that is a failure. Times are taken with events of the device, around launches that rotate among
 //! copies of the weight, so that no cache holds it; all sides are measured in turn in each round.
 
+#[allow(dead_code)] // the clock is the device's
 #[path = "common/mod.rs"]
 mod common;
 
@@ -127,7 +128,12 @@ fn decoding(gpu: &Gpu, side: u64) -> Outcome<Value> {
             let mut sides: Vec<Side<'_>> = vec![Box::new(|_| {
                 // SAFETY: both are `bytes` long, and live until the stream is waited for.
                 let copied = unsafe {
-                    result::memcpy_dtod_async(gpu.at(&out), gpu.at(&source), bytes as usize, gpu.stream.cu_stream())
+                    result::memcpy_dtod_async(
+                        gpu.at(&out),
+                        gpu.at(&source),
+                        bytes as usize,
+                        gpu.stream.cu_stream(),
+                    )
                 };
                 Ok(copied?)
             })];

@@ -59,13 +59,7 @@ pub fn choose_tiers(counts: &Histogram, profile: Profile, known: Known) -> Vec<T
 }
 
 /// The tiers of these widths, at most so many, that give the smallest coding; `order` has the commonest symbols first.
-fn smallest(
-    counts: &Histogram,
-    order: &[u8],
-    widths: &[u8],
-    most: usize,
-    tier_cost: u64,
-) -> Vec<Tier> {
+fn smallest(counts: &Histogram, order: &[u8], widths: &[u8], most: usize, tier_cost: u64) -> Vec<Tier> {
     let mut left = vec![0u64; 257];
     for i in (0..256).rev() {
         left[i] = left[i + 1] + counts[usize::from(order[i])];
@@ -166,14 +160,16 @@ mod tests {
 
     #[test]
     fn gpu_profile_has_two_bits_throughout() {
-        let gaussian = counts(&[(123, 5000), (122, 8900), (121, 7600), (120, 4400), (119, 2300), (118, 1150)]);
+        let gaussian =
+            counts(&[(123, 5000), (122, 8900), (121, 7600), (120, 4400), (119, 2300), (118, 1150)]);
         for h in [gaussian, counts(&[(7, 1000)]), [10; 256], [0; 256]] {
             let tiers = choose_tiers(&h, Profile::Gpu, Known::default());
             assert!((1..=GPU_TIERS).contains(&tiers.len()) && tiers.iter().all(|tier| tier.width == 2));
             let compact = choose_tiers(&h, Profile::Compact, Known::default());
             assert!(coded_bits(&compact, &h) <= coded_bits(&tiers, &h) || compact.len() < tiers.len());
         }
-        let least = |profile| coded_bits(&choose_tiers(&gaussian, profile, Known::default()), &gaussian) as f64;
+        let least =
+            |profile| coded_bits(&choose_tiers(&gaussian, profile, Known::default()), &gaussian) as f64;
         assert!(least(Profile::Gpu) <= 1.15 * least(Profile::Compact), "at most a seventh more");
     }
 

@@ -11,12 +11,14 @@ use cudarc::nvrtc::Ptx;
 
 use super::job::{Kernel, Launch};
 use super::layout::{DecodeArguments, ProductArguments};
+use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
 
 pub use super::port::DeviceError;
 
 /// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [&str; 2] = [include_str!("../../cpp/ptx/decode.ptx"), include_str!("../../cpp/ptx/gemv.ptx")];
+const MODULES: [(&str, &str); 2] =
+    [("decode", include_str!("../../cpp/ptx/decode.ptx")), ("gemv", include_str!("../../cpp/ptx/gemv.ptx"))];
 
 /// Whether this machine has a CUDA driver.
 pub fn is_driver_present() -> bool {
@@ -48,7 +50,8 @@ impl Kernels {
     /// Loads the kernels into the primary context of device `ordinal`.
     ///
     /// # Errors
-    /// There is no driver or no such device, or the driver does not take the kernels.
+    /// There is no driver or no such device, or the driver does not take the kernels; or [`nvrtc::NVRTC_VARIABLE`] asks for
+    /// NVRTC, and it is not there.
     pub fn load(ordinal: usize) -> Result<Self, DeviceError> {
         if !is_driver_present() {
             return Err(DeviceError::NoDriver);
@@ -57,8 +60,14 @@ impl Kernels {
         // SAFETY: all memory is the caller's; there are no events of cudarc's whose order could matter.
         unsafe { context.disable_event_tracking() };
         let mut functions = HashMap::new();
-        for source in MODULES {
-            let module = driver("loading the kernels", || context.load_module(Ptx::from_src(source)))?;
+        let compiled = nvrtc::is_wanted()?;
+        for (name, source) in MODULES {
+            let code = if compiled {
+                nvrtc::compile(name, driver("the device's capability", || context.compute_capability())?)?
+            } else {
+                Ptx::from_src(source)
+            };
+            let module = driver("loading the kernels", || context.load_module(code))?;
             for kernel in
                 Kernel::ALL.into_iter().filter(|kernel| source.contains(&format!(" {}(", kernel.name())))
             {
@@ -244,9 +253,10 @@ impl StatusWord for MappedWord {
 
 impl Drop for MappedWord {
     fn drop(&mut self) {
-        // There is nobody to tell of a failure. SAFETY: from `malloc_host`; no kernel that has it is left.
+        // There is nobody to tell of a failure.
         let _: Result<(), DeviceError> = driver("freeing memory", || {
             self.context.bind_to_thread()?;
+            // SAFETY: from `malloc_host`; no kernel that has it is left.
             unsafe { result::free_host(self.host.cast()) }
         });
     }

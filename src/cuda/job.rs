@@ -5,7 +5,9 @@ use super::layout::{
     STORED, WARP_SLOTS, WeightArguments,
 };
 use crate::error::{Error, Result};
-use crate::format::{Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes};
+use crate::format::{
+    Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes,
+};
 
 /// The most thread blocks that a launch has in its second dimension.
 pub(super) const MAX_GRID_Y: u64 = 65_535;

@@ -8,6 +8,8 @@
 pub mod device;
 pub mod job;
 mod layout;
+#[cfg(feature = "cuda")]
+pub mod nvrtc;
 pub mod port;
 pub mod product;
 

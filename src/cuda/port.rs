@@ -13,6 +13,20 @@ pub enum DeviceError {
         "CUDA was asked for, but there is no CUDA driver (libcuda.so.1) on this machine: install one, or run on the CPU"
     )]
     NoDriver,
+    /// NVRTC was asked for, and is not there.
+    #[error(
+        "NZ_CUDA_NVRTC=1 asks for NVRTC, but there is no libnvrtc.so on the library path: install it, or unset the variable \
+         to use the kernels as they come with this library"
+    )]
+    NoNvrtc,
+    /// A setting is not one of those that it can be.
+    #[error("environment variable {name} is '{value}': set it to 1 or 0, or unset it")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// What it is.
+        value: String,
+    },
     /// The driver does not do what was asked of it.
     #[error("CUDA driver: {what}: {reason}")]
     Driver {
@@ -110,11 +124,8 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// The driver refuses the launch.
-    unsafe fn decode(
-        &self,
-        stream: *mut c_void,
-        launch: &Launch<DecodeArguments>,
-    ) -> Result<(), DeviceError>;
+    unsafe fn decode(&self, stream: *mut c_void, launch: &Launch<DecodeArguments>)
+    -> Result<(), DeviceError>;
 
     /// The same for a part of a product.
     ///

@@ -183,14 +183,6 @@ impl<'a> KernelInfo<'a> {
             .string(|out, size| unsafe { (self.api.0.KernelInfo_GetInputName)(self.raw, index, out, size) })
     }
 
-    /// How many inputs the node has, those that it leaves out between others included.
-    pub fn input_count(&self) -> Result<usize> {
-        let mut count = 0;
-        // SAFETY: `raw` is live.
-        self.api.check(unsafe { (self.api.0.KernelInfo_GetInputCount)(self.raw, &mut count) })?;
-        Ok(count)
-    }
-
     /// An integer attribute, if the node has it.
     pub fn int(&self, name: &CStr) -> Option<i64> {
         let mut value = 0;

@@ -188,9 +188,7 @@ pub(crate) fn check_spec(label: &str, spec: &TensorSpec, shape: &[u64], stored: 
         return Err(Failure::fail(format!(
             "{} holds a tensor of shape {:?}, but attribute shape is {:?}: model and data file do not belong \
              together; convert the model again",
-            label,
-            spec.shape,
-            shape
+            label, spec.shape, shape
         )));
     }
     if let (Layout::ColumnTiles { tile }, Some(&columns)) = (spec.layout, spec.shape.last())
@@ -208,8 +206,7 @@ pub(crate) fn check_spec(label: &str, spec: &TensorSpec, shape: &[u64], stored: 
     };
     Err(Failure::fail(format!(
         "{} must be stored {wanted} for this node, found {:?}; convert the model again",
-        label,
-        spec.layout
+        label, spec.layout
     )))
 }
 

@@ -50,8 +50,8 @@ impl Device for Twin {
     fn allocate(&self, bytes: u64) -> Result<u64, DeviceError> {
         let refusal =
             || DeviceError::Driver { what: "taking device memory", reason: format!("{bytes} bytes") };
-        let layout =
-            Layout::from_size_align(bytes.max(1) as usize, 256).map_err(|_: std::alloc::LayoutError| refusal())?;
+        let layout = Layout::from_size_align(bytes.max(1) as usize, 256)
+            .map_err(|_: std::alloc::LayoutError| refusal())?;
         // SAFETY: the size is not 0.
         let address = unsafe { alloc(layout) } as u64;
         if address == 0 {

@@ -204,7 +204,8 @@ fn products_are_scaled_and_added_to() {
             let w: Vec<f32> = (0..21_000).map(|_| rng.below(3) as f32 - 1.0).collect();
             let x: Vec<f32> = (0..m * 300).map(|_| (rng.below(9) == 0) as u8 as f32).collect();
             let c: Vec<f32> = (0..c_rows * c_columns).map(|_| rng.below(9) as f32 - 4.0).collect();
-            let blob = codec::encode(&to_bytes(Dtype::F32, &w), &spec, &EncodeOptions::default()).expect("encodes");
+            let blob =
+                codec::encode(&to_bytes(Dtype::F32, &w), &spec, &EncodeOptions::default()).expect("encodes");
             let mut c_memory = Memory::holding(&to_bytes(x_type, &c), 0);
             let addend = Addend {
                 beta: -2.0,
@@ -214,14 +215,16 @@ fn products_are_scaled_and_added_to() {
             };
             let header = Header::parse(&blob).expect("whole");
             let x_bytes = to_bytes(x_type, &x);
-            let (y, verdict) = multiply_and_add(&header, &blob, x_type, m as u32, &x_bytes, 5, (0.5, Some(addend)));
+            let (y, verdict) =
+                multiply_and_add(&header, &blob, x_type, m as u32, &x_bytes, 5, (0.5, Some(addend)));
             assert!(verdict.is_ok());
             let sums = expected(&spec, &w, &x, m);
             let wanted: Vec<f32> = sums
                 .iter()
                 .enumerate()
                 .map(|(at, &(sum, _))| {
-                    let place = at / 70 * addend.row_stride as usize + at % 70 * addend.column_stride as usize;
+                    let place =
+                        at / 70 * addend.row_stride as usize + at % 70 * addend.column_stride as usize;
                     0.5 * sum as f32 - 2.0 * c[place]
                 })
                 .collect();

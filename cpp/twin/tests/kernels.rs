@@ -89,7 +89,8 @@ fn blocks_of_two_bit_codes_decode_as_the_reference_says() {
                 let grid = (mantissa_bits.is_some_and(|k| k < 9) && rng.below(4) == 0)
                     .then(|| GridStep { cell: 0, raw_bits: mantissa_bits.unwrap_or(0) });
                 let mantissa_bits = if grid.is_some() { None } else { mantissa_bits };
-                let options = EncodeOptions { mantissa_bits, grid, profile: Profile::Gpu, ..Default::default() };
+                let options =
+                    EncodeOptions { mantissa_bits, grid, profile: Profile::Gpu, ..Default::default() };
                 let Ok(blob) = codec::encode(&src, &spec, &options) else { continue };
                 tiers_met.insert(Header::parse(&blob).expect("whole").tiers.len());
                 check(&blob, &format!("{spec:?} {fill:?} {options:?}"), &mut rng);
@@ -100,7 +101,8 @@ fn blocks_of_two_bit_codes_decode_as_the_reference_says() {
             let spec = TensorSpec::row_major(dtype, &[2, 4500]);
             let src = source(Fill::Weights, &spec, &mut rng);
             let symbols: Vec<u8> = (0..skipped).chain((80..=128).rev()).collect();
-            let tiers = symbols.chunks_exact(3).take(1 + rng.below(5)).map(|three| (2, three.to_vec())).collect();
+            let tiers =
+                symbols.chunks_exact(3).take(1 + rng.below(5)).map(|three| (2, three.to_vec())).collect();
             let plan = Plan { block_len: 4096, tiers, spare_bits: 2, bits_per_block: true, normalise: true };
             let blob = write(&src, &spec, &plan, &mut rng);
             check(&blob, &format!("{spec:?} tiers {:?}", plan.tiers), &mut rng);
@@ -206,12 +208,12 @@ fn the_order_of_warps_and_lanes_does_not_matter() {
 fn ranges_decode_as_the_codec_says() {
     let mut rng = Rng(66);
     for dtype in DTYPES {
-        for spec in [[31, 700, 0], [70, 301, 128], [31, 700, 0], [70, 301, 128], [100, 301, 64]].map(|[k, n, tile]| {
-            match tile {
+        for spec in [[31, 700, 0], [70, 301, 128], [31, 700, 0], [70, 301, 128], [100, 301, 64]].map(
+            |[k, n, tile]| match tile {
                 0 => TensorSpec::row_major(dtype, &[k, n]),
                 _ => TensorSpec::column_tiles(dtype, k, n, tile as u32),
-            }
-        }) {
+            },
+        ) {
             let src = source(Fill::Weights, &spec, &mut rng);
             let (block_len, profile) = [(1024, Profile::Compact), (4096, Profile::Gpu)][rng.below(2)];
             let options = EncodeOptions { block_len, profile, ..Default::default() };
@@ -257,7 +259,9 @@ fn columns_decode_as_one_matrix() {
                 let blob = codec::encode(&src, &spec, &options).expect("encodes");
                 let header = Header::parse(&blob).expect("whole");
                 let tile = u64::from(tile);
-                for (first, columns) in [(0, tile), (tile, tile), (tile, n - tile), (n / tile * tile, n % tile), (0, n)] {
+                for (first, columns) in
+                    [(0, tile), (tile, tile), (tile, n - tile), (n / tile * tile, n % tile), (0, n)]
+                {
                     if columns == 0 {
                         continue;
                     }
@@ -268,7 +272,10 @@ fn columns_decode_as_one_matrix() {
                         .collect();
                     let all = Wanted::Columns(first, columns);
                     let (decoded, verdict) = decode(&header, &blob, dtype, &all, 0, rng.next());
-                    assert!(verdict.is_ok() && decoded == wanted, "{spec:?} {profile:?}: {columns} from {first}");
+                    assert!(
+                        verdict.is_ok() && decoded == wanted,
+                        "{spec:?} {profile:?}: {columns} from {first}"
+                    );
                 }
             }
         }

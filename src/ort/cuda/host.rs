@@ -16,7 +16,8 @@ impl KernelContext<'_> {
     pub(super) fn stream(&self) -> Result<*mut c_void> {
         let mut stream = ptr::null_mut();
         // SAFETY: the context is live.
-        self.api.check(unsafe { (self.api.table().KernelContext_GetGPUComputeStream)(self.raw, &mut stream) })?;
+        self.api
+            .check(unsafe { (self.api.table().KernelContext_GetGPUComputeStream)(self.raw, &mut stream) })?;
         Ok(stream)
     }
 
@@ -34,6 +35,16 @@ impl KernelContext<'_> {
             self.api.check((table.GetTensorMutableData)(value, &mut data))?;
         }
         Ok(data as u64)
+    }
+}
+
+impl KernelInfo<'_> {
+    /// How many inputs the node has, those that it leaves out between others included.
+    pub(super) fn input_count(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: `raw` is live.
+        self.api.check(unsafe { (self.api.table().KernelInfo_GetInputCount)(self.raw, &mut count) })?;
+        Ok(count)
     }
 }
 

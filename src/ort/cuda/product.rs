@@ -85,7 +85,13 @@ impl Multiply {
         weight.product(call.m as u32).ok()
     }
 
-    fn multiply(&self, stream: *mut c_void, bound: &Bound, product: &Product<'_>, call: &Call<'_>) -> Result<()> {
+    fn multiply(
+        &self,
+        stream: *mut c_void,
+        bound: &Bound,
+        product: &Product<'_>,
+        call: &Call<'_>,
+    ) -> Result<()> {
         let resident = &bound.resident;
         resident.shared.with_scratch(stream, product.partial_bytes(), |partial| {
             let addend = call.addend.map(|c| Addend {
@@ -173,7 +179,9 @@ impl Multiply {
                 if !whole {
                     let to = call.y + size * first as u64;
                     // SAFETY: as for C.
-                    told(unsafe { resident.device().copy_rows(stream, copy(address, columns.len(), to, n)) })?;
+                    told(unsafe {
+                        resident.device().copy_rows(stream, copy(address, columns.len(), to, n))
+                    })?;
                 }
             }
             Ok(())
@@ -189,7 +197,8 @@ impl Multiply {
         columns: Range<usize>,
         address: u64,
     ) -> Result<()> {
-        let (weight, out) = (&bound.resident.weight, Output { dtype, address, status: bound.resident.status() });
+        let (weight, out) =
+            (&bound.resident.weight, Output { dtype, address, status: bound.resident.status() });
         let (first, count) = (columns.start as u64, columns.len() as u64);
         let launch = match weight.layout() {
             Layout::ColumnTiles { .. } => weight.decode_columns(bound.memory, out, first, count),

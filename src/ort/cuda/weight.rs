@@ -145,7 +145,9 @@ impl Weight {
     fn open(&self, blob: &Tensor<'_>) -> Result<Resident> {
         if blob.element() != element::UINT8 {
             let found = blob.element();
-            return Err(Failure::invalid(format!("uint8 expected, found element type {found}")).at(self.label()));
+            return Err(
+                Failure::invalid(format!("uint8 expected, found element type {found}")).at(self.label())
+            );
         }
         let explained = |error: Error| Failure::fail(explain(&error)).at(self.label());
         let shared = Shared::of(blob.device(self.api)?)?;

@@ -36,7 +36,13 @@ pub struct Part {
 /// All parts, in the order of the page.
 pub const PARTS: &[Part] = &[
     Part { name: "decode", heading: "Decoding", onnxruntime: false, on_demand: false, measure: decode },
-    Part { name: "encode", heading: "Encoding and size", onnxruntime: false, on_demand: false, measure: encode },
+    Part {
+        name: "encode",
+        heading: "Encoding and size",
+        onnxruntime: false,
+        on_demand: false,
+        measure: encode,
+    },
     Part { name: "gemv", heading: "Products", onnxruntime: true, on_demand: false, measure: gemv },
     Part { name: "models", heading: "Whole models", onnxruntime: true, on_demand: false, measure: models },
     Part { name: "gpu", heading: "On a GPU", onnxruntime: false, on_demand: true, measure: gpu },
