@@ -1,16 +1,16 @@
 //! Encodes a file of raw weights to a blob: `encode_tensor --dtype float32 --shape 384x256 in.raw out.blob`.
 //!
 //! Options: `--tile N` for column tiles of that width (default: row-major), `--mantissa-bits K` to round
-//! (default: lossless), `--block-len N`.
+//! (default: lossless), `--block-len N`, `--profile compact|fast|gpu`.
 
 use std::error::Error;
 use std::process::ExitCode;
 
-use nz_onnx::codec::{EncodeOptions, encode};
+use nz_onnx::codec::{EncodeOptions, Profile, encode};
 use nz_onnx::format::{Dtype, Layout, TensorSpec};
 
 const USAGE: &str = "usage: encode_tensor --dtype float32|float16|bfloat16 --shape AxB.. [--tile N] \
-                     [--mantissa-bits K] [--block-len N] IN.raw OUT.blob";
+                     [--mantissa-bits K] [--block-len N] [--profile compact|fast|gpu] IN.raw OUT.blob";
 
 fn run() -> Result<(), Box<dyn Error>> {
     let (mut dtype, mut shape, mut layout) = (None, Vec::new(), Layout::RowMajor);
@@ -30,6 +30,14 @@ fn run() -> Result<(), Box<dyn Error>> {
             "--tile" => layout = Layout::ColumnTiles { tile: value.parse()? },
             "--mantissa-bits" => options.mantissa_bits = Some(value.parse()?),
             "--block-len" => options.block_len = value.parse()?,
+            "--profile" => {
+                options.profile = match value.as_str() {
+                    "compact" => Profile::Compact,
+                    "fast" => Profile::Fast,
+                    "gpu" => Profile::Gpu,
+                    _ => return Err(USAGE.into()),
+                }
+            }
             _ => return Err(format!("unknown option {arg}\n{USAGE}").into()),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::{DTYPES, KINDS, Kind, Rng, tensor};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
-use nz_onnx::codec::{self, EncodeOptions, Profile, reference};
+use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference};
 use nz_onnx::cuda::device::{DeviceError, Kernels, is_driver_present};
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Output, WeightMemory, check_status};
 use nz_onnx::cuda::product::Operands;
@@ -65,8 +65,8 @@ impl Weight {
     fn new(device: &Device, blob: &[u8]) -> Self {
         let device_weight =
             DeviceWeight::new(&Header::parse(blob).expect("whole")).expect("a header of ours");
-        let keep = [device.put(blob), device.put(bytemuck::cast_slice(device_weight.blocks()))];
-        let memory = WeightMemory { blob: device.address(&keep[0]), blocks: device.address(&keep[1]) };
+        let keep = [device.put(blob), device.put(device_weight.table())];
+        let memory = WeightMemory { blob: device.address(&keep[0]), table: device.address(&keep[1]) };
         Weight { device_weight, memory, _keep: keep }
     }
 }
@@ -103,10 +103,19 @@ fn blobs_decode_bit_for_bit() {
                 [TensorSpec::row_major(dtype, &[129, 1000]), TensorSpec::column_tiles(dtype, 300, 700, 256)]
             {
                 let src = tensor(kind, dtype, spec.elements().expect("small") as usize, 1);
-                for (mantissa_bits, profile) in
-                    [(None, Profile::Compact), (None, Profile::Fast), (Some(3), Profile::Compact)]
-                {
-                    let options = EncodeOptions { mantissa_bits, profile, ..Default::default() };
+                let grid = Some(GridStep { cell: 1, raw_bits: 4 });
+                for (mantissa_bits, grid, profile) in [
+                    (None, None, Profile::Compact),
+                    (None, None, Profile::Fast),
+                    (None, None, Profile::Gpu),
+                    (Some(3), None, Profile::Compact),
+                    (Some(3), None, Profile::Gpu),
+                    (None, grid, Profile::Gpu),
+                ] {
+                    if grid.is_some() && kind != Kind::Gauss {
+                        continue; // no grid holds all kinds
+                    }
+                    let options = EncodeOptions { mantissa_bits, grid, profile, ..Default::default() };
                     let blob = codec::encode(&src, &spec, &options).expect("encodes");
                     let expected = reference::decode(&blob).expect("whole");
                     assert!(decode(&device, &blob, dtype) == expected, "{spec:?} {kind:?} {options:?}");
@@ -126,8 +135,10 @@ fn a_large_tensor_decodes_bit_for_bit() {
     for dtype in DTYPES {
         let src = tensor(Kind::Gauss, dtype, 1 << 20, 2).repeat(rows);
         let spec = TensorSpec::row_major(dtype, &[rows as u64, 1 << 20]);
-        let blob = codec::encode(&src, &spec, &EncodeOptions::default()).expect("encodes");
-        assert!(decode(&device, &blob, dtype) == src, "{rows} x 2^20 of {dtype:?}");
+        for profile in [Profile::Compact, Profile::Gpu] {
+            let blob = codec::encode(&src, &spec, &EncodeOptions { profile, ..Default::default() });
+            assert!(decode(&device, &blob.expect("encodes"), dtype) == src, "{rows} x 2^20 of {dtype:?}");
+        }
     }
 }
 
@@ -163,9 +174,9 @@ fn products_are_exact_from_a_captured_graph() {
     ] {
         let w: Vec<f32> = (0..700 * 1024).map(|_| (rng.next() >> 62) as f32 - 1.0).collect();
         let bytes: Vec<u8> = w.iter().flat_map(|&w| half::bf16::from_f32(w).to_le_bytes()).collect();
-        let weight =
-            Weight::new(&device, &codec::encode(&bytes, &spec, &EncodeOptions::default()).expect("encodes"));
-        for m in 1..=8usize {
+        for (m, profile) in (1..=8usize).flat_map(|m| [(m, Profile::Compact), (m, Profile::Gpu)]) {
+            let options = EncodeOptions { profile, ..Default::default() };
+            let weight = Weight::new(&device, &codec::encode(&bytes, &spec, &options).expect("encodes"));
             let x: Vec<f32> = (0..m * 1024).map(|_| (rng.next() >> 62) as f32 - 2.0).collect();
             let product = weight.device_weight.product(m as u32).expect("few rows of a matrix");
             let (x_memory, status) = (device.put(bytemuck::cast_slice(&x)), device.put(&[0; 4]));
@@ -177,6 +188,8 @@ fn products_are_exact_from_a_captured_graph() {
                 y: device.address(&y),
                 partial: device.address(&partial),
                 status: device.address(&status),
+                alpha: 1.0,
+                addend: None,
             };
             let launches = product.launches(weight.memory, operands).expect("aligned");
             device.stream.synchronize().expect("done");

@@ -12,12 +12,50 @@
 
 namespace nz {
 
+// How words become weights: of eight neighbours, all the same.
+struct Step {
+    u32 transform;
+    // On a grid:
+    u32 centre;   // the bit that centred levels have below their own, or 0
+    float scale;  // of the word's magnitude bits, as an integer
+    u32 element;  // what values are rounded to
+};
+
+// Where a block is on its grid.
+struct GridPlace {
+    u64 unit;     // of the block or, if each row has one, of the row that slot 0 is in
+    u32 column;   // that of slot 0 in its tile
+    u32 columns;  // of the tile, or 0: the block has one unit
+
+    NZ_DEVICE static GridPlace of(const NzCudaWeight& weight, u64 first_slot) {
+        if (weight.units_of == NZ_CUDA_UNIT_OF_TENSOR) return {0, 0, 0};
+        const u64 tile = first_slot / weight.tile_slots, in_tile = first_slot - tile * weight.tile_slots;
+        if (weight.units_of == NZ_CUDA_UNIT_OF_BLOCK) {
+            return {tile * weight.blocks_per_tile + in_tile / weight.block_len, 0, 0};
+        }
+        const u64 left = weight.columns - tile * weight.tile_width;
+        const u32 columns = left < weight.tile_width ? (u32)left : weight.tile_width;
+        const u64 row = in_tile / columns;
+        return {row, (u32)(in_tile - row * columns), columns};
+    }
+
+    // The step of the eight slots from `slot` on, a multiple of 8 in the block.
+    NZ_DEVICE Step step(const NzCudaWeight& weight, u32 slot) const {
+        const u32 bits = weight.units[columns == 0 ? unit : unit + (column + slot) / columns];
+        const u32 centre = bits & NZ_UNIT_CENTRED ? 1U << (NZ_WORD_MANTISSA_BITS - 1 - weight.raw_bits) : 0;
+        const float scale = __uint_as_float((bits & ~NZ_UNIT_CENTRED) << 16) * __uint_as_float(104U << 23);  // 2^-23
+        return {weight.transform, centre, scale, weight.element};
+    }
+};
+static_assert(sizeof(GridPlace) == NZ_CUDA_PLACE_SIZE, "its place in shared memory");
+
 // The shared memory of a thread block, as the host has sized it.
 struct Shared {
     u8* record;
     u8* tails;   // symbols of odd tiers, then of even ones
     u16* counts;   // escapes by tier and warp
     u32* damaged;  // not 0: a tail was found damaged
+    GridPlace* place;
     u8* rest;    // what the kernel itself needs
 
     NZ_DEVICE Shared(u8* start, const NzCudaWeight& weight) {
@@ -25,7 +63,8 @@ struct Shared {
         tails = record + weight.record_room;
         counts = (u16*)(tails + 2 * weight.tail_room);
         damaged = (u32*)(counts + NZ_MAX_TIERS * NZ_CUDA_MAX_WARPS);
-        rest = (u8*)counts + NZ_CUDA_COUNTS_SIZE;
+        place = (GridPlace*)((u8*)counts + NZ_CUDA_COUNTS_SIZE);
+        rest = (u8*)place + NZ_CUDA_PLACE_SIZE;
     }
 };
 
@@ -165,17 +204,6 @@ struct Ranks {
     }
 };
 
-// A block that is ready to give its weights.
-struct Block {
-    const u8* record;
-    const u8* below;  // symbols of tier 0's escapes
-    u32 below_at;     // where in `below` they start
-    u32 n;            // slots
-    u32 m;            // stored mantissa bits
-    u32 raw;          // where the head's first plane is
-    Codes codes;      // of tier 0
-};
-
 // Waits for all threads of the first `warps` warps. They come to it with the same number.
 NZ_DEVICE void sync_warps(u32 warps) {
 #ifdef NZ_SIMT
@@ -185,15 +213,33 @@ NZ_DEVICE void sync_warps(u32 warps) {
 #endif
 }
 
+// Stores the symbols of this lane's codes of `tier`, in a plane of `n` at `at`. Those of the first escape of the warp are in
+// `below` at `rank`.
+NZ_DEVICE void decode_codes(const NzCudaWeight& weight, u32 tier, const u8* record, u32 at, u32 n, const u8* below,
+                            u32 rank, u8* symbols) {
+    const u32 width = weight.tier_widths[tier];
+    const Codes codes(record, at, width, n);
+    const Ranks ranks(codes.counts, rank);
+#pragma unroll 1
+    for (u32 row = 0; row < 2; ++row) {
+        const u32 slot = first_octet() + row * ROW_SLOTS;
+        if (slot >= n) break;
+        const Octet octet = symbols_of(codes.of_row(row), width, weight.symbols[tier], below, ranks.of_row(row));
+        *(Vector8*)(symbols + slot) = {{octet.first, octet.second}};
+    }
+}
+
 // Decodes the tiers behind the first into shared.tails: tier 1 has `count` codes, more than 0, in a plane at `at`. The
 // threads of the first `warps` warps take part. False, to all of them: the planes do not fill the record up to `end`.
 NZ_DEVICE bool decode_tail(const NzCudaWeight& weight, const Shared& shared, u32 at, u32 end, u32 count, u32 warps) {
     u32 tier = 1;
     do {
-        const u32 width = weight.tier_widths[tier], size = plane_size(width, count);
+        const u32 size = plane_size(weight.tier_widths[tier], count);
         if (size > end - at || count + NZ_CUDA_PADDING > weight.tail_room) return false;
         u32 escaped = 0;
-        if (warp_id() * NZ_CUDA_WARP_SLOTS < count) escaped = Codes(shared.record, at, width, count).warp_total();
+        if (warp_id() * NZ_CUDA_WARP_SLOTS < count) {
+            escaped = Codes(shared.record, at, weight.tier_widths[tier], count).warp_total();
+        }
         if (lane_id() == 0) shared.counts[tier * NZ_CUDA_MAX_WARPS + warp_id()] = (u16)escaped;
         sync_warps(warps);
         count = total_of(shared.counts + tier * NZ_CUDA_MAX_WARPS);
@@ -208,20 +254,11 @@ NZ_DEVICE bool decode_tail(const NzCudaWeight& weight, const Shared& shared, u32
     u32 below_at = at;
     while (--tier > 0) {
         count = total_of(shared.counts + (tier - 1) * NZ_CUDA_MAX_WARPS);
-        const u32 width = weight.tier_widths[tier];
-        at -= plane_size(width, count);
+        at -= plane_size(weight.tier_widths[tier], count);
         u8* const symbols = shared.tails + (tier % 2 == 1 ? 0 : weight.tail_room);
         if (warp_id() * NZ_CUDA_WARP_SLOTS < count) {
-            const Codes codes(shared.record, at, width, count);
-            const Ranks ranks(codes.counts, below_at + total_before(shared.counts + tier * NZ_CUDA_MAX_WARPS));
-#pragma unroll 1
-            for (u32 row = 0; row < 2; ++row) {
-                const u32 slot = first_octet() + row * ROW_SLOTS;
-                if (slot >= count) break;
-                const Octet octet =
-                    symbols_of(codes.of_row(row), width, weight.symbols[tier], below, ranks.of_row(row));
-                *(Vector8*)(symbols + slot) = {{octet.first, octet.second}};
-            }
+            const u32 rank = below_at + total_before(shared.counts + tier * NZ_CUDA_MAX_WARPS);
+            decode_codes(weight, tier, shared.record, at, count, below, rank, symbols);
         }
         if (tier > 1) sync_warps(warps);
         below = symbols;
@@ -230,15 +267,60 @@ NZ_DEVICE bool decode_tail(const NzCudaWeight& weight, const Shared& shared, u32
     return true;
 }
 
+// Fetches the record of block `info`; returns where it starts in shared memory. All threads take part, and none still uses
+// what is there.
+NZ_DEVICE u32 fetch_record(const NzCudaWeight& weight, const NzCudaBlock& info, const Shared& shared) {
+    // Counts of warps that there are not, too, and `damaged`.
+    for (u32 i = threadIdx.x; i < NZ_CUDA_COUNTS_SIZE / 4; i += blockDim.x) ((u32*)shared.counts)[i] = 0;
+    if (threadIdx.x == 0 && weight.transform == NZ_TRANSFORM_GRID) {
+        *shared.place = GridPlace::of(weight, info.first_slot);
+    }
+    const u32 at = stage_record(weight, info, shared.record);
+    __syncthreads();
+    return at;
+}
+
+// Where the symbols are that the escapes of tier 0 stand for.
+struct Below {
+    const u8* symbols;
+    u32 at;  // of the first one
+};
+
+// Decodes what is behind tier 0, of which this warp has `escaped` escapes, and the raw bits: from `at` to `end`. False, to
+// all threads: the planes do not fill the record.
+NZ_DEVICE bool open_tail(const NzCudaWeight& weight, const Shared& shared, u32 escaped, u32 at, u32 end,
+                         Below& below) {
+    if (lane_id() == 0) shared.counts[warp_id()] = (u16)escaped;
+    __syncthreads();
+    const u32 count = total_of(shared.counts);
+    if (weight.tiers == 1 || count == 0) {
+        // Literals, if any.
+        below = {shared.record, at};
+        return count <= end - at && end - at - count <= 3;
+    }
+    below = {shared.tails, 0};
+    const u32 warps = (count + NZ_CUDA_WARP_SLOTS - 1) / NZ_CUDA_WARP_SLOTS;
+    const bool is_whole = warp_id() >= warps || decode_tail(weight, shared, at, end, count, warps);
+    if (threadIdx.x == 0 && !is_whole) *shared.damaged = 1;  // warp 0 always takes part
+    __syncthreads();
+    return *shared.damaged == 0;
+}
+
+// A block that is ready to give its weights.
+struct Block {
+    const u8* record;
+    Below below;
+    u32 n;            // slots
+    u32 m;            // stored mantissa bits
+    u32 raw;          // where the head's first plane is
+    Codes codes;      // of tier 0
+};
+
 // Fetches block `info` of `n` slots and decodes its tail. All threads take part, and none still uses what is in shared
 // memory. False, to all of them: the planes do not fill the record.
 NZ_DEVICE bool open_block(const NzCudaWeight& weight, const NzCudaBlock& info, u32 n, const Shared& shared,
                           Block& block) {
-    // Those of warps that there are not, too, and `damaged`.
-    for (u32 i = threadIdx.x; i < NZ_CUDA_COUNTS_SIZE / 4; i += blockDim.x) ((u32*)shared.counts)[i] = 0;
-    u32 at = stage_record(weight, info, shared.record);
-    __syncthreads();
-
+    u32 at = fetch_record(weight, info, shared);
     const u32 end = at + info.record * 4U, width = weight.tier_widths[0];
     const u32 in_head = smaller(info.m, NZ_HEAD_MANTISSA_BITS);
     block.record = shared.record;
@@ -248,24 +330,7 @@ NZ_DEVICE bool open_block(const NzCudaWeight& weight, const NzCudaBlock& info, u
     block.codes = Codes(block.record, at, width, n);
     at = block.raw + field_size(in_head + 1, n) + field_size(info.m - in_head, n);
     if (at > end) return false;
-
-    const u32 escaped = block.codes.warp_total();
-    if (lane_id() == 0) shared.counts[warp_id()] = (u16)escaped;
-    __syncthreads();
-    const u32 count = total_of(shared.counts);
-    if (weight.tiers == 1 || count == 0) {
-        // Literals, if any.
-        block.below = block.record;
-        block.below_at = at;
-        return count <= end - at && end - at - count <= 3;
-    }
-    block.below = shared.tails;
-    block.below_at = 0;
-    const u32 warps = (count + NZ_CUDA_WARP_SLOTS - 1) / NZ_CUDA_WARP_SLOTS;
-    const bool is_whole = warp_id() >= warps || decode_tail(weight, shared, at, end, count, warps);
-    if (threadIdx.x == 0 && !is_whole) *shared.damaged = 1;  // warp 0 always takes part
-    __syncthreads();
-    return *shared.damaged == 0;
+    return open_tail(weight, shared, block.codes.warp_total(), at, end, block.below);
 }
 
 // Four weights in parts, one a byte.
@@ -281,20 +346,23 @@ NZ_DEVICE u32 aligned_head(u32 head, u32 bits) {
     return (head & ~ONES) << (NZ_HEAD_MANTISSA_BITS - bits) | (head & ONES);
 }
 
-// Gives this lane's weights to `sink`, as (first slot, four weights, four more), row after row. All lanes of a warp
+// Gives this lane's weights to `sink`, as (first slot, four weights, four more, their step), row after row. All lanes of a warp
 // have the same rows; weights at or behind the block's end are of no value.
 template <class Sink>
 NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, const Shared& shared, Sink& sink) {
-    const Ranks ranks(block.codes.counts, block.below_at + total_before(shared.counts));
+    const Ranks ranks(block.codes.counts, block.below.at + total_before(shared.counts));
     const u32 in_head = smaller(block.m, NZ_HEAD_MANTISSA_BITS), in_rest = block.m - in_head;
 #pragma unroll 1
     for (u32 row = 0; row < 2; ++row) {
         if (warp_id() * NZ_CUDA_WARP_SLOTS + row * ROW_SLOTS >= block.n) break;
         const u32 slot = first_octet() + row * ROW_SLOTS;
         Quad first = {}, second = {};
+        Step step = {};
         if (slot < block.n) {
+            step.transform = weight.transform;
+            if (weight.transform == NZ_TRANSFORM_GRID) step = shared.place->step(weight, slot);
             const Octet symbols = symbols_of(block.codes.of_row(row), weight.tier_widths[0], weight.symbols[0],
-                                             block.below, ranks.of_row(row));
+                                             block.below.symbols, ranks.of_row(row));
             u32 plane = block.raw;
             const Octet head = field_octet(block.record, plane, in_head + 1, block.n, slot);
             first = {symbols.first, aligned_head(head.first, in_head), 0, 0};
@@ -315,7 +383,7 @@ NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, co
                 left -= bits;
             }
         }
-        sink.take(slot, first, second);
+        sink.take(slot, first, second, step);
     }
 }
 

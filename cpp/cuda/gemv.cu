@@ -6,38 +6,14 @@
 
 namespace nz {
 
-// float16 to float32, by value.
-NZ_DEVICE float float_of_half(u32 bits) {
-    const float scaled = __uint_as_float((bits & 0x7fffU) << 13) * __uint_as_float(239U << 23);  // times 2^112
-    const u32 magnitude = (bits & 0x7c00U) == 0x7c00U ? 0x7f800000U | (bits & 0x3ffU) << 13 : __float_as_uint(scaled);
-    return __uint_as_float(magnitude | (bits & 0x8000U) << 16);
+// Element `at` of activations of `type`.
+NZ_DEVICE float load(const void* from, u32 type, u64 at) {
+    if (type == NZ_CUDA_FLOAT32) return ((const float*)from)[at];
+    const u32 bits = ((const u16*)from)[at];
+    return type == NZ_CUDA_FLOAT16 ? float_of_half(bits) : __uint_as_float(bits << 16);
 }
 
-// float32 to float16, half to even.
-NZ_DEVICE u32 half_of_float(float value) {
-    const u32 bits = __float_as_uint(value), sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7fffffffU;
-    if (magnitude > 0x7f800000U) return sign | 0x7e00U;
-    if (magnitude >= 0x47800000U) return sign | 0x7c00U;  // 65536 and more
-    if (magnitude < 0x38800000U) {
-        // A subnormal: adding 1/2 leaves its units, 2^-24, at the end of the mantissa.
-        return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000U);
-    }
-    const u32 rebased = magnitude - 0x38000000U;
-    return sign | (rebased + 0xfffU + (rebased >> 13 & 1)) >> 13;
-}
-
-// float32 to bfloat16, half to even.
-NZ_DEVICE u32 bfloat_of_float(float value) {
-    const u32 bits = __float_as_uint(value);
-    if ((bits & 0x7fffffffU) > 0x7f800000U) return bits >> 16 | 0x40U;
-    return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
-}
-
-NZ_DEVICE float load_x(const NzCudaProduct& job, u64 at) {
-    if (job.x_type == NZ_CUDA_FLOAT32) return ((const float*)job.x)[at];
-    const u32 bits = ((const u16*)job.x)[at];
-    return job.x_type == NZ_CUDA_FLOAT16 ? float_of_half(bits) : __uint_as_float(bits << 16);
-}
+NZ_DEVICE float load_x(const NzCudaProduct& job, u64 at) { return load(job.x, job.x_type, at); }
 
 // Four neighbours of X from `at` on, a multiple of 4.
 NZ_DEVICE void load_x_quad(const NzCudaProduct& job, u64 at, float x[4]) {
@@ -90,10 +66,10 @@ struct RowSums {
     }
 
     // All lanes of a warp come here with weights of the same ROW_SLOTS slots.
-    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four) {
+    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four, const Step& step) {
         u32 words[8];
-        words_of(first_four, job->weight.normalised, words);
-        words_of(next_four, job->weight.normalised, words + 4);
+        words_of(first_four, step, words);
+        words_of(next_four, step, words + 4);
         const u32 row_first = slot - lane_id() * 8;
         const u32 last = segment_of(smaller(row_first + ROW_SLOTS, n) - 1);
         for (u32 segment = segment_of(row_first); segment <= last; ++segment) {
@@ -144,11 +120,58 @@ struct RowSums {
     }
 };
 
+// The same of a whole block that is decoded the short way, if all weights of a warp are in one row.
+template <u32 ROWS>
+struct StrideRowSums {
+    const NzCudaProduct* job;
+    u64 column;  // of X, of this lane's first four weights
+    float sums[ROWS];
+
+    static constexpr bool HAS_REST = true;
+
+    template <u32 S>
+    NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
+        u32 words[4];
+        split_words_of(quad, has_rest, words);
+#pragma unroll
+        for (u32 i = 0; i < ROWS; ++i) {
+            if (i >= job->m) break;
+            float x[4];
+            load_x_quad(*job, i * job->k + column + S * STRIDE, x);
+#pragma unroll
+            for (u32 l = 0; l < 4; ++l) sums[i] = __fmaf_rn(__uint_as_float(words[l]), x[l], sums[i]);
+        }
+    }
+};
+
+// Multiplies a whole block the short way; `partial` is its first chunk's.
+template <u32 ROWS>
+NZ_DEVICE void multiply_even_rows(const NzCudaProduct& job, const NzCudaBlock& info, u8* memory, float* partial) {
+    StrideRowSums<ROWS> strides = {};
+    strides.job = &job;
+    const u64 chunk = info.first_slot / NZ_CUDA_WARP_SLOTS + warp_id();
+    strides.column = chunk % (job.k / NZ_CUDA_WARP_SLOTS) * NZ_CUDA_WARP_SLOTS + lane_id() / 16 * GROUP_SLOTS +
+                     first_in_stride();
+    const bool is_whole = decode_even(job.weight, info, Shared(memory, job.weight), strides);
+    if (threadIdx.x == 0 && !is_whole) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
+    partial += (u64)warp_id() * job.chunk_segments * job.m;
+#pragma unroll
+    for (u32 i = 0; i < ROWS; ++i) {
+        const float sum = warp_sum_float(strides.sums[i]);
+        if (lane_id() == 0 && i < job.m) partial[i] = sum;
+    }
+}
+
 template <u32 ROWS>
 NZ_DEVICE void multiply_rows(const NzCudaProduct& job, u8* memory) {
     const Shared shared(memory, job.weight);
     const NzCudaBlock info = job.weight.blocks[blockIdx.x];
     const u32 n = (u32)(job.weight.blocks[blockIdx.x + 1].first_slot - info.first_slot);
+    if (job.weight.is_even && n == NZ_MAX_BLOCK_LENGTH && job.k % NZ_CUDA_WARP_SLOTS == 0) {
+        const u64 first = (u64)blockIdx.x * job.block_chunks * job.chunk_segments * job.m;
+        multiply_even_rows<ROWS>(job, info, memory, job.partial + first);
+        return;
+    }
     RowSums<ROWS> sums = {};
     sums.job = &job;
     sums.n = n;
@@ -178,19 +201,19 @@ struct TileSums {
     u32 n;            // slots of the block
     u32 log_columns;  // of the tile, or 0: the columns are no power of two, and weights go to `weights`
     float* weights;
-    float sums[8][ROWS];
+    float sums[ROWS == 1 ? 16 : 8][ROWS];  // the short way needs 16
 
-    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four) {
+    NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four, const Step& step) {
         if (slot >= n) return;
-        add<0>(slot, first_four);
-        add<4>(slot, next_four);
+        add<0>(slot, first_four, step);
+        add<4>(slot, next_four, step);
     }
 
   private:
     template <u32 FIRST>
-    NZ_DEVICE void add(u32 slot, const Quad& four) {
+    NZ_DEVICE void add(u32 slot, const Quad& four, const Step& step) {
         u32 words[4];
-        words_of(four, job->weight.normalised, words);
+        words_of(four, step, words);
         if (log_columns == 0) {
             *(Vector16*)(weights + slot + FIRST) = {{words[0], words[1], words[2], words[3]}};
             return;
@@ -206,6 +229,56 @@ struct TileSums {
             }
         }
     }
+};
+
+// The same of whole blocks that are decoded the short way, in tiles of 64, 128 or 256 columns, for one row of X: a lane keeps
+// the sums of four columns of each stride.
+struct StrideTileSums {
+    TileSums<1>& tile;
+    u64 k;            // row of W of this lane's group
+    u32 log_columns;  // of the tile
+
+    static constexpr bool HAS_REST = true;
+
+    template <u32 S>
+    NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
+        u32 words[4];
+        split_words_of(quad, has_rest, words);
+        const float x = load_x(*tile.job, tile.first_row * tile.job->k + k + (S * STRIDE >> log_columns));
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) sum(S, i) = __fmaf_rn(__uint_as_float(words[i]), x, sum(S, i));
+    }
+
+    // Adds the sums of all warps to `partial`; `room` is for 256 sums of each warp.
+    NZ_DEVICE void add_to(float* partial, float* room) {
+        const u32 columns = 1U << log_columns;
+        __syncthreads();
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            // Strides that have the same columns; then both groups of the warp.
+            if (columns <= 2 * STRIDE) {
+                sum(0, i) += sum(2, i);
+                sum(1, i) += sum(3, i);
+            }
+            if (columns == STRIDE) sum(0, i) += sum(1, i);
+#pragma unroll
+            for (u32 s = 0; s < 4; ++s) {
+                const float both = sum(s, i) + __shfl_xor_sync(ALL_LANES, sum(s, i), 16);
+                if (lane_id() < 16 && s * STRIDE < columns) {
+                    room[warp_id() * NZ_CUDA_MAX_TILE + s * STRIDE + first_in_stride() + i] = both;
+                }
+            }
+        }
+        __syncthreads();
+        for (u32 column = threadIdx.x; column < columns; column += blockDim.x) {
+            float sum = partial[column];
+            for (u32 warp = 0; warp < blockDim.x / 32; ++warp) sum += room[warp * NZ_CUDA_MAX_TILE + column];
+            partial[column] = sum;
+        }
+    }
+
+  private:
+    NZ_DEVICE float& sum(u32 stride, u32 i) { return tile.sums[stride * 4 + i][0]; }
 };
 
 // Adds the weights of a block, in shared memory, to the sums of one column a thread.
@@ -265,9 +338,11 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
     tile.job = &job;
     tile.first_row = blockIdx.y / tiles * ROWS;
     tile.rows = smaller(ROWS, job.m - tile.first_row);
-    tile.log_columns = !is_regular ? 0 : columns == 64 ? 6 : columns == 128 ? 7 : 8;
+    const u32 log_columns = columns == 64 ? 6 : columns == 128 ? 7 : 8;
     tile.weights = (float*)shared.rest;
     float column_sums[ROWS] = {};
+    // Then blocks that are not whole put their weights in shared memory.
+    const bool is_even = ROWS == 1 && is_regular && job.weight.is_even;
     for (u32 i = 0; i < job.split_blocks; ++i) {
         const u32 in_split = blockIdx.x * job.split_blocks + i;
         const u64 slot = (u64)in_split * job.weight.block_len;
@@ -275,11 +350,21 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
         const u32 n = in_tile - slot < job.weight.block_len ? (u32)(in_tile - slot) : job.weight.block_len;
         const NzCudaBlock info = job.weight.blocks[index * job.weight.blocks_per_tile + in_split];
         tile.n = n;
-        if (is_regular) tile.k = slot >> tile.log_columns;
+        if constexpr (ROWS == 1) {
+            if (is_even && n == NZ_MAX_BLOCK_LENGTH) {
+                StrideTileSums strides = {tile, (slot + group_id() * GROUP_SLOTS) >> log_columns, log_columns};
+                const bool is_whole = decode_even(job.weight, info, shared, strides);
+                if (threadIdx.x == 0 && !is_whole) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
+                __syncthreads();  // the next block takes the same shared memory
+                continue;
+            }
+        }
+        if (is_regular) tile.k = slot >> log_columns;
+        tile.log_columns = is_regular && !is_even ? log_columns : 0;
         Block block;
         if (open_block(job.weight, info, n, shared, block)) {
             for_each_octet(job.weight, block, shared, tile);
-            if (!is_regular) {
+            if (tile.log_columns == 0) {
                 __syncthreads();
                 add_columns<ROWS>(job, tile, slot, columns, column_sums);
             }
@@ -289,13 +374,16 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
         __syncthreads();  // the next block takes the same shared memory
     }
     float* const partial = job.partial + ((u64)blockIdx.x * job.m + tile.first_row) * job.n + first_column;
-    if (is_regular) {
+    if (is_regular && !is_even) {
         store_columns<ROWS>(job, tile, (float*)shared.rest, columns, partial);
     } else if (threadIdx.x < columns) {
 #pragma unroll
         for (u32 i = 0; i < ROWS; ++i) {
             if (i < tile.rows) partial[i * job.n + threadIdx.x] = column_sums[i];
         }
+    }
+    if constexpr (ROWS == 1) {
+        if (is_even) StrideTileSums{tile, 0, log_columns}.add_to(partial, (float*)shared.rest);
     }
 }
 
@@ -328,7 +416,10 @@ NZ_DEVICE void sum_parts(const NzCudaProduct& job) {
     const u64 column = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= job.n) return;
     const u64 at = blockIdx.y * job.n + column;
-    const float sum = sum_of_parts(job, blockIdx.y, column);
+    float sum = sum_of_parts(job, blockIdx.y, column) * job.alpha;
+    if (job.c != nullptr) {
+        sum = __fmaf_rn(job.beta, load(job.c, job.x_type, blockIdx.y * job.c_row_stride + column * job.c_column_stride), sum);
+    }
     switch (job.x_type) {
         case NZ_CUDA_FLOAT32: ((float*)job.y)[at] = sum; break;
         case NZ_CUDA_FLOAT16: ((u16*)job.y)[at] = (u16)half_of_float(sum); break;

@@ -21,6 +21,12 @@ NZ_DEVICE u32 stage_record(const NzCudaWeight& weight, const NzCudaBlock& block,
     const u8* const from = record - shift;
     const u8* const blob_end = weight.blob + weight.blob_len;
     const u32 vectors = (shift + block.record * 4U + 15) / 16;
+    if (blob_end - from >= (long long)(vectors * 16)) {
+#pragma unroll 2
+        for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) ((Vector16*)shared)[i] = ((const Vector16*)from)[i];
+        return shift;
+    }
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) {
         const u8* const source = from + i * 16;
         Vector16 vector = {{0, 0, 0, 0}};

@@ -2,9 +2,45 @@
 #ifndef NZ_CUDA_WORDS_CUH
 #define NZ_CUDA_WORDS_CUH
 
-#include "block.cuh"
+#include "even.cuh"
 
 namespace nz {
+
+// float16 to float32, by value.
+NZ_DEVICE float float_of_half(u32 bits) {
+    const float scaled = __uint_as_float((bits & 0x7fffU) << 13) * __uint_as_float(239U << 23);  // times 2^112
+    const u32 magnitude = (bits & 0x7c00U) == 0x7c00U ? 0x7f800000U | (bits & 0x3ffU) << 13 : __float_as_uint(scaled);
+    return __uint_as_float(magnitude | (bits & 0x8000U) << 16);
+}
+
+// float32 to float16, half to even.
+NZ_DEVICE u32 half_of_float(float value) {
+    const u32 bits = __float_as_uint(value), sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7fffffffU;
+    if (magnitude > 0x7f800000U) return sign | 0x7e00U;
+    if (magnitude >= 0x47800000U) return sign | 0x7c00U;  // 65536 and more
+    if (magnitude < 0x38800000U) {
+        // A subnormal: adding 1/2 leaves its units, 2^-24, at the end of the mantissa.
+        return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000U);
+    }
+    const u32 rebased = magnitude - 0x38000000U;
+    return sign | (rebased + 0xfffU + (rebased >> 13 & 1)) >> 13;
+}
+
+// float32 to bfloat16, half to even.
+NZ_DEVICE u32 bfloat_of_float(float value) {
+    const u32 bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffU) > 0x7f800000U) return bits >> 16 | 0x40U;
+    return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
+}
+
+// What the level of a grid stands for, as a word.
+NZ_DEVICE u32 value_of_level(u32 word, const Step& step) {
+    const float value = (float)((word & 0x7fffffffU) | step.centre) * step.scale;
+    u32 bits = __float_as_uint(value);
+    if (step.element == NZ_CUDA_FLOAT16) bits = __float_as_uint(float_of_half(half_of_float(value)));
+    if (step.element == NZ_CUDA_BFLOAT16) bits = bfloat_of_float(value) << 16;
+    return bits | (word & 0x80000000U);
+}
 
 // `bytes` has exponent, head and the rest of the mantissa, from the top down.
 NZ_DEVICE u32 word_of(u32 bytes) {
@@ -27,7 +63,7 @@ NZ_DEVICE u32 float16_of(u32 word) {
 }
 
 // The four words of a quad, as the tensor's float32 values.
-NZ_DEVICE void words_of(const Quad& quad, u32 normalised, u32 words[4]) {
+NZ_DEVICE void words_of(const Quad& quad, const Step& step, u32 words[4]) {
     const u32 upper01 = __byte_perm(quad.head, quad.symbols, 0x5140);
     const u32 upper23 = __byte_perm(quad.head, quad.symbols, 0x7362);
     const u32 lower01 = __byte_perm(quad.low, quad.high, 0x5140);
@@ -36,83 +72,85 @@ NZ_DEVICE void words_of(const Quad& quad, u32 normalised, u32 words[4]) {
     words[1] = word_of(__byte_perm(lower01, upper01, 0x7632));
     words[2] = word_of(__byte_perm(lower23, upper23, 0x5410));
     words[3] = word_of(__byte_perm(lower23, upper23, 0x7632));
-    if (normalised) {
+    if (step.transform == NZ_TRANSFORM_NORMALISED) {
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) words[i] = denormalise(words[i]);
     }
+    if (step.transform == NZ_TRANSFORM_GRID) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) words[i] = value_of_level(words[i], step);
+    }
 }
 
-// Element types: how eight of them come out of quads, and how they are stored.
+// Two weights of exponent and head, 16 bits each, as the upper halves of their words.
+NZ_DEVICE u32 turned(u32 pair) { return select_bits(0x80008000U, pair << 15, pair >> 1); }
+
+// The four words of a quad that are neither normalised nor on a grid.
+NZ_DEVICE void split_words_of(const Quad& quad, bool has_rest, u32 words[4]) {
+    if (has_rest) {
+        words_of(quad, Step{NZ_TRANSFORM_FLOAT_SPLIT, 0, 0, 0}, words);
+        return;
+    }
+    const u32 upper01 = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
+    const u32 upper23 = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
+    words[0] = upper01 << 16;
+    words[1] = upper01 & 0xffff0000U;
+    words[2] = upper23 << 16;
+    words[3] = upper23 & 0xffff0000U;
+}
+
+// Element types: how four of them come out of a quad, and how they are stored.
 struct Float32 {
     typedef u32 Bits;
-    struct Elements {
-        Vector16 first, second;
+    static constexpr bool HAS_REST = true;  // mantissa bits behind the head
+    struct Four {
+        Vector16 all;
 
-        NZ_DEVICE Elements(const Quad& a, const Quad& b, u32 normalised) {
-            words_of(a, normalised, first.word);
-            words_of(b, normalised, second.word);
-        }
-        NZ_DEVICE void store(Bits* out) const {
-            ((Vector16*)out)[0] = first;
-            ((Vector16*)out)[1] = second;
-        }
+        NZ_DEVICE Four(const Quad& quad, const Step& step) { words_of(quad, step, all.word); }
+        NZ_DEVICE void store(Bits* out) const { *(Vector16*)out = all; }
         NZ_DEVICE Bits at(u32 i) const {
-            return i & 4 ? one_of(second, i) : one_of(first, i);
-        }
-
-      private:
-        static NZ_DEVICE u32 one_of(const Vector16& four, u32 i) {
-            const u32 low = i & 1 ? four.word[1] : four.word[0], high = i & 1 ? four.word[3] : four.word[2];
+            const u32 low = i & 1 ? all.word[1] : all.word[0], high = i & 1 ? all.word[3] : all.word[2];
             return i & 2 ? high : low;
         }
     };
 };
 
-// Eight elements of 16 bits.
+// Four elements of 16 bits.
 struct Halves {
-    Vector16 all;
+    Vector8 all;
 
-    NZ_DEVICE void store(u16* out) const { *(Vector16*)out = all; }
-    NZ_DEVICE u16 at(u32 i) const {
-        const u32 low = i & 2 ? all.word[1] : all.word[0], high = i & 2 ? all.word[3] : all.word[2];
-        return (u16)((i & 4 ? high : low) >> i % 2 * 16);
-    }
+    NZ_DEVICE void store(u16* out) const { *(Vector8*)out = all; }
+    NZ_DEVICE u16 at(u32 i) const { return (u16)((i & 2 ? all.word[1] : all.word[0]) >> i % 2 * 16); }
 };
 
 struct Float16 {
     typedef u16 Bits;
-    struct Elements : Halves {
-        NZ_DEVICE Elements(const Quad& a, const Quad& b, u32 normalised) {
-            u32 words[8];
-            words_of(a, normalised, words);
-            words_of(b, normalised, words + 4);
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                all.word[i] = float16_of(words[2 * i]) | float16_of(words[2 * i + 1]) << 16;
-            }
+    static constexpr bool HAS_REST = true;
+    struct Four : Halves {
+        NZ_DEVICE Four(const Quad& quad, const Step& step) {
+            u32 words[4];
+            words_of(quad, step, words);
+            all.word[0] = float16_of(words[0]) | float16_of(words[1]) << 16;
+            all.word[1] = float16_of(words[2]) | float16_of(words[3]) << 16;
         }
     };
 };
 
 struct Bfloat16 {
     typedef u16 Bits;
-    struct Elements : Halves {
-        NZ_DEVICE Elements(const Quad& a, const Quad& b, u32 normalised) {
-            if (normalised) {
-                u32 words[8];
-                words_of(a, 1, words);
-                words_of(b, 1, words + 4);
-#pragma unroll
-                for (u32 i = 0; i < 4; ++i) all.word[i] = __byte_perm(words[2 * i], words[2 * i + 1], 0x7632);
+    static constexpr bool HAS_REST = false;
+    struct Four : Halves {
+        NZ_DEVICE Four(const Quad& quad, const Step& step) {
+            if (step.transform != NZ_TRANSFORM_FLOAT_SPLIT) {
+                u32 words[4];
+                words_of(quad, step, words);
+                all.word[0] = __byte_perm(words[0], words[1], 0x7632);
+                all.word[1] = __byte_perm(words[2], words[3], 0x7632);
                 return;
             }
-            all.word[0] = turned(__byte_perm(a.head, a.symbols, 0x5140));
-            all.word[1] = turned(__byte_perm(a.head, a.symbols, 0x7362));
-            all.word[2] = turned(__byte_perm(b.head, b.symbols, 0x5140));
-            all.word[3] = turned(__byte_perm(b.head, b.symbols, 0x7362));
+            all.word[0] = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
+            all.word[1] = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
         }
-        // Two weights at once: exponent and head, turned right by one bit.
-        static NZ_DEVICE u32 turned(u32 pair) { return select_bits(0x80008000U, pair << 15, pair >> 1); }
     };
 };
 

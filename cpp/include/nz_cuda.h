@@ -13,8 +13,10 @@
 #define NZ_CUDA_LANE_SLOTS 16
 #define NZ_CUDA_MAX_WARPS 8
 
-/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict. */
+/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then where the block is on its
+ * grid. */
 #define NZ_CUDA_COUNTS_SIZE 144
+#define NZ_CUDA_PLACE_SIZE 16
 /* Bytes behind a staged record, or a tail, that may be read as part of a word. */
 #define NZ_CUDA_PADDING 16
 
@@ -24,13 +26,18 @@
 
 /* How decoded weights are laid out. */
 #define NZ_CUDA_STORED 0U    /* slots in stored order, from `first_slot` on */
-#define NZ_CUDA_ROW_MAJOR 1U /* all elements of a tensor in column tiles, in ONNX order */
+#define NZ_CUDA_ROW_MAJOR 1U /* column tiles that follow each other, as one matrix in ONNX order */
 #define NZ_CUDA_GATHER 2U    /* the rows that `indices` name */
 
 /* Element types of activations. */
 #define NZ_CUDA_FLOAT32 0U
 #define NZ_CUDA_FLOAT16 1U
 #define NZ_CUDA_BFLOAT16 2U
+
+/* Which weights share a unit. */
+#define NZ_CUDA_UNIT_OF_TENSOR 0U
+#define NZ_CUDA_UNIT_OF_BLOCK 1U
+#define NZ_CUDA_UNIT_OF_ROW 2U
 
 /* One block of a blob. */
 typedef struct NzCudaBlock {
@@ -51,11 +58,21 @@ typedef struct NzCudaWeight {
     unsigned int block_len;
     unsigned int blocks_per_tile; /* of a whole tile; all blocks when row-major */
     unsigned int tiers;
-    unsigned int normalised;  /* 1: transform 2 */
+    unsigned int transform;   /* NZ_TRANSFORM_* */
     unsigned int record_room; /* bytes of shared memory for a record, a multiple of 16 */
     unsigned int tail_room;   /* bytes of shared memory for the symbols of a tier behind the first, a multiple of 16 */
     unsigned char tier_widths[NZ_MAX_TIERS];
+    unsigned int is_even; /* 1: one or two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH weights */
+    unsigned int unused;
     unsigned int symbols[NZ_MAX_TIERS][4]; /* 16 bytes a tier: the symbol of each code */
+    /* On a grid, else 0: */
+    const unsigned short *units; /* of the tensor, of each block or of each row */
+    unsigned int units_of;       /* NZ_CUDA_UNIT_* */
+    unsigned int raw_bits;       /* k */
+    unsigned int element;        /* NZ_CUDA_FLOAT32 ...: what values are rounded to */
+    unsigned int tile_width;     /* columns of a whole tile, if each row has a unit */
+    unsigned long long columns;  /* the same of the tensor */
+    unsigned long long tile_slots; /* slots of a whole tile; all when row-major */
 } NzCudaWeight;
 
 /* Arguments of nz_decode_float32, nz_decode_float16 and nz_decode_bfloat16. */
@@ -64,12 +81,13 @@ typedef struct NzCudaDecode {
     void *out;            /* aligned to 16 bytes */
     unsigned int *status; /* bits NZ_CUDA_* are set in it, none is cleared */
     unsigned int order;   /* NZ_CUDA_STORED ... */
-    /* Stored order: slots first_slot .. first_slot + slots; thread block x decodes block first_block + x. */
+    /* Stored order: slots first_slot .. first_slot + slots; thread block x decodes block first_block + x. Row-major: the
+     * first block of the first tile. */
     unsigned int first_block;
     unsigned long long first_slot;
     unsigned long long slots;
-    /* Row-major from column tiles: thread block (x, y) decodes block x of tile y. Fewer than 2^32 slots a tile. */
-    unsigned long long columns;
+    /* Row-major from column tiles: thread block (x, y) decodes block x of tile y of them. Fewer than 2^32 slots a tile. */
+    unsigned long long columns; /* of those tiles */
     unsigned int tile_width; /* columns of a whole tile */
     unsigned int tiles;
     /* Gather: thread block (x, y) decodes block x of rows y, y + gridDim.y, ... of the output. */
@@ -92,7 +110,8 @@ typedef struct NzCudaDecode {
 #define NZ_CUDA_SUMS_SIZE 8192
 #define NZ_CUDA_WEIGHTS_SIZE 16384
 
-/* Arguments of nz_gemv_rows_*, nz_gemv_tiles_* and nz_gemv_sum: Y = X W, or X W^T where W is stored as [N, K]. */
+/* Arguments of nz_gemv_rows_*, nz_gemv_tiles_* and nz_gemv_sum: the product of X and W, or of X and W^T where W is
+ * stored as [N, K]. */
 typedef struct NzCudaProduct {
     NzCudaWeight weight;
     const void *x;   /* [m, k], row by row, aligned to 16 bytes */
@@ -113,6 +132,12 @@ typedef struct NzCudaProduct {
     unsigned int tile_width;
     unsigned int splits;
     unsigned int split_blocks;
+    /* Y = alpha * (the product) + beta * C, where C is at c[row * c_row_stride + column * c_column_stride], of Y's type. */
+    const void *c; /* null: there is none */
+    unsigned long long c_row_stride;
+    unsigned long long c_column_stride;
+    float alpha;
+    float beta;
 } NzCudaProduct;
 
 #endif /* NZ_CUDA_H */

@@ -4,32 +4,21 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use cudarc::driver::{CudaContext, CudaFunction, DriverError, LaunchConfig, PushKernelArg, sys};
+use cudarc::driver::{CudaContext, CudaFunction, DriverError, LaunchConfig, PushKernelArg, result, sys};
 use cudarc::nvrtc::Ptx;
 
 use super::job::{Kernel, Launch};
+use super::layout::{DecodeArguments, ProductArguments};
+use super::nvrtc;
+use super::port::{Device, RowCopy, StatusWord};
+
+pub use super::port::DeviceError;
 
 /// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [&str; 2] = [include_str!("../../cpp/ptx/decode.ptx"), include_str!("../../cpp/ptx/gemv.ptx")];
-
-/// Why the device cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DeviceError {
-    /// There is no CUDA driver on this machine.
-    #[error(
-        "CUDA was asked for, but there is no CUDA driver (libcuda.so.1) on this machine: install one, or run on the CPU"
-    )]
-    NoDriver,
-    /// The driver does not do what was asked of it.
-    #[error("CUDA driver: {what}: {reason}")]
-    Driver {
-        /// What was to be done.
-        what: &'static str,
-        /// The driver's own words.
-        reason: String,
-    },
-}
+const MODULES: [(&str, &str); 2] =
+    [("decode", include_str!("../../cpp/ptx/decode.ptx")), ("gemv", include_str!("../../cpp/ptx/gemv.ptx"))];
 
 /// Whether this machine has a CUDA driver.
 pub fn is_driver_present() -> bool {
@@ -61,7 +50,8 @@ impl Kernels {
     /// Loads the kernels into the primary context of device `ordinal`.
     ///
     /// # Errors
-    /// There is no driver or no such device, or the driver does not take the kernels.
+    /// There is no driver or no such device, or the driver does not take the kernels; or [`nvrtc::NVRTC_VARIABLE`] asks for
+    /// NVRTC, and it is not there.
     pub fn load(ordinal: usize) -> Result<Self, DeviceError> {
         if !is_driver_present() {
             return Err(DeviceError::NoDriver);
@@ -70,8 +60,14 @@ impl Kernels {
         // SAFETY: all memory is the caller's; there are no events of cudarc's whose order could matter.
         unsafe { context.disable_event_tracking() };
         let mut functions = HashMap::new();
-        for source in MODULES {
-            let module = driver("loading the kernels", || context.load_module(Ptx::from_src(source)))?;
+        let compiled = nvrtc::is_wanted()?;
+        for (name, source) in MODULES {
+            let code = if compiled {
+                nvrtc::compile(name, driver("the device's capability", || context.compute_capability())?)?
+            } else {
+                Ptx::from_src(source)
+            };
+            let module = driver("loading the kernels", || context.load_module(code))?;
             for kernel in
                 Kernel::ALL.into_iter().filter(|kernel| source.contains(&format!(" {}(", kernel.name())))
             {
@@ -129,3 +125,139 @@ struct ByValue<A>(A);
 
 // SAFETY: plain data with the layout of the kernel's parameter.
 unsafe impl<A: bytemuck::Pod> cudarc::driver::DeviceRepr for ByValue<A> {}
+
+impl Kernels {
+    /// Runs `call` with the context current on this thread.
+    fn bound<T>(
+        &self,
+        what: &'static str,
+        call: impl FnOnce() -> Result<T, DriverError>,
+    ) -> Result<T, DeviceError> {
+        driver(what, || {
+            self.context.bind_to_thread()?;
+            call()
+        })
+    }
+}
+
+impl Device for Kernels {
+    fn allocate(&self, bytes: u64) -> Result<u64, DeviceError> {
+        // SAFETY: new memory that nobody reads before it is written.
+        self.bound("taking device memory", || unsafe { result::malloc_sync(bytes as usize) })
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // There is nobody to tell of a failure. SAFETY: the caller's promise.
+        let _: Result<(), DeviceError> =
+            self.bound("freeing device memory", || unsafe { result::free_sync(address) });
+    }
+
+    unsafe fn read(&self, from: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        self.bound("reading device memory", || unsafe { result::memcpy_dtoh_sync(out, from) })
+    }
+
+    unsafe fn write(&self, bytes: &[u8], to: u64) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        self.bound("writing device memory", || unsafe { result::memcpy_htod_sync(to, bytes) })
+    }
+
+    unsafe fn wait(&self, stream: *mut c_void) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        self.bound("waiting for a stream", || unsafe { result::stream::synchronize(stream.cast()) })
+    }
+
+    unsafe fn copy_rows(&self, stream: *mut c_void, copy: RowCopy) -> Result<(), DeviceError> {
+        let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: device,
+            srcHost: std::ptr::null(),
+            srcDevice: copy.from,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: copy.from_pitch as usize,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: copy.to,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: copy.to_pitch as usize,
+            WidthInBytes: copy.width as usize,
+            Height: copy.rows as usize,
+        };
+        // SAFETY: the caller's promise; the struct is read during the call.
+        self.bound("copying device memory", || unsafe {
+            sys::cuMemcpy2DAsync_v2(&copy, stream.cast()).result()
+        })
+    }
+
+    unsafe fn decode(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DecodeArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    unsafe fn multiply(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    fn status(&self) -> Result<Box<dyn StatusWord>, DeviceError> {
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        let word = self.bound("taking memory that host and device share", || {
+            // SAFETY: the memory is used for nothing but a word, and freed by `MappedWord`.
+            let host = unsafe { result::malloc_host(size_of::<u32>(), flags) }?;
+            let host = host.cast::<AtomicU32>();
+            // SAFETY: new memory, aligned to a page.
+            unsafe { host.write(AtomicU32::new(0)) };
+            let mut word = MappedWord { context: Arc::clone(&self.context), host, device: 0 };
+            // SAFETY: the address that was just returned.
+            unsafe { sys::cuMemHostGetDevicePointer_v2(&mut word.device, host.cast(), 0) }.result()?;
+            Ok(word)
+        })?;
+        Ok(Box::new(word))
+    }
+}
+
+/// A word of page-locked memory that the device sees, too.
+struct MappedWord {
+    context: Arc<CudaContext>,
+    host: *mut AtomicU32,
+    device: u64,
+}
+
+// SAFETY: the word is atomic, and its address may be used on any thread.
+unsafe impl Send for MappedWord {}
+// SAFETY: as above.
+unsafe impl Sync for MappedWord {}
+
+impl StatusWord for MappedWord {
+    fn address(&self) -> u64 {
+        self.device
+    }
+
+    fn take(&self) -> u32 {
+        // SAFETY: it lives as long as `self`.
+        unsafe { &*self.host }.swap(0, Ordering::AcqRel)
+    }
+}
+
+impl Drop for MappedWord {
+    fn drop(&mut self) {
+        // There is nobody to tell of a failure.
+        let _: Result<(), DeviceError> = driver("freeing memory", || {
+            self.context.bind_to_thread()?;
+            // SAFETY: from `malloc_host`; no kernel that has it is left.
+            unsafe { result::free_host(self.host.cast()) }
+        });
+    }
+}

@@ -5,7 +5,9 @@ use super::layout::{
     STORED, WARP_SLOTS, WeightArguments,
 };
 use crate::error::{Error, Result};
-use crate::format::{Dtype, HEAD_BITS, Header, Layout, Transform, field_planes, plane_bytes};
+use crate::format::{
+    Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes,
+};
 
 /// The most thread blocks that a launch has in its second dimension.
 pub(super) const MAX_GRID_Y: u64 = 65_535;
@@ -91,8 +93,8 @@ pub fn check_status(status: u32) -> Result<()> {
 pub struct WeightMemory {
     /// The blob.
     pub blob: u64,
-    /// [`DeviceWeight::blocks`].
-    pub blocks: u64,
+    /// [`DeviceWeight::table`].
+    pub table: u64,
 }
 
 /// Device memory that decoded weights go to.
@@ -122,6 +124,9 @@ pub struct Indices {
 pub struct DeviceWeight {
     pub(super) arguments: WeightArguments,
     blocks: Vec<BlockEntry>,
+    /// Blocks and, behind them, units.
+    table: Vec<u8>,
+    units_at: u64,
     dtype: Dtype,
     pub(super) layout: Layout,
     pub(super) shape: Vec<u64>,
@@ -131,12 +136,9 @@ impl DeviceWeight {
     /// Takes from the validated header of a blob what kernels need.
     ///
     /// # Errors
-    /// The weights are on a grid, a record is longer than any block's can be, or there are more blocks than a launch
+    /// A record is longer than any block's can be, or there are more blocks than a launch
     /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
-        if header.transform == Transform::Grid {
-            return Err(Error::Unsupported("weights on a grid: the CUDA kernels do not know them".into()));
-        }
         let blocks = header.blocks();
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;
@@ -163,7 +165,12 @@ impl DeviceWeight {
             block_len: header.block_len,
             blocks_per_tile: tile_slots(header).div_ceil(header.block_len.into()) as u32,
             tiers: header.tiers.len() as u32,
-            normalised: u32::from(header.transform == Transform::NormalisedSplit),
+            transform: match header.transform {
+                Transform::Split => 1,
+                Transform::NormalisedSplit => 2,
+                Transform::Grid => 3,
+            },
+            is_even: u32::from(is_even(header)),
             record_room: rooms.record(),
             tail_room: rooms.tail(header.tiers.len()),
             ..Default::default()
@@ -173,9 +180,27 @@ impl DeviceWeight {
             arguments.symbols[i][..tier.symbols.len()].copy_from_slice(&tier.symbols);
         }
         let spec = &header.spec;
+        if header.transform == Transform::Grid {
+            arguments.units_of = match header.units_of {
+                Units::Tensor => 0,
+                Units::Block => 1,
+                Units::Row => 2,
+            };
+            arguments.raw_bits = header.mantissa_bits.into();
+            arguments.element = element(spec.dtype);
+            arguments.tile_slots = tile_slots(header);
+            if let (Layout::ColumnTiles { tile }, [_, columns]) = (spec.layout, &spec.shape[..]) {
+                (arguments.tile_width, arguments.columns) = (tile, *columns);
+            }
+        }
+        let count = entries.len();
+        let mut table = bytemuck::cast_slice(&entries).to_vec();
+        table.extend(header.units.iter().flat_map(|unit| unit.bits().to_le_bytes()));
         Ok(DeviceWeight {
             arguments,
             blocks: entries,
+            table,
+            units_at: size_of::<BlockEntry>() as u64 * count as u64,
             dtype: spec.dtype,
             layout: spec.layout,
             shape: spec.shape.clone(),
@@ -183,8 +208,18 @@ impl DeviceWeight {
     }
 
     /// The table that has to be in device memory, at a multiple of 16 bytes.
-    pub fn blocks(&self) -> &[BlockEntry] {
-        &self.blocks
+    pub fn table(&self) -> &[u8] {
+        &self.table
+    }
+
+    /// Blocks of the blob.
+    pub(super) fn block_count(&self) -> u32 {
+        self.blocks.len() as u32 - 1
+    }
+
+    /// The order in which the tensor is stored.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Weights in the tensor.
@@ -197,11 +232,31 @@ impl DeviceWeight {
     /// # Errors
     /// The element type is neither the blob's nor float32, an address is not aligned, or a tile has 2^32 weights.
     pub fn decode_all(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
-        let Layout::ColumnTiles { tile } = self.layout else {
-            return self.decode_slots(memory, out, 0, self.elements());
-        };
-        let (rows, columns) = (self.shape[0], self.shape[1]);
-        let width = u64::from(tile).min(columns);
+        match self.layout {
+            Layout::RowMajor => self.decode_slots(memory, out, 0, self.elements()),
+            Layout::ColumnTiles { .. } => self.decode_columns(memory, out, 0, self.shape[1]),
+        }
+    }
+
+    /// Decodes `columns` columns from column `first` on, of a tensor in column tiles, to a matrix of just those columns.
+    ///
+    /// # Errors
+    /// The columns are not whole tiles of a tensor in column tiles; as [`DeviceWeight::decode_all`].
+    pub fn decode_columns(
+        &self,
+        memory: WeightMemory,
+        out: Output,
+        first: u64,
+        columns: u64,
+    ) -> Result<Launch<DecodeArguments>> {
+        let wrong = || Error::invalid(format!("columns {first}+{columns} of a tensor of {:?}", self.layout));
+        let Layout::ColumnTiles { tile } = self.layout else { return Err(wrong()) };
+        let (rows, all) = (self.shape[0], self.shape[1]);
+        let width = u64::from(tile).min(all);
+        let end = first.checked_add(columns).filter(|&end| columns > 0 && end <= all).ok_or_else(wrong)?;
+        if !first.is_multiple_of(width) || (end != all && !end.is_multiple_of(width)) {
+            return Err(wrong());
+        }
         let tiles = columns.div_ceil(width);
         if rows.checked_mul(width).is_none_or(|slots| slots > u64::from(u32::MAX)) || tiles > MAX_GRID_Y {
             return Err(unsupported("a tile of 2^32 weights, or 65536 tiles"));
@@ -210,6 +265,7 @@ impl DeviceWeight {
         launch.grid = (self.arguments.blocks_per_tile, tiles as u32);
         launch.arguments = DecodeArguments {
             order: ROW_MAJOR,
+            first_block: (first / width) as u32 * self.arguments.blocks_per_tile,
             columns,
             tile_width: width as u32,
             tiles: tiles as u32,
@@ -300,16 +356,8 @@ impl DeviceWeight {
                 "{dtype} weights decode to {dtype} or float32, not {wanted}"
             )));
         }
-        let aligned =
-            [(memory.blob, 4, "blob"), (memory.blocks, 16, "table of blocks"), (out.address, 16, "output")];
-        for (address, align, what) in aligned {
-            if !address.is_multiple_of(align) {
-                return Err(Error::invalid(format!(
-                    "the {what} is at {address:#x}, not at a multiple of {align}"
-                )));
-            }
-        }
-        let weight = WeightArguments { blob: memory.blob, blocks: memory.blocks, ..self.arguments };
+        check_address(out.address, 16, "output")?;
+        let weight = self.at(memory)?;
         Ok(Launch {
             kernel: Kernel::Decode(out.dtype),
             grid: (1, 1),
@@ -324,8 +372,9 @@ impl DeviceWeight {
     /// What kernels are told of the weight where it is.
     pub(super) fn at(&self, memory: WeightMemory) -> Result<WeightArguments> {
         check_address(memory.blob, 4, "blob")?;
-        check_address(memory.blocks, 16, "table of blocks")?;
-        Ok(WeightArguments { blob: memory.blob, blocks: memory.blocks, ..self.arguments })
+        check_address(memory.table, 16, "table of blocks")?;
+        let units = if self.arguments.transform == 3 { memory.table + self.units_at } else { 0 };
+        Ok(WeightArguments { blob: memory.blob, blocks: memory.table, units, ..self.arguments })
     }
 
     /// Threads that decode a block.
@@ -344,6 +393,24 @@ pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> 
         return Ok(());
     }
     Err(Error::invalid(format!("the {what} is at {address:#x}, not at a multiple of {align}")))
+}
+
+/// The number that kernels have for an element type.
+pub(super) fn element(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// Whether kernels have a short way for the blob's whole blocks.
+fn is_even(header: &Header) -> bool {
+    let Header { block_len, tiers, transform, .. } = header;
+    *block_len == MAX_BLOCK
+        && *transform == Transform::Split
+        && tiers.len() <= 2
+        && tiers.iter().all(|tier| tier.width == 2)
 }
 
 /// Slots of a whole tile.

@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 /// Slots that a warp decodes.
 pub(super) const WARP_SLOTS: u32 = 512;
-/// Bytes of shared memory for counts of escapes, and a verdict.
-pub(super) const COUNTS_SIZE: usize = 144;
+/// Bytes of shared memory for counts of escapes, a verdict, and where the block is on its grid.
+pub(super) const COUNTS_SIZE: usize = 144 + 16;
 /// Bytes behind a record or tail in shared memory.
 pub(super) const PADDING: usize = 16;
 /// Bit of the status word: the planes of a record did not fill it.
@@ -14,7 +14,7 @@ pub(super) const DAMAGED_RECORD: u32 = 1;
 pub(super) const INDEX_OUT_OF_RANGE: u32 = 2;
 /// Slots in stored order.
 pub(super) const STORED: u32 = 0;
-/// All elements of a tensor in column tiles, in ONNX order.
+/// Column tiles that follow each other, as one matrix in ONNX order.
 pub(super) const ROW_MAJOR: u32 = 1;
 /// Rows that indices name.
 pub(super) const GATHER: u32 = 2;
@@ -67,16 +67,34 @@ pub struct WeightArguments {
     pub blocks_per_tile: u32,
     /// Tiers of the cascade.
     pub tiers: u32,
-    /// Whether exponents stand for subnormals: 0 or 1.
-    pub normalised: u32,
+    /// The transform, as in the header: 1, 2 or 3.
+    pub transform: u32,
     /// Bytes of shared memory for a record.
     pub record_room: u32,
     /// Bytes of shared memory for the symbols of a tier behind the first.
     pub tail_room: u32,
     /// Bits of a code, by tier.
     pub tier_widths: [u8; 8],
+    /// Whether there are one or two tiers of 2-bit codes, transform 1, and blocks of 4096 weights: 0 or 1.
+    pub is_even: u32,
+    /// Zero.
+    pub unused: u32,
     /// The symbol of each code, by tier.
     pub symbols: [[u8; 16]; 8],
+    /// On a grid: units, of 16 bits each.
+    pub units: u64,
+    /// On a grid: whose units, 0 the tensor's, 1 of each block, 2 of each row.
+    pub units_of: u32,
+    /// On a grid: raw bits of a level.
+    pub raw_bits: u32,
+    /// On a grid: what values are rounded to, 0 float32, 1 float16, 2 bfloat16.
+    pub element: u32,
+    /// Units of rows: columns of a whole tile.
+    pub tile_width: u32,
+    /// Units of rows: columns of the tensor.
+    pub columns: u64,
+    /// On a grid: slots of a whole tile, all when row-major.
+    pub tile_slots: u64,
 }
 
 /// `NzCudaDecode`: the argument of the decode kernels.
@@ -91,13 +109,13 @@ pub struct DecodeArguments {
     pub status: u64,
     /// Which of the three orders.
     pub order: u32,
-    /// Stored order: the block that `first_slot` lies in.
+    /// Stored order: the block that `first_slot` lies in. Row-major: the first tile's first block.
     pub first_block: u32,
     /// Stored order: the first slot wanted.
     pub first_slot: u64,
     /// Stored order: slots wanted.
     pub slots: u64,
-    /// Row-major: columns of the matrix.
+    /// Row-major: columns of those tiles.
     pub columns: u64,
     /// Row-major: columns of a whole tile.
     pub tile_width: u32,
@@ -118,7 +136,7 @@ pub struct DecodeArguments {
 }
 
 /// `NzCudaProduct`: the argument of the product kernels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ProductArguments {
     /// W.
@@ -151,4 +169,14 @@ pub struct ProductArguments {
     pub splits: u32,
     /// Tiles: blocks a part.
     pub split_blocks: u32,
+    /// C, of X's type, or 0.
+    pub c: u64,
+    /// Elements from one row of C to the next.
+    pub c_row_stride: u64,
+    /// Elements from one column of C to the next.
+    pub c_column_stride: u64,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of C.
+    pub beta: f32,
 }

@@ -1,6 +1,8 @@
 //! Products of few rows with a weight that stays compressed: sums of parts, then their sum.
 
-use super::job::{DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, unsupported};
+use super::job::{
+    DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, element, unsupported,
+};
 use super::layout::{
     MAX_ROWS, MAX_TILE, ProductArguments, SUMS_SIZE, TILE_BLOCKS, TILE_ROWS, WARP_SLOTS, WEIGHTS_SIZE,
 };
@@ -11,6 +13,9 @@ use crate::format::{Dtype, Layout};
 const SHARED_LIMIT: u32 = 48 << 10;
 /// Threads of a block that multiplies tiles: one for each column.
 const TILE_THREADS: u32 = MAX_TILE;
+
+/// Rows of X that a product straight from the blob has, at most.
+pub const MOST_ROWS: u32 = MAX_ROWS;
 
 /// Device memory of a product's operands: addresses, as integers.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +30,23 @@ pub struct Operands {
     pub partial: u64,
     /// A 32-bit word in which kernels set bits for [`super::job::check_status`].
     pub status: u64,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// What is added.
+    pub addend: Option<Addend>,
+}
+
+/// A matrix `[m, n]` times a factor.
+#[derive(Clone, Copy, Debug)]
+pub struct Addend {
+    /// The factor.
+    pub beta: f32,
+    /// The matrix's first element, of Y's type.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub row_stride: u64,
+    /// Elements from one column to the next.
+    pub column_stride: u64,
 }
 
 /// How a product of `m` rows is computed: `Y = X W` with a weight `[k, n]` in column tiles, `Y = X W^T` with a row-major
@@ -75,8 +97,7 @@ impl DeviceWeight {
                 tiles as u32
             }
         };
-        let blocks = self.blocks().len() as u32 - 1;
-        let product = Product { weight: self, arguments, blocks, tiles };
+        let product = Product { weight: self, arguments, blocks: self.block_count(), tiles };
         if product.shared() > SHARED_LIMIT {
             return Err(unsupported("records and a product in the shared memory of 48 KiB"));
         }
@@ -109,18 +130,20 @@ impl Product<'_> {
         memory: WeightMemory,
         operands: Operands,
     ) -> Result<[Launch<ProductArguments>; 2]> {
-        let Operands { dtype, x, y, partial, status } = operands;
+        let Operands { dtype, x, y, partial, status, alpha, addend } = operands;
         check_address(x, 16, "left operand")?;
         check_address(y, dtype.size() as u64, "output")?;
         check_address(partial, 4, "memory for sums")?;
         check_address(status, 4, "status word")?;
-        let x_type = match dtype {
-            Dtype::F32 => 0,
-            Dtype::F16 => 1,
-            Dtype::Bf16 => 2,
-        };
+        let x_type = element(dtype);
         let weight = self.weight.at(memory)?;
-        let arguments = ProductArguments { weight, x, y, partial, status, x_type, ..self.arguments };
+        let mut arguments =
+            ProductArguments { weight, x, y, partial, status, x_type, alpha, ..self.arguments };
+        if let Some(Addend { beta, address, row_stride, column_stride }) = addend {
+            check_address(address, dtype.size() as u64, "addend")?;
+            (arguments.c, arguments.beta) = (address, beta);
+            (arguments.c_row_stride, arguments.c_column_stride) = (row_stride, column_stride);
+        }
         let many = arguments.m > 1;
         let (kernel, grid, threads) = match arguments.is_rows {
             1 => (Kernel::Rows { many }, (self.blocks, 1), self.weight.threads()),
@@ -146,6 +169,8 @@ impl Product<'_> {
             |columns: u64| matches!(columns, 64 | 128 | 256) && block_len.is_multiple_of(columns);
         let (tile, n) = (u64::from(tile), self.arguments.n);
         let regular = is_regular(tile.min(n)) && (n <= tile || n % tile == 0 || is_regular(n % tile));
-        self.weight.shared() + if regular { SUMS_SIZE } else { WEIGHTS_SIZE }
+        // The short way leaves blocks that are not whole to the other one.
+        let is_short = self.arguments.m == 1 && self.weight.arguments.is_even == 1;
+        self.weight.shared() + if regular && !is_short { SUMS_SIZE } else { WEIGHTS_SIZE }
     }
 }

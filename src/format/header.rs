@@ -232,6 +232,14 @@ impl Header {
     /// # Errors
     /// Anything that `docs/format.md` lists under "What a reader checks".
     pub fn parse(blob: &[u8]) -> Result<Header> {
+        Header::parse_start(blob, blob.len() as u64)
+    }
+
+    /// The same for a blob of `blob_len` bytes of which only the first ones are at hand.
+    ///
+    /// # Errors
+    /// As [`Header::parse`]. [`Error::Truncated`] if more of the blob is needed, too: `needed` is how much at least.
+    pub fn parse_start(blob: &[u8], blob_len: u64) -> Result<Header> {
         let mut c = Cursor { bytes: blob, at: 0 };
         require(c.array()? == MAGIC, || "it does not start with the magic bytes of an nz-onnx blob".into())?;
         let [major, minor] = c.array()?;
@@ -325,18 +333,20 @@ impl Header {
             offsets,
             blocks,
         };
-        header.check(blob)?;
+        header.check(blob, blob_len)?;
         Ok(header)
     }
 
     /// What is left to check when the header is known to be as it was written.
-    fn check(&self, blob: &[u8]) -> Result<()> {
-        let (needed, found) = (self.blob_len, blob.len() as u64);
+    fn check(&self, blob: &[u8], blob_len: u64) -> Result<()> {
+        let (needed, found) = (self.blob_len, blob_len);
         if found < needed {
             return Err(Error::Truncated { needed, found });
         }
         require(found == needed, || format!("{needed} bytes expected, {found} found"))?;
-        let padding = &blob[self.header_len as usize..self.payload_offset()];
+        let (needed, found) = (self.payload_offset() as u64, blob.len() as u64);
+        let padding = blob.get(self.header_len as usize..self.payload_offset());
+        let padding = padding.ok_or(Error::Truncated { needed, found })?;
         require(padding.iter().all(|&b| b == 0), || "padding is not zero".into())?;
         let tier0 = self.tiers[0].width;
         let on_grid = self.transform == Transform::Grid;

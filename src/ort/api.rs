@@ -147,8 +147,8 @@ pub(crate) fn threads() -> usize {
 
 /// What the host knows of a node when it creates the node's kernel.
 pub(crate) struct KernelInfo<'a> {
-    api: Api,
-    raw: *const OrtKernelInfo,
+    pub(super) api: Api,
+    pub(super) raw: *const OrtKernelInfo,
     cache: Option<&'a Arc<Cache>>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
@@ -240,8 +240,8 @@ impl<'a> KernelInfo<'a> {
 
 /// One execution of a node.
 pub(crate) struct KernelContext<'a> {
-    api: Api,
-    raw: *mut OrtKernelContext,
+    pub(super) api: Api,
+    pub(super) raw: *mut OrtKernelContext,
     lifetime: PhantomData<&'a OrtKernelContext>,
 }
 
@@ -378,11 +378,12 @@ impl Workers<'_> {
     }
 }
 
-/// A tensor in CPU memory.
+/// A tensor. Its elements can be looked at if they are in CPU memory.
 pub(crate) struct Tensor<'a> {
     element: i32,
     dims: Vec<i64>,
     count: usize,
+    value: *const OrtValue,
     data: *const c_void,
     lifetime: PhantomData<&'a OrtValue>,
 }
@@ -431,7 +432,7 @@ impl<'a> Tensor<'a> {
         let mut data = ptr::null_mut();
         // SAFETY: `value` is live. The mutable accessor is the only one at this API level; it is only read.
         unsafe { api.check((api.0.GetTensorMutableData)(value.cast_mut(), &mut data))? };
-        Ok(Tensor { element, dims, count, data, lifetime: PhantomData })
+        Ok(Tensor { element, dims, count, value, data, lifetime: PhantomData })
     }
 
     /// The dimensions, none negative.
@@ -439,9 +440,19 @@ impl<'a> Tensor<'a> {
         &self.dims
     }
 
-    /// Where the elements are.
-    pub fn address(&self) -> usize {
-        self.data.addr()
+    /// How many elements.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The host's own object.
+    pub fn value(&self) -> *const OrtValue {
+        self.value
+    }
+
+    /// Where the first element is, in whatever memory.
+    pub fn address(&self) -> u64 {
+        self.data as u64
     }
 
     /// The element type's number in ONNX Runtime ([`element`]).

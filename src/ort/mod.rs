@@ -7,6 +7,7 @@
 
 mod api;
 mod cache;
+mod cuda;
 mod ep;
 mod ep_sys;
 mod fence;
@@ -24,6 +25,7 @@ use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, Or
 use api::{Api, HostVersion};
 use cache::Cache;
 pub use cache::{CACHE_OPTION, CACHE_VARIABLE};
+pub use cuda::emulate;
 pub use ep::{LOG_VARIABLE, PROVIDER, STATS_VARIABLE};
 use fence::Result;
 use ops::{DEFINITIONS, Op};
@@ -118,10 +120,18 @@ fn new_domain(api: Api, cache: Option<&Arc<Cache>>) -> Result<*mut OrtCustomOpDo
     let mut domain = ptr::null_mut();
     // SAFETY: the name is a C string that the host copies.
     api.check(unsafe { (api.table().CreateCustomOpDomain)(DOMAIN_C.as_ptr(), &mut domain) })?;
-    for definition in &DEFINITIONS {
-        let op: &'static Op = Box::leak(Box::new(Op::new(api, definition, cache.cloned())));
+    let add = |op: Op| {
+        let op: &'static Op = Box::leak(Box::new(op));
         // SAFETY: domain and op are live; the op is leaked, because the host keeps its address.
-        api.check(unsafe { (api.table().CustomOpDomain_Add)(domain, op.raw()) })?;
+        api.check(unsafe { (api.table().CustomOpDomain_Add)(domain, op.raw()) })
+    };
+    let emulated = cuda::is_emulated();
+    for definition in DEFINITIONS.iter().filter(|d| !(emulated && d.is_among(&cuda::DEFINITIONS))) {
+        add(Op::new(api, definition, cache.cloned()))?;
+    }
+    for definition in &cuda::DEFINITIONS {
+        let op = Op::new(api, definition, cache.cloned());
+        add(if emulated { op.on_cpu() } else { op })?;
     }
     Ok(domain)
 }

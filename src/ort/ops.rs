@@ -17,13 +17,14 @@ use super::kernels::{Decode, Gather, Gemm, Lstm, MatMul, Notice};
 use super::shape::{self, Dim, Query, ShapeContext};
 use super::{API_LEVEL, DOMAIN};
 
-const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+pub(super) const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+pub(super) const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+pub(super) const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+pub(super) const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 /// To ONNX Runtime: a tensor of any element type.
-const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;
-const OPTIONAL: Presence = Presence::INPUT_OUTPUT_OPTIONAL;
+pub(super) const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+pub(super) const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;
+pub(super) const OPTIONAL: Presence = Presence::INPUT_OUTPUT_OPTIONAL;
 
 /// What runs a node. One kernel serves concurrent executions.
 pub(crate) trait Kernel: Send + Sync {
@@ -38,21 +39,28 @@ pub(crate) trait Kernel: Send + Sync {
 /// that a model brings along it must leave.
 const SCHEMA_ONLY: &CStr = c"NzExecutionProvider";
 
+impl Definition {
+    /// Whether `others` has the op for the same element type, too.
+    pub fn is_among(&self, others: &[Definition]) -> bool {
+        others.iter().any(|other| other.name == self.name && other.element as i32 == self.element as i32)
+    }
+}
+
 /// What is known of an output's shape, if anything.
 type Infer = fn(&Query) -> Option<Vec<Dim>>;
 
 /// An op as `docs/ops.md` has it, for one element type, which all its outputs have.
 pub(crate) struct Definition {
-    name: &'static CStr,
+    pub(super) name: &'static CStr,
     /// The execution provider that runs it; the CPU's if there is none.
-    provider: Option<&'static CStr>,
-    inputs: &'static [(ElementType, Presence)],
-    element: ElementType,
-    outputs: &'static [(Presence, Infer)],
-    create: fn(&KernelInfo<'_>) -> Result<Box<dyn Kernel>>,
+    pub(super) provider: Option<&'static CStr>,
+    pub(super) inputs: &'static [(ElementType, Presence)],
+    pub(super) element: ElementType,
+    pub(super) outputs: &'static [(Presence, Infer)],
+    pub(super) create: fn(&KernelInfo<'_>) -> Result<Box<dyn Kernel>>,
 }
 
-/// All ops of the domain.
+/// All ops of the domain, with their kernels on the CPU.
 pub(crate) static DEFINITIONS: [Definition; 8] = [
     Definition {
         name: c"Decode",
@@ -137,6 +145,7 @@ pub(crate) struct Op {
     raw: OrtCustomOp,
     api: Api,
     definition: &'static Definition,
+    provider: Option<&'static CStr>,
     cache: Option<Arc<Cache>>,
 }
 
@@ -175,7 +184,12 @@ impl Op {
             GetStartVersion: Some(get_one),
             GetEndVersion: Some(get_end_version),
         };
-        Op { raw, api, definition, cache }
+        Op { raw, api, definition, provider: definition.provider, cache }
+    }
+
+    /// The same op, for the CPU's provider.
+    pub fn on_cpu(self) -> Self {
+        Op { provider: None, ..self }
     }
 
     /// What `CustomOpDomain_Add` takes.
@@ -256,7 +270,7 @@ unsafe extern "system" fn get_name(this: *const OrtCustomOp) -> *const c_char {
 
 unsafe extern "system" fn get_execution_provider(this: *const OrtCustomOp) -> *const c_char {
     // Null stands for the CPU. SAFETY: as in `create`.
-    unsafe { op(this) }.definition.provider.map_or(ptr::null(), CStr::as_ptr)
+    unsafe { op(this) }.provider.map_or(ptr::null(), CStr::as_ptr)
 }
 
 unsafe extern "system" fn get_input_count(this: *const OrtCustomOp) -> usize {

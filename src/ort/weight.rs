@@ -8,7 +8,7 @@ use super::ep::Slot;
 use super::fence::{Failure, Result};
 use crate::codec::Decoder;
 use crate::error::Error;
-use crate::format::{Header, Layout};
+use crate::format::{Header, Layout, TensorSpec};
 
 /// The environment variable that says how much of a blob is checked when its kernel is created: `full`
 /// (default) reads all of it and compares the payload's checksum; `header` checks the header alone, so that
@@ -16,7 +16,7 @@ use crate::format::{Header, Layout};
 pub const VERIFY_VARIABLE: &str = "NZ_VERIFY";
 
 /// Bytes at the start of a blob that tell it from any other: they hold the checksums of its content.
-const IDENTITY: usize = 96;
+pub(crate) const IDENTITY: usize = 96;
 
 /// The widest tile that kernels work on: a row of it fits in their scratch.
 const MAX_TILE: u64 = 1 << 16;
@@ -149,7 +149,7 @@ impl Bound<'_> {
 }
 
 /// The error and what to do about it.
-fn explain(error: &Error) -> String {
+pub(crate) fn explain(error: &Error) -> String {
     let advice = match error {
         Error::Corrupt(_) => "; the model's data file is damaged: copy or convert the model again",
         Error::Truncated { .. } => "; the model's data file is incomplete: copy or convert the model again",
@@ -171,17 +171,49 @@ pub(crate) fn verify_payload() -> Result<bool> {
     }
 }
 
+/// Attribute `shape` of a node that is being created, of this rank if one is given.
+pub(crate) fn attribute_shape(info: &KernelInfo<'_>, rank: Option<usize>) -> Result<Vec<u64>> {
+    let shape = info.ints(c"shape").map_err(|e| e.at("attribute 'shape' (ints) is required"))?;
+    if rank.is_some_and(|rank| rank != shape.len()) || shape.is_empty() {
+        let wanted = rank.map_or("1 or more".into(), |r| r.to_string());
+        return Err(Failure::fail(format!("attribute shape {shape:?} must have rank {wanted}")));
+    }
+    let unsigned: Option<Vec<u64>> = shape.iter().map(|&d| u64::try_from(d).ok()).collect();
+    unsigned.ok_or_else(|| Failure::fail(format!("attribute shape {shape:?} is negative")))
+}
+
+/// Whether a node can work on a blob of `spec`; `label` names the blob.
+pub(crate) fn check_spec(label: &str, spec: &TensorSpec, shape: &[u64], stored: Stored) -> Result<()> {
+    if spec.shape != shape {
+        return Err(Failure::fail(format!(
+            "{} holds a tensor of shape {:?}, but attribute shape is {:?}: model and data file do not belong \
+             together; convert the model again",
+            label, spec.shape, shape
+        )));
+    }
+    if let (Layout::ColumnTiles { tile }, Some(&columns)) = (spec.layout, spec.shape.last())
+        && u64::from(tile).min(columns) > MAX_TILE
+    {
+        return Err(Failure::fail(format!(
+            "{} has tiles of {tile} columns, at most {MAX_TILE} can be worked on; convert the model again",
+            label
+        )));
+    }
+    let wanted = match (stored, spec.layout) {
+        (Stored::Rows, Layout::ColumnTiles { .. }) => "row-major",
+        (Stored::Tiles, Layout::RowMajor) => "in column tiles",
+        _ => return Ok(()),
+    };
+    Err(Failure::fail(format!(
+        "{} must be stored {wanted} for this node, found {:?}; convert the model again",
+        label, spec.layout
+    )))
+}
+
 impl Weight {
     /// The weight of a node that is being created; the blob is validated here if it is known by now.
     pub fn new(info: &KernelInfo<'_>, input: usize, rank: Option<usize>, stored: Stored) -> Result<Weight> {
-        let shape = info.ints(c"shape").map_err(|e| e.at("attribute 'shape' (ints) is required"))?;
-        if rank.is_some_and(|rank| rank != shape.len()) || shape.is_empty() {
-            let wanted = rank.map_or("1 or more".into(), |r| r.to_string());
-            return Err(Failure::fail(format!("attribute shape {shape:?} must have rank {wanted}")));
-        }
-        let unsigned: Option<Vec<u64>> = shape.iter().map(|&d| u64::try_from(d).ok()).collect();
-        let shape =
-            unsigned.ok_or_else(|| Failure::fail(format!("attribute shape {shape:?} is negative")))?;
+        let shape = attribute_shape(info, rank)?;
         Weight::with_shape(info, input, shape, stored)
     }
 
@@ -277,33 +309,7 @@ impl Weight {
     fn open(&self, blob: &[u8]) -> Result<Decoder> {
         let open = if self.verify { Decoder::open } else { Decoder::open_unverified };
         let decoder = open(blob).map_err(|error| Failure::fail(explain(&error)).at(self.label()))?;
-        let spec = &decoder.header().spec;
-        if spec.shape != self.shape {
-            return Err(Failure::fail(format!(
-                "{} holds a tensor of shape {:?}, but attribute shape is {:?}: model and data file do not belong \
-                 together; convert the model again",
-                self.label(),
-                spec.shape,
-                self.shape
-            )));
-        }
-        if let (Layout::ColumnTiles { tile }, Some(&columns)) = (spec.layout, spec.shape.last())
-            && u64::from(tile).min(columns) > MAX_TILE
-        {
-            return Err(Failure::fail(format!(
-                "{} has tiles of {tile} columns, at most {MAX_TILE} can be worked on; convert the model again",
-                self.label()
-            )));
-        }
-        let wanted = match (self.stored, spec.layout) {
-            (Stored::Rows, Layout::ColumnTiles { .. }) => "row-major",
-            (Stored::Tiles, Layout::RowMajor) => "in column tiles",
-            _ => return Ok(decoder),
-        };
-        Err(Failure::fail(format!(
-            "{} must be stored {wanted} for this node, found {:?}; convert the model again",
-            self.label(),
-            spec.layout
-        )))
+        check_spec(&self.label(), &decoder.header().spec, &self.shape, self.stored)?;
+        Ok(decoder)
     }
 }

@@ -9,9 +9,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, FLOAT16, UINT8, INT32, INT64, BOOL = (
+FLOAT, FLOAT16, BFLOAT16, UINT8, INT32, INT64, BOOL = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
     TensorProto.UINT8,
     TensorProto.INT32,
     TensorProto.INT64,

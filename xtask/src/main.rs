@@ -28,7 +28,9 @@ Tasks:
   aarch64 Run the codec's tests for aarch64, under QEMU; part of test
   bench   Measure, and write the figures into docs/benchmarks.md, those of the part fidelity into
           docs/fidelity.md; of the parts decode, encode, gemv, models and fidelity only those
-          named. --quick: a smoke test with small sizes, into files under target/xtask/bench
+          named, and gpu if it is named: it runs the tests of the CUDA kernels, too, and skips where
+          there is no GPU (REQUIRE_GPU=1: fails). --quick: a smoke test with small sizes, into files
+          under target/xtask/bench
   cuda    Compile the CUDA kernels to the PTX under cpp/ptx, with a pinned nvcc from PyPI, and write
           their registers into docs/cuda.md; test compares both with what is there
   demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in

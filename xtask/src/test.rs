@@ -16,7 +16,7 @@ use crate::workspace::{self, Workspace, progress};
 /// The Python tests that depend on the ONNX Runtime version, beside those of the current one.
 const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", "test_lstm.py", UNREGISTERED, NO_PROVIDER];
 const PROVIDER_TESTS: &[&str] = &["test_ep_ops.py", "test_ep_sessions.py"];
-const OP_TESTS: &[&str] = &["test_ops.py", "test_lstm.py", "test_cache.py", UNREGISTERED];
+const OP_TESTS: &[&str] = &["test_cuda_ops.py", "test_ops.py", "test_lstm.py", "test_cache.py", UNREGISTERED];
 const UNREGISTERED: &str = "test_guidance.py::test_without_the_library";
 const NO_PROVIDER: &str = "test_ep_ops.py::test_too_old_an_onnxruntime_is_told_what_is_needed";
 /// How pytest is called.
@@ -53,7 +53,10 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     let built = report.step("cargo build", || {
         workspace::run(workspace.cargo().args(["build", "--quiet", "--release", "--workspace"]))?;
         let example = ["build", "--quiet", "--release", "--example", "encode_tensor"];
-        workspace::run(workspace.cargo().args(example))
+        workspace::run(workspace.cargo().args(example))?;
+        // The CUDA provider's ops over kernels that run on the CPU.
+        let ops = ["build", "--quiet", "--release", "-p", "nz-cpp-twin", "--example", "device_ops"];
+        workspace::run(workspace.cargo().args(ops))
     });
     if !built {
         return Ok(report.finish());
@@ -148,6 +151,7 @@ impl PythonTests<'_> {
             command
                 .env("NZ_ONNX", self.workspace.tool())
                 .env("NZ_LIB", self.workspace.library())
+                .env("NZ_DEVICE_LIB", self.workspace.built("examples/libdevice_ops.so"))
                 .env("NZ_ENCODE", self.workspace.built("examples/encode_tensor"))
                 .env("NZ_MODELS", self.models)
                 .env("ORT_DYLIB_PATH", self.libonnxruntime);

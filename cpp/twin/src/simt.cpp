@@ -25,8 +25,12 @@ rust::Vec<std::uint64_t> layout() {
              sizeof(NzCudaWeight), offsetof(NzCudaWeight, blob), offsetof(NzCudaWeight, blocks),
              offsetof(NzCudaWeight, blob_len), offsetof(NzCudaWeight, payload), offsetof(NzCudaWeight, elements),
              offsetof(NzCudaWeight, block_len), offsetof(NzCudaWeight, blocks_per_tile),
-             offsetof(NzCudaWeight, tiers), offsetof(NzCudaWeight, normalised), offsetof(NzCudaWeight, record_room),
-             offsetof(NzCudaWeight, tail_room), offsetof(NzCudaWeight, tier_widths), offsetof(NzCudaWeight, symbols),
+             offsetof(NzCudaWeight, tiers), offsetof(NzCudaWeight, transform), offsetof(NzCudaWeight, record_room),
+             offsetof(NzCudaWeight, tail_room), offsetof(NzCudaWeight, tier_widths), offsetof(NzCudaWeight, is_even),
+             offsetof(NzCudaWeight, symbols),
+             offsetof(NzCudaWeight, units), offsetof(NzCudaWeight, units_of), offsetof(NzCudaWeight, raw_bits),
+             offsetof(NzCudaWeight, element), offsetof(NzCudaWeight, tile_width), offsetof(NzCudaWeight, columns),
+             offsetof(NzCudaWeight, tile_slots),
              sizeof(NzCudaDecode), offsetof(NzCudaDecode, weight), offsetof(NzCudaDecode, out),
              offsetof(NzCudaDecode, status), offsetof(NzCudaDecode, order), offsetof(NzCudaDecode, first_block),
              offsetof(NzCudaDecode, first_slot), offsetof(NzCudaDecode, slots), offsetof(NzCudaDecode, columns),
@@ -39,7 +43,8 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaProduct, x_type), offsetof(NzCudaProduct, is_rows),
              offsetof(NzCudaProduct, chunk_segments), offsetof(NzCudaProduct, block_chunks),
              offsetof(NzCudaProduct, tile_width), offsetof(NzCudaProduct, splits),
-             offsetof(NzCudaProduct, split_blocks),
+             offsetof(NzCudaProduct, split_blocks), offsetof(NzCudaProduct, c), offsetof(NzCudaProduct, c_row_stride),
+             offsetof(NzCudaProduct, c_column_stride), offsetof(NzCudaProduct, alpha), offsetof(NzCudaProduct, beta),
          }) {
         numbers.push_back(number);
     }

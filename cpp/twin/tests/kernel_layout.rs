@@ -12,12 +12,12 @@ macro_rules! numbers {
 fn structs_are_laid_out_alike() {
     let ours = [
         &numbers!(BlockEntry: first_slot offset record m)[..],
-        &numbers!(WeightArguments: blob blocks blob_len payload elements block_len blocks_per_tile tiers normalised
-            record_room tail_room tier_widths symbols),
+        &numbers!(WeightArguments: blob blocks blob_len payload elements block_len blocks_per_tile tiers transform
+            record_room tail_room tier_widths is_even symbols units units_of raw_bits element tile_width columns tile_slots),
         &numbers!(DecodeArguments: weight out status order first_block first_slot slots columns tile_width tiles
             indices index_count rows row_len index_size),
         &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks
-            tile_width splits split_blocks),
+            tile_width splits split_blocks c c_row_stride c_column_stride alpha beta),
     ];
     let ours: Vec<u64> = ours.concat().into_iter().map(|number| number as u64).collect();
     assert_eq!(ours, nz_cpp_twin::simt::layout());

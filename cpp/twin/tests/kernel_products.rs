@@ -5,9 +5,9 @@ mod common;
 use common::device::{Memory, run};
 use common::{DTYPES, Fill, Rng, tensor};
 use half::{bf16, f16};
-use nz_onnx::codec::{self, EncodeOptions, reference, word};
+use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
 use nz_onnx::cuda::job::{DeviceWeight, WeightMemory, check_status};
-use nz_onnx::cuda::product::Operands;
+use nz_onnx::cuda::product::{Addend, Operands};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 
 fn to_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
@@ -34,22 +34,37 @@ fn multiply(
     x: &[u8],
     seed: u64,
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    multiply_and_add(header, blob, dtype, m, x, seed, (1.0, None))
+}
+
+/// The same with factor and addend.
+fn multiply_and_add(
+    header: &Header,
+    blob: &[u8],
+    dtype: Dtype,
+    m: u32,
+    x: &[u8],
+    seed: u64,
+    (alpha, addend): (f32, Option<Addend>),
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
     let weight = DeviceWeight::new(header).expect("a header of ours");
     let product = weight.product(m).expect("few rows of a matrix");
     let n = header.spec.shape[usize::from(header.spec.layout != Layout::RowMajor)];
-    let mut table = Memory::holding(bytemuck::cast_slice(weight.blocks()), 0);
+    let mut table = Memory::holding(weight.table(), 0);
     let (mut blob, mut x) = (Memory::holding(blob, 4), Memory::holding(x, 0));
     let mut y = Memory::filled(n as usize * m as usize * dtype.size(), 0x5a, 0);
     // NaN, which would show in any sum.
     let mut partial = Memory::filled(product.partial_bytes() as usize, 0xff, 0);
     let mut status = Memory::filled(4, 0, 0);
-    let memory = WeightMemory { blob: blob.address(), blocks: table.address() };
+    let memory = WeightMemory { blob: blob.address(), table: table.address() };
     let operands = Operands {
         dtype,
         x: x.address(),
         y: y.address(),
         partial: partial.address(),
         status: status.address(),
+        alpha,
+        addend,
     };
     for launch in product.launches(memory, operands).expect("aligned") {
         run(&launch, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
@@ -76,7 +91,7 @@ fn expected(spec: &TensorSpec, w: &[f32], x: &[f32], m: usize) -> Vec<(f64, f64)
 /// Matrices in both orders: whole and ragged tiles and blocks, rows that are longer and shorter than what a warp decodes,
 /// and such as begin anywhere.
 fn specs(dtype: Dtype) -> Vec<TensorSpec> {
-    let rows = [[40, 128], [3, 4096], [2, 5000], [9, 700], [30, 97], [700, 3], [5, 1]];
+    let rows = [[40, 128], [3, 4096], [9, 1024], [17, 512], [2, 5000], [9, 700], [30, 97], [700, 3], [5, 1]];
     let tiles = [
         (48, 256, 256),
         (37, 512, 256),
@@ -85,6 +100,9 @@ fn specs(dtype: Dtype) -> Vec<TensorSpec> {
         (33, 197, 128),
         (21, 64, 64),
         (60, 5, 64),
+        (150, 64, 64),
+        (90, 256, 128),
+        (100, 256, 256),
     ];
     let rows = rows.iter().map(|shape| TensorSpec::row_major(dtype, shape));
     rows.chain(tiles.iter().map(|&(k, n, tile)| TensorSpec::column_tiles(dtype, k, n, tile))).collect()
@@ -106,7 +124,8 @@ fn exact_sums_are_exact() {
                     .map(|_| if rng.below(rare) == 0 { rng.below(3) as f32 - 1.0 } else { 0.0 })
                     .collect();
                 let options = EncodeOptions {
-                    block_len: [64, 320, 512, 1024, 4096][rng.below(5)],
+                    block_len: [64, 320, 512, 1024, 4096, 4096, 4096][rng.below(7)],
+                    profile: [Profile::Compact, Profile::Gpu][rng.below(2)],
                     ..Default::default()
                 };
                 let blob = codec::encode(&to_bytes(dtype, &w), &spec, &options).expect("encodes");
@@ -136,14 +155,20 @@ fn exact_sums_are_exact() {
 #[test]
 fn real_sums_are_right_and_repeat() {
     let mut rng = Rng(81);
+    let mut grids = 0;
     for dtype in DTYPES {
         for spec in specs(dtype) {
             let m = [1, 2 + rng.below(7)][rng.below(2)];
             let fill = [Fill::Weights, Fill::Subnormals][rng.below(2)];
             let src = tensor(fill, dtype, spec.elements().expect("small") as usize, &mut rng);
             let mantissa_bits = [None, Some(3)][rng.below(2)];
-            let blob = codec::encode(&src, &spec, &EncodeOptions { mantissa_bits, ..Default::default() })
-                .expect("encodes");
+            let grid = (fill == Fill::Weights && rng.below(2) == 0)
+                .then(|| GridStep { cell: rng.below(4), raw_bits: rng.below(9) as u8 });
+            let mantissa_bits = if grid.is_some() { None } else { mantissa_bits };
+            let profile = [Profile::Compact, Profile::Gpu][rng.below(2)];
+            let options = EncodeOptions { mantissa_bits, grid, profile, ..Default::default() };
+            let blob = codec::encode(&src, &spec, &options).expect("encodes");
+            grids += usize::from(grid.is_some());
             let header = Header::parse(&blob).expect("whole");
             let w = to_floats(dtype, &reference::decode(&blob).expect("whole"));
             let k = if spec.layout == Layout::RowMajor { spec.shape[1] } else { spec.shape[0] } as usize;
@@ -161,6 +186,49 @@ fn real_sums_are_right_and_repeat() {
                     "{spec:?}, seed {seed}"
                 );
             }
+        }
+    }
+    assert!(grids > 5, "only {grids} weights on grids");
+}
+
+/// `alpha`, `beta` and a `C` of every shape that spreads over Y.
+#[test]
+fn products_are_scaled_and_added_to() {
+    let mut rng = Rng(84);
+    for spec in
+        [TensorSpec::row_major(Dtype::F32, &[70, 300]), TensorSpec::column_tiles(Dtype::F32, 300, 70, 64)]
+    {
+        for (x_type, m, (c_rows, c_columns)) in
+            DTYPES.into_iter().flat_map(|t| [(1, 1), (1, 70), (3, 1), (3, 70)].map(|c| (t, 3, c)))
+        {
+            let w: Vec<f32> = (0..21_000).map(|_| rng.below(3) as f32 - 1.0).collect();
+            let x: Vec<f32> = (0..m * 300).map(|_| (rng.below(9) == 0) as u8 as f32).collect();
+            let c: Vec<f32> = (0..c_rows * c_columns).map(|_| rng.below(9) as f32 - 4.0).collect();
+            let blob =
+                codec::encode(&to_bytes(Dtype::F32, &w), &spec, &EncodeOptions::default()).expect("encodes");
+            let mut c_memory = Memory::holding(&to_bytes(x_type, &c), 0);
+            let addend = Addend {
+                beta: -2.0,
+                address: c_memory.address(),
+                row_stride: if c_rows == 1 { 0 } else { c_columns },
+                column_stride: u64::from(c_columns != 1),
+            };
+            let header = Header::parse(&blob).expect("whole");
+            let x_bytes = to_bytes(x_type, &x);
+            let (y, verdict) =
+                multiply_and_add(&header, &blob, x_type, m as u32, &x_bytes, 5, (0.5, Some(addend)));
+            assert!(verdict.is_ok());
+            let sums = expected(&spec, &w, &x, m);
+            let wanted: Vec<f32> = sums
+                .iter()
+                .enumerate()
+                .map(|(at, &(sum, _))| {
+                    let place =
+                        at / 70 * addend.row_stride as usize + at % 70 * addend.column_stride as usize;
+                    0.5 * sum as f32 - 2.0 * c[place]
+                })
+                .collect();
+            assert_eq!(to_floats(x_type, &y), wanted, "{spec:?} {x_type:?} C [{c_rows}, {c_columns}]");
         }
     }
 }

@@ -5,9 +5,10 @@ mod common;
 use common::device::{Wanted, decode};
 use common::writer::{Plan, write};
 use common::{DTYPES, FILLS, Fill, Rng, specs, tensor};
-use nz_onnx::codec::{self, EncodeOptions, Profile, reference, word};
-use nz_onnx::cuda::job::DeviceWeight;
+use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec, Transform};
+
+const PROFILES: [Profile; 3] = [Profile::Compact, Profile::Fast, Profile::Gpu];
 
 fn source(fill: Fill, spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
     tensor(fill, spec.dtype, spec.elements().expect("small") as usize, rng)
@@ -41,7 +42,7 @@ fn lossless_blobs_decode_as_the_reference_says() {
         for fill in FILLS {
             let src = source(fill, &spec, &mut rng);
             let block_len = [64, 192, 576, 1024, 4096][rng.below(5)];
-            let profile = [Profile::Compact, Profile::Fast][rng.below(2)];
+            let profile = PROFILES[rng.below(3)];
             let options = EncodeOptions { block_len, profile, ..Default::default() };
             let blob = codec::encode(&src, &spec, &options).expect("encodes");
             check(&blob, &format!("{spec:?} {fill:?} blocks of {block_len}, {profile:?}"), &mut rng);
@@ -61,13 +62,89 @@ fn cut_mantissas_decode_as_the_reference_says() {
                     _ => TensorSpec::column_tiles(dtype, 37, 201, 128),
                 };
                 let src = source(fill, &spec, &mut rng);
-                let profile = [Profile::Compact, Profile::Fast][rng.below(2)];
+                let profile = PROFILES[rng.below(3)];
                 let options = EncodeOptions { mantissa_bits: Some(k), profile, ..Default::default() };
                 let blob = codec::encode(&src, &spec, &options).expect("encodes");
                 check(&blob, &format!("{spec:?} {fill:?} {k} bits, {profile:?}"), &mut rng);
             }
         }
     }
+}
+
+/// Whole blocks with the profile that has a short way of its own, with every number of mantissa bits, and tails of all
+/// lengths: down from mere escapes.
+#[test]
+fn blocks_of_two_bit_codes_decode_as_the_reference_says() {
+    let mut rng = Rng(73);
+    let mut tiers_met = std::collections::HashSet::new();
+    for dtype in DTYPES {
+        for mantissa_bits in (0..dtype.mantissa_bits()).map(Some).chain([None]) {
+            for fill in [Fill::Weights, FILLS[rng.below(FILLS.len())]] {
+                let spec = match rng.below(3) {
+                    0 => TensorSpec::row_major(dtype, &[3, 5000]),
+                    1 => TensorSpec::column_tiles(dtype, 50, 320, 256),
+                    _ => TensorSpec::column_tiles(dtype, 200, 70, 64),
+                };
+                let src = source(fill, &spec, &mut rng);
+                let grid = (mantissa_bits.is_some_and(|k| k < 9) && rng.below(4) == 0)
+                    .then(|| GridStep { cell: 0, raw_bits: mantissa_bits.unwrap_or(0) });
+                let mantissa_bits = if grid.is_some() { None } else { mantissa_bits };
+                let options =
+                    EncodeOptions { mantissa_bits, grid, profile: Profile::Gpu, ..Default::default() };
+                let Ok(blob) = codec::encode(&src, &spec, &options) else { continue };
+                tiers_met.insert(Header::parse(&blob).expect("whole").tiers.len());
+                check(&blob, &format!("{spec:?} {fill:?} {options:?}"), &mut rng);
+            }
+        }
+        // Tiers that no symbol is in, or few: all go to the tails.
+        for skipped in [0, 1, 2, 5, 9] {
+            let spec = TensorSpec::row_major(dtype, &[2, 4500]);
+            let src = source(Fill::Weights, &spec, &mut rng);
+            let symbols: Vec<u8> = (0..skipped).chain((80..=128).rev()).collect();
+            let tiers =
+                symbols.chunks_exact(3).take(1 + rng.below(5)).map(|three| (2, three.to_vec())).collect();
+            let plan = Plan { block_len: 4096, tiers, spare_bits: 2, bits_per_block: true, normalise: true };
+            let blob = write(&src, &spec, &plan, &mut rng);
+            check(&blob, &format!("{spec:?} tiers {:?}", plan.tiers), &mut rng);
+        }
+    }
+    assert!(tiers_met.contains(&2), "{tiers_met:?}");
+}
+
+/// Grids of every number of raw bits: with one unit, units of blocks and of rows, centred and not.
+#[test]
+fn grids_decode_as_the_reference_says() {
+    let mut rng = Rng(72);
+    let mut met = std::collections::HashSet::new();
+    for dtype in DTYPES {
+        for raw_bits in 0..=15 {
+            for spec in [
+                TensorSpec::row_major(dtype, &[5, 911]),
+                TensorSpec::row_major(dtype, &[50]),
+                TensorSpec::column_tiles(dtype, 37, 320, 128),
+                TensorSpec::column_tiles(dtype, 200, 64, 64),
+                TensorSpec::column_tiles(dtype, 31, 201, 128),
+            ] {
+                let fill = [Fill::Weights, Fill::Weights, Fill::Zeros][rng.below(3)];
+                let mut src = source(fill, &spec, &mut rng);
+                // A zero, at the front or at the end: levels are not centred.
+                let at = [0, src.len() - dtype.size(), src.len()][rng.below(3)];
+                src[at..].iter_mut().take(dtype.size()).for_each(|byte| *byte = 0);
+                let grid = Some(GridStep { cell: rng.below(4), raw_bits });
+                let block_len = [64, 192, 1024, 4096][rng.below(4)];
+                let options = EncodeOptions { grid, block_len, ..Default::default() };
+                // What no grid can hold has no blob.
+                let Ok(blob) = codec::encode(&src, &spec, &options) else { continue };
+                let header = Header::parse(&blob).expect("whole");
+                if header.transform != Transform::Grid {
+                    continue;
+                }
+                met.insert((header.units_of, header.units[0].is_centred(), dtype));
+                check(&blob, &format!("{spec:?} {fill:?} {options:?}"), &mut rng);
+            }
+        }
+    }
+    assert_eq!(met.len(), 18, "all kinds of grids are met: {met:?}");
 }
 
 /// Any tiers that the format allows, widths that no writer of ours takes, and more bits than needed.
@@ -97,7 +174,7 @@ fn every_two_byte_pattern_decodes() {
     }
 }
 
-/// All golden files, but for those on grids, which are refused.
+/// All golden files.
 #[test]
 fn golden_files_decode() {
     let folder = common::compiler::cpp_folder().join("../tests/golden");
@@ -108,12 +185,6 @@ fn golden_files_decode() {
     let mut rng = Rng(64);
     for path in files {
         let blob = std::fs::read(&path).expect("read");
-        let header = Header::parse(&blob).expect("whole");
-        if header.transform == Transform::Grid {
-            let refusal = DeviceWeight::new(&header).expect_err("not known to the kernels").to_string();
-            assert!(refusal.contains("weights on a grid"), "{refusal}");
-            continue;
-        }
         check(&blob, &path.display().to_string(), &mut rng);
     }
 }
@@ -137,14 +208,22 @@ fn the_order_of_warps_and_lanes_does_not_matter() {
 fn ranges_decode_as_the_codec_says() {
     let mut rng = Rng(66);
     for dtype in DTYPES {
-        for spec in [TensorSpec::row_major(dtype, &[31, 700]), TensorSpec::column_tiles(dtype, 70, 301, 128)]
-        {
+        for spec in [[31, 700, 0], [70, 301, 128], [31, 700, 0], [70, 301, 128], [100, 301, 64]].map(
+            |[k, n, tile]| match tile {
+                0 => TensorSpec::row_major(dtype, &[k, n]),
+                _ => TensorSpec::column_tiles(dtype, k, n, tile as u32),
+            },
+        ) {
             let src = source(Fill::Weights, &spec, &mut rng);
-            let options = EncodeOptions { block_len: 1024, ..Default::default() };
+            let (block_len, profile) = [(1024, Profile::Compact), (4096, Profile::Gpu)][rng.below(2)];
+            let options = EncodeOptions { block_len, profile, ..Default::default() };
             let blob = codec::encode(&src, &spec, &options).expect("encodes");
             let decoder = codec::Decoder::open(&blob).expect("whole");
             let elements = spec.elements().expect("small");
-            let tile = if spec.layout == Layout::RowMajor { 700 } else { 70 * 128 };
+            let tile = match spec.layout {
+                Layout::RowMajor => 700,
+                Layout::ColumnTiles { tile } => spec.shape[0] * u64::from(tile),
+            };
             let mut ranges = vec![
                 (0, 1),
                 (elements - 1, 1),
@@ -162,6 +241,42 @@ fn ranges_decode_as_the_codec_says() {
                 let (decoded, verdict) =
                     decode(decoder.header(), &blob, dtype, &Wanted::Slots(first, slots), 4, rng.next());
                 assert!(verdict.is_ok() && decoded == expected, "{spec:?}: {slots} from {first}");
+            }
+        }
+    }
+}
+
+/// Columns, as a product takes them: sets of whole tiles, as one matrix.
+#[test]
+fn columns_decode_as_one_matrix() {
+    let mut rng = Rng(74);
+    for dtype in DTYPES {
+        for profile in PROFILES {
+            for (k, n, tile) in [(70, 320, 64), (33, 301, 128), (40, 700, 256)] {
+                let spec = TensorSpec::column_tiles(dtype, k, n, tile);
+                let src = source(Fill::Weights, &spec, &mut rng);
+                let options = EncodeOptions { profile, ..Default::default() };
+                let blob = codec::encode(&src, &spec, &options).expect("encodes");
+                let header = Header::parse(&blob).expect("whole");
+                let tile = u64::from(tile);
+                for (first, columns) in
+                    [(0, tile), (tile, tile), (tile, n - tile), (n / tile * tile, n % tile), (0, n)]
+                {
+                    if columns == 0 {
+                        continue;
+                    }
+                    let size = dtype.size();
+                    let rows = src.chunks(n as usize * size);
+                    let wanted: Vec<u8> = rows
+                        .flat_map(|row| row[first as usize * size..][..columns as usize * size].to_vec())
+                        .collect();
+                    let all = Wanted::Columns(first, columns);
+                    let (decoded, verdict) = decode(&header, &blob, dtype, &all, 0, rng.next());
+                    assert!(
+                        verdict.is_ok() && decoded == wanted,
+                        "{spec:?} {profile:?}: {columns} from {first}"
+                    );
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use common::compiler::{STRICT, compile, cpp_folder, text};
 use common::writer::{Plan, write};
 use common::{DTYPES, FILLS, Fill, Rng, payload, specs, tensor};
-use nz_onnx::codec::{self, EncodeOptions, reference};
+use nz_onnx::codec::{self, EncodeOptions, Profile, reference};
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output as Memory, WeightMemory};
 use nz_onnx::cuda::product::Operands;
 use nz_onnx::cuda::{DecodeArguments, ProductArguments};
@@ -20,7 +20,7 @@ use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 const EXIT_FAILED: i32 = 3;
 /// Addresses are filled in by the program.
-const NOWHERE: WeightMemory = WeightMemory { blob: 0, blocks: 0 };
+const NOWHERE: WeightMemory = WeightMemory { blob: 0, table: 0 };
 
 /// The sources that kernels are made of, in a folder where they can be changed.
 struct Sources {
@@ -131,7 +131,7 @@ impl Case {
             (offset_of!(DecodeArguments, out), 0, vec![0x5a; count as usize * header.spec.dtype.size()]),
             (offset_of!(DecodeArguments, status), 0, vec![0; 4]),
             (offset_of!(DecodeArguments, weight.blob), shift, blob.to_vec()),
-            (offset_of!(DecodeArguments, weight.blocks), 0, bytemuck::cast_slice(weight.blocks()).to_vec()),
+            (offset_of!(DecodeArguments, weight.blocks), 0, weight.table().to_vec()),
         ];
         if !rows.is_empty() {
             buffers.push((offset_of!(DecodeArguments, indices), 0, bytemuck::cast_slice(rows).to_vec()));
@@ -145,18 +145,15 @@ impl Case {
         let product = weight.product(m).ok()?;
         let (outer, inner) = (header.spec.shape[0], header.spec.shape[1]);
         let (k, n) = if header.spec.layout == Layout::RowMajor { (inner, outer) } else { (outer, inner) };
-        let operands = Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0 };
+        let operands =
+            Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
         let halves = |count: u64| 0x3c00u16.to_le_bytes().repeat((count * u64::from(m)) as usize);
         let cases = product.launches(NOWHERE, operands).expect("aligned").map(|launch| {
             let buffers = vec![
                 (offset_of!(ProductArguments, y), 0, halves(n)),
                 (offset_of!(ProductArguments, status), 0, vec![0; 4]),
                 (offset_of!(ProductArguments, weight.blob), 0, blob.to_vec()),
-                (
-                    offset_of!(ProductArguments, weight.blocks),
-                    0,
-                    bytemuck::cast_slice(weight.blocks()).to_vec(),
-                ),
+                (offset_of!(ProductArguments, weight.blocks), 0, weight.table().to_vec()),
                 (offset_of!(ProductArguments, x), 0, halves(k)),
                 (offset_of!(ProductArguments, partial), 0, vec![0; product.partial_bytes() as usize]),
             ];
@@ -197,6 +194,22 @@ fn sample() -> (Vec<u8>, Vec<u8>) {
     (src, blob)
 }
 
+/// The same with two tiers of 2-bit codes.
+fn even_sample() -> (Vec<u8>, Vec<u8>) {
+    let spec = TensorSpec::row_major(Dtype::Bf16, &[2, 4096]);
+    let src = source(Fill::Weights, &spec, &mut Rng(74));
+    let options = EncodeOptions { profile: Profile::Gpu, ..Default::default() };
+    let blob = codec::encode(&src, &spec, &options).expect("encodes");
+    assert_eq!(Header::parse(&blob).expect("whole").tiers.len(), 2);
+    (src, blob)
+}
+
+/// Tiers that kernels have a short way for.
+fn even_plan() -> Plan {
+    let tiers = vec![(2, vec![121, 120, 122]), (2, vec![119, 118, 117])];
+    Plan { block_len: 4096, tiers, spare_bits: 1, bits_per_block: true, normalise: false }
+}
+
 /// Whether the program gets `case` wrong, or says that something is wrong, under one of some seeds.
 fn is_caught(program: &Program, case: &Case, expected: &[u8], seeds: std::ops::Range<u64>) -> bool {
     let outcome = |seed| program.run(&case.bytes(seed));
@@ -223,11 +236,17 @@ fn payloads_under_sanitizers() {
     let program = sources.build(&["-O1", "-g", SANITIZERS[0], SANITIZERS[1]]);
     let mut rng = Rng(71);
     let (mut damaged, mut products) = (0, 0);
-    for round in 0..80 {
+    for round in 0..120 {
         let dtype = DTYPES[rng.below(3)];
-        let spec = specs(dtype).swap_remove(rng.below(13));
+        let (spec, plan) = if round < 80 {
+            (specs(dtype).swap_remove(rng.below(13)), Plan::random(&mut rng))
+        } else if rng.below(2) == 0 {
+            (TensorSpec::row_major(dtype, &[9, 1024]), even_plan())
+        } else {
+            (TensorSpec::column_tiles(dtype, 40, 256, 128), even_plan())
+        };
         let src = source(FILLS[rng.below(FILLS.len())], &spec, &mut rng);
-        let blob = write(&src, &spec, &Plan::random(&mut rng), &mut rng);
+        let blob = write(&src, &spec, &plan, &mut rng);
         let header = Header::parse(&blob).expect("whole");
         let mut changed = blob.clone();
         let range = payload(&blob);
@@ -304,6 +323,15 @@ fn missing_barriers_are_caught() {
     for (call, nth) in [("        sync_warps(warps);", 0), ("if (tier > 1) sync_warps(warps);", 0)] {
         let program = Sources::copy().plant("cuda/block.cuh", call, nth, ";").build(&["-O0"]);
         assert!(is_caught(&program, &whole, &src, 0..60), "{call}");
+    }
+    let (even_src, even_blob) = even_sample();
+    let even = Case::decode(&Header::parse(&even_blob).expect("whole"), &even_blob, &[], 0);
+    assert!(!is_caught(&intact, &even, &even_src, 0..12));
+    assert_eq!(count("cuda/even.cuh"), 3, "all barriers are tried below");
+    let barriers = (0..3).map(|nth| (barrier, nth, ";"));
+    for (call, nth, without) in barriers.chain([("sync_warps(warps);", 0, "(void)warps;")]) {
+        let program = Sources::copy().plant("cuda/even.cuh", call, nth, without).build(&["-O0"]);
+        assert!(is_caught(&program, &even, &even_src, 0..60), "{call} {nth} of even.cuh");
     }
     let program = Sources::copy().plant("cuda/decode.cu", barrier, 0, "").build(&["-O0"]);
     assert!(is_caught(&program, &gather, &gathered, 0..60), "the barrier between rows");

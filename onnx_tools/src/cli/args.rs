@@ -201,6 +201,8 @@ pub enum ProfileArg {
     Compact,
     /// Fastest to decode, about 1.1 bits a weight larger: for processors without AVX-512
     Fast,
+    /// Fastest to decode on a GPU, about 0.3 bits a weight larger
+    Gpu,
 }
 
 /// Which weights to leave alone.

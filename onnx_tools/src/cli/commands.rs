@@ -115,6 +115,7 @@ impl Talk<'_> {
         let profile = match profile {
             ProfileArg::Compact => Profile::Compact,
             ProfileArg::Fast => Profile::Fast,
+            ProfileArg::Gpu => Profile::Gpu,
         };
         let rounding = match transform {
             TransformArg::Cut => Rounding::Cut,

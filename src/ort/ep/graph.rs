@@ -45,7 +45,7 @@ pub(super) enum Identity {
     /// At this offset of a file.
     File(PathBuf, i64),
     /// At this address.
-    Memory(usize),
+    Memory(u64),
 }
 
 /// Where an initializer's bytes are.

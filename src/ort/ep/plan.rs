@@ -12,7 +12,7 @@ use super::store::{Content, Key, KeyMaker};
 use crate::codec::allocation::{Candidate, Encoding, Grids, MIN_SAVING, Target, allocate};
 use crate::codec::{self, Coding, EncodeOptions, GridStep, GridSurvey, Profile, Survey};
 use crate::error::Error;
-use crate::format::{Dtype, GRID_BITS};
+use crate::format::{GRID_BITS};
 use crate::ort::fence::{Failure, Result};
 
 /// What is decided about the weights of a graph.
@@ -173,9 +173,9 @@ fn decide<'a>(
     bytes: impl Fn(&Claim<'a>) -> Option<Bytes<'a>>,
 ) -> Result<(Vec<Decision>, Option<Failure>)> {
     let rounded_to = match aim.target {
-        Target::Ratio(_) | Target::Default => return decide_together(claims, aim, shared, bytes),
         Target::Lossless => None,
         Target::MantissaBits(bits) => Some(bits),
+        _ => return decide_together(claims, aim, shared, bytes),
     };
     let decide = |claim| {
         let Some(bytes) = bytes(claim) else { return Ok(Decision::Keep) };
@@ -233,7 +233,11 @@ fn decide_together<'a>(
         if aim.rounding != Rounding::Cut {
             let survey = shared.on_all_cores(|| codec::survey_grid(bytes, spec, &options))?;
             let survey = survey.map_err(|error| of_weight(claim, error))?;
-            candidate.grids = Some(on_grids(survey.as_ref(), spec.dtype, aim.rounding, &mut grids));
+            if let Some(survey) = &survey {
+                candidate.rounded_noise =
+                    (0..spec.dtype.mantissa_bits()).map(|bits| survey.cut_noise(bits)).collect();
+            }
+            candidate.grids = Some(on_grids(survey.as_ref(), aim.rounding, &mut grids));
         }
         candidates.push(candidate);
         surveyed.push(Codings { claim: index, cuts, grids });
@@ -273,21 +277,16 @@ fn decide_together<'a>(
 /// What grids would do to a weight, of which `survey` is nothing if they cannot hold it; and how each is coded.
 fn on_grids(
     survey: Option<&GridSurvey>,
-    dtype: Dtype,
     rounding: Rounding,
     codings: &mut Vec<(GridStep, Coding)>,
 ) -> Grids {
-    // Of weights whose mantissas are evenly spread.
-    let usual_noise = |bits: u8| (-2.0 * f64::from(bits)).exp2() / 24.0;
-    let noise = |bits| survey.map_or_else(|| usual_noise(bits), |survey| survey.cut_noise(bits));
-    let rounded_noise = (0..dtype.mantissa_bits()).map(noise).collect();
     let mut steps = Vec::new();
     for (step, survey) in GridStep::all().filter_map(|step| Some((step, survey?))) {
         let coding = survey.coding(step);
         steps.push((step, coding.size(), survey.noise(step)));
         codings.push((step, coding));
     }
-    Grids { steps, rounded_noise, only: rounding == Rounding::Grid }
+    Grids { steps, only: rounding == Rounding::Grid }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ impl Gemm {
 
     /// The kernel of an ONNX `Gemm` with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
-        let matrix = Matrix::of(&weight, info.int(c"transB").unwrap_or(0) != 0)?;
+        let matrix = Matrix::of(weight.shape(), info.int(c"transB").unwrap_or(0) != 0)?;
         Ok(Gemm::with(info, weight, matrix))
     }
 
@@ -52,34 +52,41 @@ fn spread(dims: &[i64], m: usize, n: usize) -> Option<(usize, usize)> {
     Some((row_stride, usize::from(columns != 1)))
 }
 
+/// Rows of `A` with this shape, `[M, K]` or, transposed, `[K, M]`.
+pub(crate) fn rows_of(dims: &[i64], k: usize, trans_a: bool) -> Result<usize> {
+    let shape = match *dims {
+        [m, inner] if !trans_a => Some((m as usize, inner)),
+        [inner, m] if trans_a => Some((m as usize, inner)),
+        _ => None,
+    };
+    let rows = shape.filter(|&(_, inner)| inner == k as i64).map(|(m, _)| m);
+    rows.ok_or_else(|| {
+        let wanted = if trans_a { format!("[{k}, M]") } else { format!("[M, {k}]") };
+        Failure::invalid(format!(
+            "A (input 0) has shape {dims:?}, but the weight has K = {k}: it must be {wanted}"
+        ))
+    })
+}
+
+/// The strides of a `C` with this shape, spread over `[m, n]`.
+pub(crate) fn addend_strides(dims: &[i64], m: usize, n: usize) -> Result<(usize, usize)> {
+    spread(dims, m, n).ok_or_else(|| {
+        Failure::invalid(format!("C (input 2) has shape {dims:?}, which does not broadcast to [{m}, {n}]"))
+    })
+}
+
 impl Kernel for Gemm {
     fn compute(&self, mut context: KernelContext<'_>) -> Result<()> {
         let Matrix { k, n, transposed } = self.matrix;
         let weight = self.weight.bind(&context)?;
         let a = context.required(0)?;
-        let shape = match *a.dims() {
-            [m, inner] if !self.trans_a => Some((m as usize, inner)),
-            [inner, m] if self.trans_a => Some((m as usize, inner)),
-            _ => None,
-        };
-        let Some((m, _)) = shape.filter(|&(_, inner)| inner == k as i64) else {
-            let wanted = if self.trans_a { format!("[{k}, M]") } else { format!("[M, {k}]") };
-            return Err(Failure::invalid(format!(
-                "A (input 0) has shape {:?}, but the weight has K = {k}: it must be {wanted}",
-                a.dims()
-            )));
-        };
+        let m = rows_of(a.dims(), k, self.trans_a)?;
         let values = a.floats()?;
         let c = context.input(2)?;
         let c = match &c {
             None => None,
             Some(c) => {
-                let (row_stride, column_stride) = spread(c.dims(), m, n).ok_or_else(|| {
-                    let dims = c.dims();
-                    Failure::invalid(format!(
-                        "C (input 2) has shape {dims:?}, which does not broadcast to [{m}, {n}]"
-                    ))
-                })?;
+                let (row_stride, column_stride) = addend_strides(c.dims(), m, n)?;
                 Some((c.floats()?, row_stride, column_stride))
             }
         };

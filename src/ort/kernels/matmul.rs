@@ -17,7 +17,7 @@ pub(crate) struct MatMul {
 
 /// The weight as a right-hand side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Matrix {
+pub(crate) struct Matrix {
     pub k: usize,
     pub n: usize,
     pub transposed: bool,
@@ -29,14 +29,14 @@ impl Matrix {
         let transposed = info.int(c"transB").unwrap_or(0) != 0;
         let stored = if transposed { Stored::Rows } else { Stored::Tiles };
         let weight = Weight::new(info, 1, Some(2), stored)?;
-        let matrix = Matrix::of(&weight, transposed)?;
+        let matrix = Matrix::of(weight.shape(), transposed)?;
         Ok((weight, matrix))
     }
 
-    /// A weight that ends with `[N, K]` if `transposed` and `[K, N]` otherwise.
-    pub fn of(weight: &Weight, transposed: bool) -> Result<Matrix> {
-        let &[.., rows, columns] = weight.shape() else {
-            return Err(Failure::fail(format!("shape {:?} is that of no matrix", weight.shape())));
+    /// A weight of a shape that ends with `[N, K]` if `transposed` and `[K, N]` otherwise.
+    pub fn of(shape: &[u64], transposed: bool) -> Result<Matrix> {
+        let &[.., rows, columns] = shape else {
+            return Err(Failure::fail(format!("shape {shape:?} is that of no matrix")));
         };
         let size = |dim: u64| {
             // `isize`, so that strides and dimensions fit in all that they are passed on as.
@@ -61,7 +61,7 @@ impl MatMul {
     /// input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
         let alpha = info.float(c"alpha").unwrap_or(1.0);
-        let matrix = Matrix::of(&weight, info.int(c"transB").unwrap_or(0) != 0)?;
+        let matrix = Matrix::of(weight.shape(), info.int(c"transB").unwrap_or(0) != 0)?;
         let batch = weight.shape().iter().rev().skip(2).rev().map(|&d| d as i64).collect();
         Ok(MatMul { weight, matrix, batch, alpha })
     }

@@ -44,7 +44,7 @@ impl Arguments {
             }
         }
         if parts.is_empty() {
-            parts.extend(PARTS);
+            parts.extend(PARTS.iter().filter(|part| !part.on_demand));
         }
         Ok(Arguments { parts, quick })
     }
@@ -76,7 +76,8 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
             pages.push(page.clone());
         }
         match measure(part, &tools, &page) {
-            Ok(raw) => progress(&format!(
+            Ok(None) => progress(&format!("{}: skipped, and left as it was", part.name)),
+            Ok(Some(raw)) => progress(&format!(
                 "{}: done in {} s; raw results in {}",
                 part.name,
                 started.elapsed().as_secs(),
@@ -95,12 +96,16 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
     Ok(failed.is_empty())
 }
 
-/// Measures one part, keeps its raw results and rewrites its section. Returns the path of the raw results.
-fn measure(part: &Part, tools: &Tools, page: &Path) -> Result<PathBuf> {
+/// Measures one part, keeps its raw results and rewrites its section. Returns the path of the raw results; nothing if the
+/// part skips.
+fn measure(part: &Part, tools: &Tools, page: &Path) -> Result<Option<PathBuf>> {
     let suffix = if tools.quick { "-quick" } else { "" };
     let raw = tools.scratch.join(format!("{}{suffix}.json", part.name));
     let found = tools.scratch.join(format!("{}{suffix}.part.json", part.name));
     (part.measure)(tools, &found)?;
+    if part.on_demand && !found.exists() {
+        return Ok(None);
+    }
     let text = std::fs::read_to_string(&found)
         .with_context(|| format!("part {} left no report at {}", part.name, found.display()))?;
     let value: serde_json::Value =
@@ -130,7 +135,7 @@ fn measure(part: &Part, tools: &Tools, page: &Path) -> Result<PathBuf> {
     let section =
         format!("## {}\n\n`{command}`: {machine}{runtime}.\n\n{}", part.heading, report.markdown()?);
     document::replace_in_file(page, part.name, &section)?;
-    Ok(raw)
+    Ok(Some(raw))
 }
 
 #[cfg(test)]

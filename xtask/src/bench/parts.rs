@@ -30,7 +30,9 @@ pub struct Part {
     pub page: &'static str,
     /// Whether ONNX Runtime is one of the things measured.
     pub onnxruntime: bool,
-    /// Measures and writes the report to the path given.
+    /// Whether it is measured only where it is named: not every machine has what it is for.
+    pub on_demand: bool,
+    /// Measures and writes the report to the path given; no report, if it skips.
     pub measure: fn(&Tools, &Path) -> Result<()>,
 }
 
@@ -41,6 +43,7 @@ pub const PARTS: &[Part] = &[
     part("gemv", "Products", true, gemv),
     part("models", "Whole models", true, models),
     Part { page: "fidelity.md", ..part("fidelity", "Beside the others", true, fidelity) },
+    Part { on_demand: true, ..part("gpu", "On a GPU", false, gpu) },
 ];
 
 const fn part(
@@ -49,7 +52,7 @@ const fn part(
     onnxruntime: bool,
     measure: fn(&Tools, &Path) -> Result<()>,
 ) -> Part {
-    Part { name, heading, page: "benchmarks.md", onnxruntime, measure }
+    Part { name, heading, page: "benchmarks.md", onnxruntime, on_demand: false, measure }
 }
 
 /// Debian packages with espeak-ng and all that it links to.
@@ -82,6 +85,20 @@ const ESPEAK: &[&str] = &[
 fn decode(tools: &Tools, report: &Path) -> Result<()> {
     let mut command = tools.workspace.cargo();
     command.args(["bench", "--quiet", "--bench", "decode", "--", "--json"]).arg(report);
+    if tools.quick {
+        command.arg("--quick");
+    }
+    workspace::run(&mut command)
+}
+
+/// The tests that need a GPU, and then its figures.
+fn gpu(tools: &Tools, report: &Path) -> Result<()> {
+    let weights = if tools.quick { "10000000" } else { "1000000000" };
+    let mut tests = tools.workspace.cargo();
+    tests.args(["test", "--release", "--test", "gpu", "--", "--nocapture"]);
+    workspace::run(tests.env("NZ_GPU_WEIGHTS", weights))?;
+    let mut command = tools.workspace.cargo();
+    command.args(["bench", "--quiet", "--bench", "gpu", "--", "--json"]).arg(report);
     if tools.quick {
         command.arg("--quick");
     }

@@ -61,6 +61,8 @@ pub enum Wanted {
     All,
     /// Slots from the first on, and how many.
     Slots(u64, u64),
+    /// Columns from the first on, and how many, of a tensor in column tiles.
+    Columns(u64, u64),
     /// Rows by 64-bit indices.
     Rows(Vec<i64>),
     /// Rows by 32-bit indices.
@@ -86,13 +88,14 @@ pub fn decode(
     seed: u64,
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
     let weight = DeviceWeight::new(header).expect("a header of ours");
-    let mut table = Memory::holding(bytemuck::cast_slice(weight.blocks()), 0);
+    let mut table = Memory::holding(weight.table(), 0);
     let mut blob = Memory::holding(blob, shift);
     let (mut long, mut short) = (vec![], vec![]);
     let row = weight.elements() / header.spec.shape.first().copied().unwrap_or(1);
     let count = match wanted {
         Wanted::All => weight.elements(),
         Wanted::Slots(_, slots) => *slots,
+        Wanted::Columns(_, columns) => header.spec.shape[0] * columns,
         Wanted::Rows(rows) => {
             long.clone_from(rows);
             rows.len() as u64 * row
@@ -105,11 +108,12 @@ pub fn decode(
     // Every byte is to be written: what is left of the fill would differ.
     let mut out = Memory::filled(count as usize * dtype.size(), 0x5a, 0);
     let mut status = Memory::filled(4, 0, 0);
-    let memory = WeightMemory { blob: blob.address(), blocks: table.address() };
+    let memory = WeightMemory { blob: blob.address(), table: table.address() };
     let output = Output { dtype, address: out.address(), status: status.address() };
     let launch = match wanted {
         Wanted::All => weight.decode_all(memory, output),
         Wanted::Slots(first, slots) => weight.decode_slots(memory, output, *first, *slots),
+        Wanted::Columns(first, columns) => weight.decode_columns(memory, output, *first, *columns),
         Wanted::Rows(_) | Wanted::ShortRows(_) => {
             let (address, count, size) = match short.is_empty() {
                 true => (long.as_ptr() as u64, long.len(), 8),

@@ -1,0 +1,79 @@
+//! `nz.Decode` and `nz.DecodeGather` on a device.
+
+use super::shared::told;
+use super::weight::Weight;
+use crate::cuda::job::{Indices, Output};
+use crate::format::Dtype;
+use crate::ort::api::{KernelContext, KernelInfo, element};
+use crate::ort::fence::{Failure, Result};
+use crate::ort::ops::Kernel;
+use crate::ort::weight::{Stored, explain};
+
+/// The whole weight, row-major.
+pub(super) struct Decode {
+    weight: Weight,
+    dims: Vec<i64>,
+}
+
+impl Decode {
+    /// The kernel of the node that `info` describes.
+    pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
+        let weight = Weight::new(info, 0, None, Stored::Any)?;
+        let dims = weight.shape().iter().map(|&d| d as i64).collect();
+        Ok(Decode { weight, dims })
+    }
+}
+
+impl Kernel for Decode {
+    fn compute(&self, context: KernelContext<'_>) -> Result<()> {
+        let bound = self.weight.bind(&context)?;
+        let address = context.output_address(0, &self.dims)?;
+        let out = Output { dtype: Dtype::F32, address, status: bound.resident.status() };
+        let launch = bound.resident.weight.decode_all(bound.memory, out);
+        let launch = launch.map_err(|error| Failure::fail(explain(&error)))?;
+        // SAFETY: blob, table and status word live as long as the node, the output until the host is done with it.
+        told(unsafe { bound.resident.device().decode(context.stream()?, &launch) })
+    }
+}
+
+/// The rows asked for, and no others.
+pub(super) struct Gather {
+    weight: Weight,
+    row_dims: Vec<i64>,
+}
+
+impl Gather {
+    /// The kernel of the node that `info` describes.
+    pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
+        let weight = Weight::new(info, 0, None, Stored::Rows)?;
+        let row_dims = weight.shape().iter().skip(1).map(|&d| d as i64).collect();
+        Ok(Gather { weight, row_dims })
+    }
+}
+
+impl Kernel for Gather {
+    fn compute(&self, context: KernelContext<'_>) -> Result<()> {
+        let bound = self.weight.bind(&context)?;
+        let indices = context.required(1)?;
+        let size = match indices.element() {
+            element::INT32 => 4,
+            element::INT64 => 8,
+            other => {
+                return Err(Failure::invalid(format!(
+                    "indices (input 1) must be int32 or int64, found element type {other}"
+                )));
+            }
+        };
+        let dims: Vec<i64> = indices.dims().iter().chain(&self.row_dims).copied().collect();
+        let address = context.output_address(0, &dims)?;
+        if dims.contains(&0) {
+            return Ok(());
+        }
+        let out = Output { dtype: Dtype::F32, address, status: bound.resident.status() };
+        let indices = Indices { address: indices.address(), count: indices.count() as u64, size };
+        let launch = bound.resident.weight.gather(bound.memory, out, indices);
+        let launch = launch.map_err(|error| Failure::fail(explain(&error)))?;
+        // SAFETY: as in `Decode`; the indices are the host's, and kept until the node is done.
+        told(unsafe { bound.resident.device().decode(context.stream()?, &launch) })
+    }
+}

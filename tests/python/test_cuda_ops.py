@@ -1,0 +1,158 @@
+"""The ops as the CUDA provider has them, on a machine without a GPU: NZ_DEVICE_LIB (libdevice_ops.so) is the same library,
+but registers these ops for the CPU provider, over CUDA kernels that run on the CPU.
+
+What test_ops.py asks of the CPU's ops is asked of these, too; here is what is different about them.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import helper
+from opmodels import (
+    BFLOAT16,
+    FLOAT,
+    FLOAT16,
+    INT64,
+    Encoder,
+    assert_close,
+    model,
+    nz_node,
+    random_weight,
+    session,
+    value,
+)
+
+LIBRARY, PROGRAM = os.environ.get("NZ_DEVICE_LIB"), os.environ.get("NZ_ENCODE")
+VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
+pytestmark = [
+    pytest.mark.skipif(not (LIBRARY and PROGRAM), reason="NZ_DEVICE_LIB and NZ_ENCODE are not set"),
+    pytest.mark.skipif(VERSION < (1, 17), reason="this ONNX Runtime is too old for the ops"),
+]
+
+# Tests of test_ops.py that are about the CPU's kernels alone: the order of their sums, and errors that they have at once.
+OF_THE_CPU = ("bit_equal", "gather_refuses_bad_indices")
+
+
+@pytest.fixture
+def encode(tmp_path):
+    return Encoder(PROGRAM, str(tmp_path))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(8)
+
+
+def test_what_holds_for_the_cpu_holds_for_these():
+    """A process of its own: a library's ops stay what they were when it was loaded."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    chosen = " and ".join(f"not {name}" for name in OF_THE_CPU)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, "test_ops.py"]
+    environment = {**os.environ, "NZ_LIB": LIBRARY}
+    environment.pop("NZ_PYTEST_SUMMARY", None)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("profile", ["compact", "gpu"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype, element, numpy_type", [("float32", FLOAT, np.float32), ("float16", FLOAT16, np.float16)])
+def test_few_rows_and_many(encode, rng, tmp_path, profile, transposed, dtype, element, numpy_type):
+    """Straight from the blob up to 8 rows, then by ONNX Runtime's own Gemm."""
+    k, n = 1024, 320
+    w = random_weight(rng, *((n, k) if transposed else (k, n)))
+    blob, w = encode(w, dtype, None if transposed else 128, profile=profile)
+    right = w.T if transposed else w
+    node = nz_node("DecodeMatMul", ["X", "W.nz"], w.shape, transB=int(transposed))
+    # Before 1.23 the CPU provider has no Gemm for float16.
+    most = 8 if element == FLOAT16 and VERSION < (1, 23) else 70
+    made = session(model([node], [value("X", element)], {"W.nz": blob}, [value("Y", element)]), LIBRARY)
+    for m in (1, 2, 5, 8, 9, 70):
+        x = rng.standard_normal((m, k)).astype(numpy_type)
+        if m > most:
+            with pytest.raises(Exception, match="the_node.*ONNX Runtime's own Gemm"):
+                made.run(None, {"X": x})
+            continue
+        found = made.run(None, {"X": x})[0]
+        assert found.dtype == numpy_type
+        expected = (x.astype(np.float64) @ right.astype(np.float64)).astype(numpy_type)
+        assert_close(found.astype(np.float32), expected.astype(np.float32), 2e-3 if numpy_type == np.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("c_shape", [None, (), (20_000,), (1, 20_000), (11, 1), (11, 20_000)])
+def test_weights_of_several_sets(encode, rng, tmp_path, transposed, c_shape):
+    """80 MB of decoded weights are more than a set: parts of C are copied, and parts of Y."""
+    k, n, m = 1024, 20_000, 11
+    w = random_weight(rng, *((n, k) if transposed else (k, n)))
+    blob, w = encode(w, "float32", None if transposed else 256, mantissa_bits=3, profile="gpu")
+    decoded = session(
+        model([nz_node("Decode", ["W.nz", "after"], w.shape)], [value("after", INT64)], {"W.nz": blob}), LIBRARY
+    ).run(None, {"after": np.zeros(1, np.int64)})[0]
+    right = decoded.T if transposed else decoded
+    feeds = {"A": rng.standard_normal((m, k)).astype(np.float32)}
+    expected = 0.5 * (feeds["A"] @ right)
+    if c_shape is not None:
+        feeds["C"] = rng.standard_normal(c_shape).astype(np.float32)
+        expected = expected - 2 * feeds["C"]
+    attributes = {"alpha": 0.5, "beta": -2.0, "transB": int(transposed)}
+    node = nz_node("DecodeGemm", ["A", "W.nz", *(["C"] if "C" in feeds else [])], w.shape, **attributes)
+    made = session(model([node], [value(name) for name in feeds], {"W.nz": blob}), LIBRARY)
+    for _ in range(2):
+        assert_close(made.run(None, feeds)[0], expected.astype(np.float32))
+
+
+def test_an_index_out_of_range_is_told_by_the_next_run(encode, rng):
+    """Kernels are not waited for: the row is zeros, and the next run fails."""
+    blob, w = encode(random_weight(rng, 50, 16))
+    node = nz_node("DecodeGather", ["W.nz", "I"], w.shape)
+    made = session(model([node], [value("I", INT64)], {"W.nz": blob}), LIBRARY)
+    found = made.run(None, {"I": np.array([1, 50, -1])})[0]
+    assert found.tobytes() == np.stack([w[1], np.zeros(16, np.float32), w[-1]]).tobytes()
+    with pytest.raises(Exception, match=r"the_node.*'W.nz' \(input 0\), in an earlier run.*index names no row"):
+        made.run(None, {"I": np.array([1])})
+    assert made.run(None, {"I": np.array([1])})[0].tobytes() == w[1].tobytes()
+
+
+def test_a_damaged_payload_is_told(encode, rng, monkeypatch):
+    blob, w = encode(random_weight(rng, 200, 150), "float32", 128)
+    node = nz_node("DecodeMatMul", ["X", "W.nz"], w.shape)
+    broken = blob.copy()
+    broken[len(blob) // 2 :] = 0xFF
+    made = model([node], [value("X")], {"W.nz": broken})
+    with pytest.raises(Exception, match="the_node.*payload checksum differs.*convert the model again"):
+        session(made, LIBRARY)
+    monkeypatch.setenv("NZ_VERIFY", "header")
+    made = session(made, LIBRARY)
+    x = np.zeros((1, 200), np.float32)
+    made.run(None, {"X": x})
+    with pytest.raises(Exception, match="the_node.*in an earlier run.*record of a block is damaged"):
+        made.run(None, {"X": x})
+
+
+def test_bfloat16_is_a_type_of_the_products(encode, rng):
+    """Its tensors cannot be fed from numpy: a Cast makes them, where the CPU provider has one."""
+    blob, w = encode(random_weight(rng, 64, 128), "bfloat16", 128)
+    nodes = [
+        helper.make_node("Cast", ["X"], ["X16"], to=BFLOAT16),
+        nz_node("DecodeMatMul", ["X16", "W.nz"], w.shape, outputs=["Y16"]),
+        helper.make_node("Cast", ["Y16"], ["Y"], to=FLOAT),
+    ]
+    made = session(model(nodes, [value("X")], {"W.nz": blob}), LIBRARY)
+    x = rng.integers(-4, 4, (3, 64)).astype(np.float32)
+    assert_close(made.run(None, {"X": x})[0], x @ w, 8e-3)
+
+
+def test_sessions_come_and_go(encode, rng):
+    """Scratch and tables are freed with the last session, and made again for the next."""
+    blob, w = encode(random_weight(rng, 256, 256), "float32", 128)
+    made = model([nz_node("DecodeMatMul", ["X", "W.nz"], w.shape)], [value("X")], {"W.nz": blob})
+    x = rng.standard_normal((9, 256)).astype(np.float32)
+    for _ in range(3):
+        sessions = [session(made, LIBRARY) for _ in range(2)]
+        for one in sessions:
+            assert_close(one.run(None, {"X": x})[0], x @ w)
