@@ -63,6 +63,11 @@ impl Decoder {
     /// As [`Header::parse`].
     pub fn with_backend(blob: &[u8], backend: Backend) -> Result<Decoder> {
         let header = Header::parse(blob)?;
+        if header.transform == Transform::Delta {
+            return Err(Error::Unsupported(
+                "a delta, which is of use with its base only: `nz-onnx restore` puts them together".into(),
+            ));
+        }
         let tables = Tables::new(&header.tiers);
         let steps = header.units.iter().map(|&unit| Step::new(unit, header.mantissa_bits)).collect();
         Ok(Decoder { header, tables, steps, backend })
@@ -264,7 +269,7 @@ impl Decoder {
         let Header { spec, units_of, transform, .. } = &self.header;
         let dtype = spec.dtype;
         match (transform, units_of) {
-            (Transform::Split | Transform::NormalisedSplit, _) => None,
+            (Transform::Split | Transform::NormalisedSplit | Transform::Delta, _) => None,
             (Transform::Grid, Units::Tensor) => Some(Grid::uniform(&self.steps[0], dtype)),
             (Transform::Grid, Units::Block) => Some(Grid::uniform(&self.steps[block], dtype)),
             (Transform::Grid, Units::Row) => {

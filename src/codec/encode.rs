@@ -368,6 +368,7 @@ impl Assembly {
             widths: vec![0; count],
             units: coding.grid.as_ref().map_or(Vec::new(), |grid| grid.units.clone()),
             units_of: coding.grid.as_ref().map_or(Units::Tensor, |grid| grid.of),
+            delta: None,
             sizes: vec![0; count],
             payload_hash: 0,
         };

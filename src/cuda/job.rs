@@ -137,6 +137,9 @@ impl DeviceWeight {
         if header.transform == Transform::Grid {
             return Err(Error::Unsupported("weights on a grid: the CUDA kernels do not know them".into()));
         }
+        if header.delta.is_some() {
+            return Err(Error::Unsupported("a delta: it is decoded with its base only".into()));
+        }
         let blocks = header.blocks();
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;

@@ -3,11 +3,13 @@
 //! Safe code only. Nothing here knows how weights are coded; it knows where things lie and whether they fit.
 
 mod blocks;
+mod delta;
 mod header;
 mod plane;
 mod unit;
 
 pub use blocks::Blocks;
+pub use delta::{Delta, Residual};
 pub(crate) use header::{ALIGN, MAX_TIERS, header_bound};
 pub use header::{Header, Sections, Tier, payload_hash};
 pub use plane::{field_planes, plane_bytes};
@@ -18,7 +20,7 @@ use crate::error::{Error, Result};
 /// The first bytes of every blob.
 pub const MAGIC: [u8; 4] = [0x89, b'N', b'Z', b'B'];
 /// The newest format version that this library writes, and the newest major it reads.
-pub const VERSION: (u8, u8) = (1, 1);
+pub const VERSION: (u8, u8) = (1, 2);
 /// Weights in a block unless asked otherwise, and the most there can be.
 pub const MAX_BLOCK: u32 = 4096;
 /// Mantissa bits that share the head field with the sign.
@@ -88,17 +90,27 @@ pub enum Transform {
     NormalisedSplit,
     /// Levels of a uniform grid: symbol and raw bits are those of a level.
     Grid,
+    /// What is left once another tensor is known, its base: see [`Delta`].
+    Delta,
 }
 
 impl Transform {
     /// The minor format version that has it first: what a blob states, so that what it needs is all that it asks for.
     pub(crate) fn minor(self) -> u8 {
-        if self == Transform::Grid { 1 } else { 0 }
+        match self {
+            Transform::Split | Transform::NormalisedSplit => 0,
+            Transform::Grid => 1,
+            Transform::Delta => 2,
+        }
     }
 
     /// The most raw bits of a weight, beside its sign.
     pub(crate) fn most_bits(self, dtype: Dtype) -> u8 {
-        if self == Transform::Grid { GRID_BITS } else { dtype.mantissa_bits() }
+        match self {
+            Transform::Split | Transform::NormalisedSplit => dtype.mantissa_bits(),
+            Transform::Grid => GRID_BITS,
+            Transform::Delta => 0,
+        }
     }
 }
 

@@ -30,6 +30,7 @@ Examples:
   nz-onnx convert model.onnx --ratio 0.4 --exclude 'lm_head.*'
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
   nz-onnx convert model.onnx --optimize native
+  nz-onnx convert tuned.onnx --base model.onnx      what tells the two apart -> tuned.nzd
 
 Without --lossless, --ratio or --mantissa-bits the target is half the weight bytes:
 per weight the most exact encoding that gets there, lossless where lossless is
@@ -236,6 +237,10 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,
+    /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning: X.nzd, of which
+    /// `restore` makes the model again, byte for byte. ONNX Runtime does not load it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "SelectArgs", "OptimizeArgs", "profile", "transform"])]
+    pub base: Option<PathBuf>,
     /// Do everything but write
     #[arg(long)]
     pub dry_run: bool,
@@ -307,8 +312,11 @@ pub struct VerifyArgs {
 /// Options of `restore`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// The converted model
+    /// The converted model, or a delta file
     pub model: PathBuf,
+    /// The base of a delta file [default: looked for in its folder]
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<PathBuf>,
     /// Where to.
     #[command(flatten)]
     pub output: OutputArgs,

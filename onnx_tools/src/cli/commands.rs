@@ -9,6 +9,7 @@ use super::args::{
     Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs, TransformArg,
 };
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
+use crate::delta::{self, DeltaOptions};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::convert::{ConvertOptions, convert};
@@ -59,6 +60,17 @@ impl Talk<'_> {
 
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
+        if let Some(base) = &args.base {
+            let options = DeltaOptions {
+                base: base.clone(),
+                output: args.output.output.clone(),
+                force: args.output.force,
+                dry_run: args.dry_run,
+            };
+            let document = delta::convert(&args.model, &options, self.progress)?;
+            let text = || report::delta::summary(&document, start.elapsed(), self.style);
+            return Ok(self.say(&document, false, text));
+        }
         let options = ConvertOptions {
             plan: options(&args.target, &args.select, args.profile, args.transform)?,
             optimize: optimizing(&args.optimize)?,
@@ -115,7 +127,15 @@ impl Talk<'_> {
 
     fn restore(&self, args: &RestoreArgs) -> Result<Outcome> {
         let start = Instant::now();
-        let document = restore::restore(&args.model, args.output.output.as_deref(), args.output.force)?;
+        let (output, force) = (args.output.output.as_deref(), args.output.force);
+        let document = match (delta::is_delta(&args.model)?, &args.base) {
+            (true, base) => delta::restore(&args.model, base.as_deref(), output, force)?,
+            (false, None) => restore::restore(&args.model, output, force)?,
+            (false, Some(_)) => {
+                let what = "is no delta file; --base is for those only";
+                return Err(Error::Usage(format!("{}: {what}", args.model.display())));
+            }
+        };
         Ok(self.say(&document, false, || report::convert::restore(&document, start.elapsed(), self.style)))
     }
 

@@ -1,6 +1,7 @@
 //! What the commands say: JSON documents, tables for people, progress.
 
 pub mod convert;
+pub mod delta;
 pub mod inspect;
 pub mod json;
 pub mod progress;
