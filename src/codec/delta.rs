@@ -166,6 +166,9 @@ fn slots(blocks: &Blocks, block: u64) -> Range<usize> {
 /// # Errors
 /// A length that does not go with the shape, or a payload that would pass 16 GiB.
 pub fn encode_delta(src: &[u8], base: &[u8], dtype: Dtype, shape: &[u64]) -> Result<Vec<u8>> {
+    if dtype.is_integer() {
+        return Err(Error::invalid(format!("{} has no deltas", dtype.name())));
+    }
     let spec = TensorSpec::row_major(dtype, shape);
     let blocks = Blocks::new(&spec, BLOCK_LEN)?;
     let expected = spec.bytes()?;

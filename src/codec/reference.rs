@@ -84,6 +84,8 @@ enum Dtype {
     F32,
     F16,
     Bf16,
+    U8,
+    I8,
 }
 
 struct Tier {
@@ -110,6 +112,8 @@ struct Header {
     /// Starts of the records in the payload, and its end.
     offsets: Vec<usize>,
     widths: Vec<usize>,
+    /// `k`.
+    kept_bits: usize,
 }
 
 struct Grid {
@@ -176,17 +180,27 @@ impl Header {
             1 => Dtype::F32,
             10 => Dtype::F16,
             16 => Dtype::Bf16,
+            2 => Dtype::U8,
+            3 => Dtype::I8,
             other => return Err(format!("unknown dtype {other}")),
         };
         let (transform, coder, layout) = (r.uint(1)?, r.uint(1)?, r.uint(1)?);
-        check((1..=4).contains(&transform), "unknown transform")?;
+        check((1..=5).contains(&transform), "unknown transform")?;
+        let is_integer = matches!(dtype, Dtype::U8 | Dtype::I8);
+        check(is_integer == (transform == 5), "transform and dtype")?;
         let (on_grid, is_delta) = (transform == 3, transform == 4);
         check(coder == 1, "unknown coder")?;
         check(layout <= 1, "unknown layout")?;
         let (rank, tier_count, mantissa_bits, flags) = (r.size(1)?, r.size(1)?, r.size(1)?, r.uint(1)?);
         check(rank <= 8, "rank")?;
         check((1..=8).contains(&tier_count), "number of tiers")?;
-        check(mantissa_bits <= if on_grid { 15 } else { dtype.mantissa_bits() }, "mantissa bits")?;
+        let most = match transform {
+            3 => 15,
+            5 => 7,
+            _ => dtype.mantissa_bits(),
+        };
+        check(mantissa_bits <= most, "mantissa bits")?;
+        check(!is_integer || flags & 1 == 1, "integers that were rounded")?;
         let known = if is_delta {
             17
         } else if on_grid {
@@ -241,7 +255,7 @@ impl Header {
         let header_hash = xxh3_64(&blob[..r.at]) & 0xffff_ffff;
         check(r.uint(4)? == header_hash, "header checksum differs")?;
         let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
-        let most = if on_grid || is_delta { mantissa_bits } else { dtype.mantissa_bits() };
+        let most = if on_grid || is_delta || is_integer { mantissa_bits } else { dtype.mantissa_bits() };
         check(widths.iter().all(|&m| m <= most), "mantissa bits of a block")?;
         let units: Vec<u16> = units.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
         // 2^-100 up to 2^100, but for the sign bit.
@@ -270,11 +284,16 @@ impl Header {
             tiers,
             offsets,
             widths,
+            kept_bits: mantissa_bits,
         })
     }
 
     fn element_size(&self) -> usize {
-        if self.dtype == Dtype::F32 { 4 } else { 2 }
+        match self.dtype {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::U8 | Dtype::I8 => 1,
+        }
     }
 
     /// First slot, first column and columns of the tile that `slot` lies in; a row-major tensor is one row.
@@ -364,7 +383,7 @@ impl Header {
         let place = if base & sign == 0 { base + sign } else { all - base };
         let steps = residual.div_ceil(2);
         let place =
-            if residual % 2 == 0 { place.wrapping_add(steps) } else { place.wrapping_sub(steps) } & all;
+            if residual & 1 == 0 { place.wrapping_add(steps) } else { place.wrapping_sub(steps) } & all;
         Ok(if place & sign == 0 { all - place } else { place - sign })
     }
 
@@ -378,7 +397,7 @@ impl Header {
         // Half to even, by as many bits as there are too many.
         let rounded = |drop: u32| (bits + (1 << (drop - 1)) - 1 + (bits >> drop & 1)) >> drop;
         match self.dtype {
-            Dtype::F32 => sign << 31 | bits,
+            Dtype::F32 | Dtype::U8 | Dtype::I8 => sign << 31 | bits,
             Dtype::Bf16 => sign << 15 | rounded(16),
             // Below the least normal float16, a multiple of 2^-24.
             Dtype::F16 if bits >> 23 < 113 => {
@@ -391,6 +410,9 @@ impl Header {
     /// The dtype's bit pattern of a word.
     fn element(&self, word: u32) -> u32 {
         let (sign, exponent, mantissa) = (word >> 31, word >> 23 & 255, word & 0x7f_ffff);
+        // An integer's magnitude: the symbol, and `k` bits below it.
+        let magnitude = (word & 0x7fff_ffff) >> (23 - self.kept_bits) & 127;
+        let integer = if sign == 1 { 255 - magnitude } else { magnitude };
         let word = match exponent {
             232..=254 if self.normalised => sign << 31 | (1 << 23 | mantissa) >> (255 - exponent),
             _ => word,
@@ -398,6 +420,8 @@ impl Header {
         match self.dtype {
             Dtype::F32 => word,
             Dtype::Bf16 => word >> 16,
+            Dtype::I8 => integer,
+            Dtype::U8 => integer ^ 128,
             Dtype::F16 => {
                 sign << 15
                     | match exponent {
@@ -418,6 +442,7 @@ impl Dtype {
             Dtype::F32 => 23,
             Dtype::F16 => 10,
             Dtype::Bf16 => 7,
+            Dtype::U8 | Dtype::I8 => 0,
         }
     }
 }

@@ -45,7 +45,8 @@ impl Kernel {
     /// Its name in the compiled module.
     pub fn name(self) -> &'static str {
         match self {
-            Kernel::Decode(Dtype::F32) => "nz_decode_float32",
+            // No job is made of integers.
+            Kernel::Decode(Dtype::F32 | Dtype::U8 | Dtype::I8) => "nz_decode_float32",
             Kernel::Decode(Dtype::F16) => "nz_decode_float16",
             Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
             Kernel::Rows { many: false } => "nz_gemv_rows_1",
@@ -136,6 +137,9 @@ impl DeviceWeight {
     pub fn new(header: &Header) -> Result<Self> {
         if header.transform == Transform::Grid {
             return Err(Error::Unsupported("weights on a grid: the CUDA kernels do not know them".into()));
+        }
+        if header.spec.dtype.is_integer() {
+            return Err(Error::Unsupported("integers: the CUDA kernels do not know them".into()));
         }
         if header.delta.is_some() {
             return Err(Error::Unsupported("a delta: it is decoded with its base only".into()));

@@ -115,7 +115,7 @@ impl Product<'_> {
         check_address(partial, 4, "memory for sums")?;
         check_address(status, 4, "status word")?;
         let x_type = match dtype {
-            Dtype::F32 => 0,
+            Dtype::F32 | Dtype::U8 | Dtype::I8 => 0,
             Dtype::F16 => 1,
             Dtype::Bf16 => 2,
         };

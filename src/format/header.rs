@@ -159,6 +159,7 @@ impl Sections {
                 Transform::NormalisedSplit => 2,
                 Transform::Grid => 3,
                 Transform::Delta => 4,
+                Transform::Integer => 5,
             },
             CODER_CASCADE,
             layout,
@@ -272,6 +273,7 @@ impl Header {
             2 => Transform::NormalisedSplit,
             3 => Transform::Grid,
             4 => Transform::Delta,
+            5 => Transform::Integer,
             other => return Err(unknown("transform", other)),
         };
         if coder != CODER_CASCADE {
@@ -290,11 +292,14 @@ impl Header {
         let on_grid = transform == Transform::Grid;
         let known = FLAG_LOSSLESS
             | match transform {
-                Transform::Split | Transform::NormalisedSplit => FLAG_OWN_WIDTHS,
+                Transform::Split | Transform::NormalisedSplit | Transform::Integer => FLAG_OWN_WIDTHS,
                 Transform::Grid => FLAG_OWN_WIDTHS | FLAG_BLOCK_UNITS | FLAG_ROW_UNITS,
                 Transform::Delta => FLAG_DIFFERENCE,
             };
         require(flags & !known == 0, || format!("flags {flags:#x}"))?;
+        let is_integer = transform == Transform::Integer;
+        require(is_integer == dtype.is_integer(), || format!("{} in transform {transform:?}", dtype.name()))?;
+        require(!is_integer || flags & FLAG_LOSSLESS != 0, || "integers that were rounded".into())?;
         let is_delta = transform == Transform::Delta;
         require(!is_delta || layout == Layout::RowMajor && flags & FLAG_LOSSLESS != 0, || {
             "a delta that is not row-major and lossless".into()
@@ -375,7 +380,7 @@ impl Header {
         let is_delta = self.transform == Transform::Delta;
         let most = match self.transform {
             Transform::Split | Transform::NormalisedSplit => self.spec.dtype.mantissa_bits(),
-            Transform::Grid | Transform::Delta => self.mantissa_bits,
+            Transform::Grid | Transform::Delta | Transform::Integer => self.mantissa_bits,
         };
         for (b, (pair, &m)) in self.offsets.windows(2).zip(&self.widths).enumerate() {
             require(m <= most, || format!("block {b} has {m} mantissa bits"))?;

@@ -27,6 +27,8 @@ pub const MAX_BLOCK: u32 = 4096;
 pub const HEAD_BITS: u8 = 7;
 /// The most raw bits that a level on a grid has: with its symbol and the bit of a centred one, float32 still holds it.
 pub const GRID_BITS: u8 = 15;
+/// The most raw bits that an integer has, beside its sign: all.
+pub const INTEGER_BITS: u8 = 7;
 
 /// Element type of a coded tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -37,6 +39,10 @@ pub enum Dtype {
     F16,
     /// The upper half of binary32.
     Bf16,
+    /// An unsigned byte.
+    U8,
+    /// A signed byte.
+    I8,
 }
 
 impl Dtype {
@@ -46,12 +52,15 @@ impl Dtype {
             Dtype::F32 => 1,
             Dtype::F16 => 10,
             Dtype::Bf16 => 16,
+            Dtype::U8 => 2,
+            Dtype::I8 => 3,
         }
     }
 
     /// The type with this ONNX number, if it is one that we code.
     pub fn from_onnx(code: i32) -> Option<Self> {
-        [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().find(|d| d.onnx() == code)
+        let all = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::U8, Dtype::I8];
+        all.into_iter().find(|d| d.onnx() == code)
     }
 
     /// Bytes an element.
@@ -59,15 +68,17 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::U8 | Dtype::I8 => 1,
         }
     }
 
-    /// Explicit mantissa bits.
+    /// Explicit mantissa bits; none of an integer.
     pub fn mantissa_bits(self) -> u8 {
         match self {
             Dtype::F32 => 23,
             Dtype::F16 => 10,
             Dtype::Bf16 => 7,
+            Dtype::U8 | Dtype::I8 => 0,
         }
     }
 
@@ -77,7 +88,19 @@ impl Dtype {
             Dtype::F32 => "float32",
             Dtype::F16 => "float16",
             Dtype::Bf16 => "bfloat16",
+            Dtype::U8 => "uint8",
+            Dtype::I8 => "int8",
         }
+    }
+
+    /// Whether weights of this type are integers, and not floats.
+    pub fn is_integer(self) -> bool {
+        matches!(self, Dtype::U8 | Dtype::I8)
+    }
+
+    /// Bits of an integer that are changed so that it is signed: uint8 is taken as the distance from 128.
+    pub(crate) fn word_flip(self) -> u8 {
+        if self == Dtype::U8 { 0x80 } else { 0 }
     }
 }
 
@@ -92,6 +115,8 @@ pub enum Transform {
     Grid,
     /// What is left once another tensor is known, its base: see [`Delta`].
     Delta,
+    /// Integers: symbol and raw bits are those of a magnitude.
+    Integer,
 }
 
 impl Transform {
@@ -100,7 +125,7 @@ impl Transform {
         match self {
             Transform::Split | Transform::NormalisedSplit => 0,
             Transform::Grid => 1,
-            Transform::Delta => 2,
+            Transform::Delta | Transform::Integer => 2,
         }
     }
 
@@ -110,6 +135,7 @@ impl Transform {
             Transform::Split | Transform::NormalisedSplit => dtype.mantissa_bits(),
             Transform::Grid => GRID_BITS,
             Transform::Delta => 0,
+            Transform::Integer => INTEGER_BITS,
         }
     }
 }

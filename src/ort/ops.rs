@@ -16,10 +16,12 @@ use super::fence::{self, Failure, Result};
 use super::kernels::{Decode, Gather, Gemm, Lstm, MatMul, Notice};
 use super::shape::{self, Dim, Query, ShapeContext};
 use super::{API_LEVEL, DOMAIN};
+use crate::format::Dtype;
 
 const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+const INT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 /// To ONNX Runtime: a tensor of any element type.
 const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;
@@ -53,7 +55,7 @@ pub(crate) struct Definition {
 }
 
 /// All ops of the domain.
-pub(crate) static DEFINITIONS: [Definition; 8] = [
+pub(crate) static DEFINITIONS: [Definition; 12] = [
     Definition {
         name: c"Decode",
         provider: None,
@@ -101,6 +103,38 @@ pub(crate) static DEFINITIONS: [Definition; 8] = [
         element: FLOAT,
         outputs: &[(REQUIRED, shape::gather)],
         create: |info| Ok(Box::new(Gather::new(info)?)),
+    },
+    Definition {
+        name: c"DecodeInt8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: INT8,
+        outputs: &[(REQUIRED, shape::decode)],
+        create: |info| Ok(Box::new(Decode::of_integers(info, Dtype::I8)?)),
+    },
+    Definition {
+        name: c"DecodeGatherInt8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: INT8,
+        outputs: &[(REQUIRED, shape::gather)],
+        create: |info| Ok(Box::new(Gather::of_integers(info, Dtype::I8)?)),
+    },
+    Definition {
+        name: c"DecodeUint8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: UINT8,
+        outputs: &[(REQUIRED, shape::decode)],
+        create: |info| Ok(Box::new(Decode::of_integers(info, Dtype::U8)?)),
+    },
+    Definition {
+        name: c"DecodeGatherUint8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: UINT8,
+        outputs: &[(REQUIRED, shape::gather)],
+        create: |info| Ok(Box::new(Gather::of_integers(info, Dtype::U8)?)),
     },
     Definition {
         name: c"DecodeLSTM",

@@ -113,6 +113,7 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
             Transform::NormalisedSplit => 2,
             Transform::Grid => 3,
             Transform::Delta => 4,
+            Transform::Integer => 5,
         },
         mantissa_bits: h.mantissa_bits,
         lossless: h.is_lossless(),

@@ -189,6 +189,9 @@ pub struct SelectArgs {
     /// Leave smaller weights alone; bytes, or with a unit: 4096, 4KiB, 1MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4096")]
     pub min_size: u64,
+    /// Compress int8 and uint8 weights of quantised models too, without loss: by a sixth, at the price of speed
+    #[arg(long)]
+    pub integers: bool,
     /// Compress only weights whose name matches; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,

@@ -171,7 +171,8 @@ fn options(
         (_, _, Some(k)) => Target::MantissaBits(k),
         _ => Target::Default,
     };
-    let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
+    let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?
+        .with_integers(select.integers);
     let profile = match profile {
         ProfileArg::Compact => Profile::Compact,
         ProfileArg::Fast => Profile::Fast,

@@ -145,6 +145,12 @@ fn group(
 ) -> nz_onnx::error::Result<Group> {
     let Compression { spec, block_len, .. } = compression;
     let options = EncodeOptions { block_len: *block_len, profile, ..EncodeOptions::default() };
+    if spec.dtype.is_integer() {
+        let coding = codec::integer_coding(bytes, spec, &options)?;
+        let (bytes, lossless) = (bytes.len() as u64, coding.size());
+        let candidate = Candidate { bytes, copies: 1, lossless, rounded: Vec::new(), floor: 0, grids: None };
+        return Ok(Group { weights: vec![first], candidate, codings: vec![coding], grids: Vec::new() });
+    }
     let survey = codec::survey(bytes, spec, &options)?;
     let (mut candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
     let grids = match rounding {
