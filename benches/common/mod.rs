@@ -41,7 +41,7 @@ pub fn weights(n: usize, dtype: Dtype, through: Dtype) -> Vec<u8> {
 
 fn through_dtype(value: f32, dtype: Dtype) -> f32 {
     match dtype {
-        Dtype::F32 => value,
+        Dtype::F32 | Dtype::U8 | Dtype::I8 => value,
         Dtype::F16 => half::f16::from_f32(value).to_f32(),
         Dtype::Bf16 => half::bf16::from_f32(value).to_f32(),
     }
@@ -49,7 +49,7 @@ fn through_dtype(value: f32, dtype: Dtype) -> f32 {
 
 fn store(value: f32, dtype: Dtype, out: &mut [u8]) {
     match dtype {
-        Dtype::F32 => out.copy_from_slice(&value.to_le_bytes()),
+        Dtype::F32 | Dtype::U8 | Dtype::I8 => out.copy_from_slice(&value.to_le_bytes()),
         Dtype::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
         Dtype::Bf16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
     }

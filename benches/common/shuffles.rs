@@ -96,7 +96,7 @@ fn of_words(header: &Header) -> f64 {
     let last = match header.spec.dtype {
         Dtype::F32 => 4,
         Dtype::F16 => 1,
-        Dtype::Bf16 => 0,
+        Dtype::Bf16 | Dtype::U8 | Dtype::I8 => 0,
     };
     (1 + planes + bitmaps + 2 * pairs + last) as f64
 }

@@ -51,7 +51,10 @@ pub(super) fn decode_inline(
     field(&mut planes, a + 1, &mut scratch.codes, &mut scratch.head, n)?;
     wide_field(&mut planes, m - a, &mut scratch.codes, &mut scratch.rest, n)?;
     let buffers = (&mut scratch.symbols, &mut scratch.below);
-    let symbols = symbols(tables, first, planes, n, &mut scratch.codes, buffers)?;
+    let symbols = symbols(tables, first, &mut planes, n, &mut scratch.codes, buffers)?;
+    if planes.bytes.len() >= 4 {
+        return Err(BadRecord);
+    }
 
     let (up, down) = (u32::from(23 - a), u32::from(23 - m));
     let parts = symbols[..n].iter().zip(&scratch.head[..n]).zip(&scratch.rest[..n]);
@@ -77,19 +80,36 @@ impl<'a> Planes<'a> {
     }
 }
 
-/// Decodes all tiers and returns the buffer that has the `n` symbols; `first` is tier 0's plane, `planes` what
-/// follows the raw bits.
-#[inline(always)]
-fn symbols<'s>(
+/// The `n` symbols whose tiers and literals stand at the start of `record`, one after the other, and what follows them.
+///
+/// # Panics
+/// `n` is over [`BLOCK`].
+pub(super) fn symbols_first<'s, 'r>(
     tables: &Tables,
-    first: &[u8],
-    mut planes: Planes<'_>,
+    record: &'r [u8],
+    n: usize,
+    scratch: &'s mut Scratch,
+) -> Result<(&'s [u8], &'r [u8]), BadRecord> {
+    let mut planes = Planes { bytes: record };
+    let first = planes.take(tables.tiers[0].width, n)?;
+    let buffers = (&mut scratch.symbols, &mut scratch.below);
+    let symbols = symbols(tables, first, &mut planes, n, &mut scratch.codes, buffers)?;
+    Ok((&symbols[..n], planes.bytes))
+}
+
+/// Decodes all tiers and returns the buffer that has the `n` symbols; `first` is tier 0's plane, `planes` starts with
+/// those of the next tiers and is left behind the literals.
+#[inline(always)]
+fn symbols<'s, 'r>(
+    tables: &Tables,
+    first: &'r [u8],
+    planes: &mut Planes<'r>,
     n: usize,
     codes: &mut [u8; BLOCK],
     (mut symbols, mut below): (&'s mut [u8; PADDED], &'s mut [u8; PADDED]),
 ) -> Result<&'s [u8; PADDED], BadRecord> {
     // How many codes a tier has follows from the escapes of the one before, so go down first ...
-    let mut tiers = [(&[] as &[u8], 0usize); 9];
+    let mut tiers = [(&[] as &'r [u8], 0usize); 9];
     let count = tables.tiers.len();
     tiers[0] = (first, n);
     for (t, tier) in tables.tiers.iter().enumerate() {
@@ -97,9 +117,6 @@ fn symbols<'s>(
         let escapes = count_escapes(tier.width, plane, n);
         let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
         tiers[t + 1] = (planes.take(width, escapes)?, escapes);
-    }
-    if planes.bytes.len() >= 4 {
-        return Err(BadRecord);
     }
     // ... and merge on the way up.
     let (literals, literal_count) = tiers[count];

@@ -87,7 +87,8 @@ pub(super) fn values_inline(words: &mut [u32], grid: Grid<'_>) {
     for (i, strip) in words.chunks_mut(STRIP).enumerate() {
         let step = grid.step(i);
         match grid.dtype {
-            Dtype::F32 => strip.iter_mut().for_each(|w| *w = value(*w, step)),
+            // Integers are on no grid.
+            Dtype::F32 | Dtype::U8 | Dtype::I8 => strip.iter_mut().for_each(|w| *w = value(*w, step)),
             Dtype::F16 => strip.iter_mut().for_each(|w| *w = round_to_f16(value(*w, step))),
             Dtype::Bf16 => strip.iter_mut().for_each(|w| *w = round_to_bf16(value(*w, step))),
         }

@@ -157,7 +157,7 @@ impl Half {
     /// The format of elements of this dtype, if they have 16 bits.
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
-            Dtype::F32 => None,
+            Dtype::F32 | Dtype::U8 | Dtype::I8 => None,
             Dtype::F16 => Some(Half::F16),
             Dtype::Bf16 => Some(Half::Bf16),
         }
@@ -430,6 +430,33 @@ impl Backend {
         assert!(words.len() <= BLOCK);
         (self.words.count)(words, counts)
     }
+}
+
+/// The symbols whose tiers and literals stand at the start of `record`, and what follows them.
+///
+/// # Errors
+/// The record is too short.
+///
+/// # Panics
+/// `n` is over [`BLOCK`].
+pub fn decode_symbols<'s, 'r>(
+    tables: &Tables,
+    record: &'r [u8],
+    n: usize,
+    scratch: &'s mut Scratch,
+) -> Result<(&'s [u8], &'r [u8]), BadRecord> {
+    assert!(n <= BLOCK);
+    generic::symbols_first(tables, record, n, scratch)
+}
+
+/// Writes the tiers of `symbols` and their literals to the front of `out`; returns how many bytes they take.
+///
+/// # Panics
+/// There are more than [`BLOCK`] symbols, or `out` is shorter than [`RECORD_ROOM`].
+pub fn encode_symbols(tables: &Tables, symbols: &[u8], scratch: &mut Scratch, out: &mut [u8]) -> usize {
+    assert!(symbols.len() <= BLOCK && out.len() >= RECORD_ROOM);
+    scratch.symbols[..symbols.len()].copy_from_slice(symbols);
+    pack::symbols_first(tables, symbols.len(), scratch, out)
 }
 
 /// Panics unless the records hold `len` weights and are such as can be decoded.

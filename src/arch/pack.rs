@@ -53,6 +53,21 @@ pub(super) fn encode_inline(
     (m, room - planes.len())
 }
 
+/// Writes the tiers of `scratch.symbols[..n]`, one after the other, and their literals to the front of `out`; returns
+/// how many bytes they take.
+pub(super) fn symbols_first(tables: &Tables, n: usize, scratch: &mut Scratch, out: &mut [u8]) -> usize {
+    let room = out.len();
+    let planes = &mut &mut *out;
+    let Scratch { codes, symbols, below, .. } = scratch;
+    let (mut symbols, mut below, mut left) = (symbols, below, n);
+    for tier in &tables.tiers {
+        left = encode_tier(tier, &symbols[..left], &mut codes[..left], &mut below[..], planes);
+        std::mem::swap(&mut symbols, &mut below);
+    }
+    take(planes, 8, left).copy_from_slice(&symbols[..left]);
+    room - planes.len()
+}
+
 /// Appends the plane of a tier over `symbols` to `out`, puts the symbols that escape from it at the front of
 /// `below` and returns how many they are. `codes` is as long as `symbols`, `below` longer.
 #[inline(always)]

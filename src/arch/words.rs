@@ -75,7 +75,25 @@ pub(super) fn load_inline(dtype: Dtype, src: &[u8], out: &mut [u32]) {
         Dtype::Bf16 => {
             out.iter_mut().zip(twos).for_each(|(w, b)| *w = u32::from(u16::from_le_bytes(*b)) << 16);
         }
+        Dtype::U8 | Dtype::I8 => {
+            let flip = dtype.word_flip();
+            out.iter_mut().zip(src).for_each(|(w, b)| *w = from_integer(*b ^ flip));
+        }
     }
+}
+
+#[inline(always)]
+fn from_integer(byte: u8) -> u32 {
+    let wide = i32::from(byte as i8);
+    // All ones if it is negative.
+    let sign = wide >> 31;
+    (sign as u32) << 31 | ((wide ^ sign) as u32) << 16
+}
+
+#[inline(always)]
+fn to_integer(word: u32) -> u8 {
+    let sign = (word as i32 >> 31) as u32;
+    (word >> 16 & 0x7f ^ sign) as u8
 }
 
 #[inline(always)]
@@ -98,6 +116,10 @@ pub(super) fn store_inline(dtype: Dtype, words: &[u32], out: &mut [u8]) {
         }
         Dtype::F16 => halves.iter_mut().zip(words).for_each(|(b, &w)| *b = to_f16(w).to_le_bytes()),
         Dtype::Bf16 => halves.iter_mut().zip(words).for_each(|(b, &w)| *b = ((w >> 16) as u16).to_le_bytes()),
+        Dtype::U8 | Dtype::I8 => {
+            let flip = dtype.word_flip();
+            out.iter_mut().zip(words).for_each(|(b, &w)| *b = to_integer(w) ^ flip);
+        }
     }
 }
 

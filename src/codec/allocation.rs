@@ -121,6 +121,7 @@ pub fn floor(dtype: Dtype) -> u8 {
     match dtype {
         Dtype::F32 => 10,
         Dtype::F16 | Dtype::Bf16 => 3,
+        Dtype::U8 | Dtype::I8 => 0,
     }
 }
 

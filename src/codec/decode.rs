@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::encode::runs;
+use super::integer;
 use crate::arch::{self, BLOCK, Backend, BadRecord, Grid, Half, Record, STRIP, Scratch, Step, Store, Tables};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Header, Layout, Transform, Units, payload_hash};
@@ -63,6 +64,11 @@ impl Decoder {
     /// As [`Header::parse`].
     pub fn with_backend(blob: &[u8], backend: Backend) -> Result<Decoder> {
         let header = Header::parse(blob)?;
+        if header.transform == Transform::Delta {
+            return Err(Error::Unsupported(
+                "a delta, which is of use with its base only: `nz-onnx restore` puts them together".into(),
+            ));
+        }
         let tables = Tables::new(&header.tiers);
         let steps = header.units.iter().map(|&unit| Step::new(unit, header.mantissa_bits)).collect();
         Ok(Decoder { header, tables, steps, backend })
@@ -73,7 +79,8 @@ impl Decoder {
         &self.header
     }
 
-    /// Decodes `out.len()` weights from slot `first_slot` on, in stored order, to float32.
+    /// Decodes `out.len()` weights from slot `first_slot` on, in stored order, to float32; integers to floats with the
+    /// bits of their words.
     ///
     /// # Errors
     /// The slots are not all in the tensor, `blob` does not have the length of the one that was opened, or a
@@ -151,10 +158,15 @@ impl Decoder {
         out: &mut [u8],
         store: Store,
     ) -> Result<bool> {
-        let Some(format) = Half::of(dtype) else {
-            let Ok(words) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
-            self.decode_records(records, scratch, words, store)?;
-            return Ok(true);
+        let format = match dtype {
+            Dtype::F32 => {
+                let Ok(words) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
+                self.decode_records(records, scratch, words, store)?;
+                return Ok(true);
+            }
+            Dtype::U8 | Dtype::I8 => return Ok(false),
+            Dtype::F16 => Half::F16,
+            Dtype::Bf16 => Half::Bf16,
         };
         let Ok(out) = bytemuck::try_cast_slice_mut(out) else { return Ok(false) };
         if self.header.transform == Transform::NormalisedSplit {
@@ -174,12 +186,16 @@ impl Decoder {
         words: &mut [u32],
         store: Store,
     ) -> Result<()> {
-        let normalised = self.header.transform == Transform::NormalisedSplit;
+        let Header { transform, mantissa_bits, .. } = self.header;
+        let normalised = transform == Transform::NormalisedSplit;
         // Words that are gone over once more had better be in the cache.
         let store = if normalised { Store::Cached } else { store };
         self.backend.decode(&self.tables, records, scratch, words, store).map_err(|BadRecord| damaged())?;
         if normalised {
             self.backend.denormalise(words);
+        }
+        if transform == Transform::Integer {
+            integer::lower(words, mantissa_bits);
         }
         Ok(())
     }
@@ -236,7 +252,7 @@ impl Decoder {
         y: &mut [f32],
         with: impl Fn(Backend, &Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> Fused,
     ) -> Result<bool> {
-        if self.header.transform == Transform::NormalisedSplit {
+        if matches!(self.header.transform, Transform::NormalisedSplit | Transform::Integer) {
             return Ok(false);
         }
         let mut records = Vec::new();
@@ -260,7 +276,6 @@ impl Decoder {
         let Header { spec, units_of, transform, .. } = &self.header;
         let dtype = spec.dtype;
         match (transform, units_of) {
-            (Transform::Split | Transform::NormalisedSplit, _) => None,
             (Transform::Grid, Units::Tensor) => Some(Grid::uniform(&self.steps[0], dtype)),
             (Transform::Grid, Units::Block) => Some(Grid::uniform(&self.steps[block], dtype)),
             (Transform::Grid, Units::Row) => {
@@ -269,6 +284,7 @@ impl Decoder {
                     ((row.columns / STRIP as u64) as u32, (row.column / STRIP as u64) as u32);
                 Some(Grid::of_rows(&self.steps[row.row as usize..], strips, before, dtype))
             }
+            _ => None,
         }
     }
 

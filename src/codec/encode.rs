@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::cascade::Profile;
 use super::grid::{self, GridStep};
+use super::integer;
 use super::survey;
 use super::survey::Coding;
 use crate::arch::{BLOCK, Backend, Half, RECORD_ROOM, Scratch, Tables};
@@ -153,8 +154,11 @@ pub(super) fn runs(spec: &TensorSpec, slots: std::ops::Range<u64>) -> impl Itera
 ///
 /// # Errors
 /// `src` has the wrong length, shape, layout or options do not go together, the payload would pass 16 GiB, or there are
-/// weights that the grid asked for cannot hold.
+/// weights that the grid asked for cannot hold. Integers are not rounded: options that ask for it do not go with them.
 pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Vec<u8>> {
+    if spec.dtype.is_integer() && (options.grid.is_some() || options.mantissa_bits.is_some()) {
+        return Err(Error::invalid(format!("{} weights are not rounded", spec.dtype.name())));
+    }
     if let Some(step) = options.grid {
         let survey = grid::survey_grid(src, spec, options)?;
         let survey = survey
@@ -175,6 +179,9 @@ pub fn encode(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<
 /// # Errors
 /// As [`encode`].
 pub fn fitting_coding(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Coding> {
+    if spec.dtype.is_integer() {
+        return integer::integer_coding(src, spec, options);
+    }
     Ok(match survey::sampled_coding(src, spec, options)? {
         Some(coding) => coding,
         None => survey::survey(src, spec, options)?.coding(options.mantissa_bits),
@@ -316,6 +323,10 @@ impl BlockEncoder<'_> {
             return words;
         }
         let words = self.source.load(backend, slots, room);
+        if let (Transform::Integer, Some(k)) = (coding.transform, coding.mantissa_bits) {
+            integer::raise(words, k);
+            return words;
+        }
         if normalised || coding.no_subnormals {
             let kinds = backend.kinds(words);
             chunk.fits &= !(normalised && kinds.code || coding.no_subnormals && kinds.subnormal);
@@ -389,6 +400,7 @@ impl Assembly {
             widths: vec![0; count],
             units: coding.grid.as_ref().map_or(Vec::new(), |grid| grid.units.clone()),
             units_of: coding.grid.as_ref().map_or(Units::Tensor, |grid| grid.of),
+            delta: None,
             sizes: vec![0; count],
             payload_hash: 0,
         };

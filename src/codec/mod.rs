@@ -7,15 +7,19 @@
 pub mod allocation;
 pub mod cascade;
 mod decode;
+mod delta;
 mod encode;
 mod grid;
+mod integer;
 pub mod reference;
 mod survey;
 pub mod word;
 
 pub use cascade::Profile;
 pub use decode::{Decoder, decode};
+pub use delta::{decode_delta, encode_delta};
 pub use encode::{EncodeOptions, encode, encode_as, encode_into, fitting_coding, load_slots};
 pub use grid::{CELLS, GridStep, GridSurvey, survey_grid};
+pub use integer::integer_coding;
 pub use survey::{Coding, Survey, survey, survey_sample};
 pub use word::max_relative_error;

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// that was encoded.
 pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
     let header = Header::read(blob)?;
+    check(header.delta.is_none(), "a delta needs its base")?;
     let payload = &blob[header.payload_offset..];
     check(xxh3_64(payload) == header.payload_hash, "payload checksum differs")?;
 
@@ -38,6 +39,42 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
     Ok(elements)
 }
 
+/// Decodes a delta, given the elements of its base.
+///
+/// # Errors
+/// As [`decode`], or `base` is another tensor.
+pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>, String> {
+    let header = Header::read(blob)?;
+    let delta = header.delta.as_ref().ok_or("not a delta")?;
+    let payload = &blob[header.payload_offset..];
+    check(xxh3_64(payload) == header.payload_hash, "payload checksum differs")?;
+    check(xxh3_64(base) == delta.base_hash, "another base")?;
+    let size = header.element_size();
+    check(base.len() == header.elements * size, "size of the base")?;
+    let mut elements = base.to_vec();
+    for block in 0..header.widths.len() {
+        let first = block * header.block_len;
+        let n = header.block_slots(first);
+        let record = &payload[header.offsets[block]..header.offsets[block + 1]];
+        if record.is_empty() {
+            continue;
+        }
+        let mut r = Reader { bytes: record, at: 0 };
+        let codes = read_plane(&mut r, header.tiers[0].width, n)?;
+        let symbols = header.decode_tier(&mut r, 0, codes)?;
+        let raw = r.take(record.len() - r.at)?;
+        let mut bit = 0;
+        for (symbol, element) in symbols.into_iter().zip(elements[first * size..].chunks_mut(size)) {
+            let base = element.iter().rev().fold(0, |bits, &byte| bits << 8 | u64::from(byte));
+            let restored = header.restore(delta, symbol, base, raw, &mut bit)?;
+            element.copy_from_slice(&restored.to_le_bytes()[..size]);
+        }
+        let padding = raw.len().checked_sub(bit.div_ceil(8)).ok_or("record too short")?;
+        check(padding < 4, "record is not filled")?;
+    }
+    Ok(elements)
+}
+
 fn check(ok: bool, what: &str) -> Result<(), String> {
     if ok { Ok(()) } else { Err(what.to_string()) }
 }
@@ -47,6 +84,8 @@ enum Dtype {
     F32,
     F16,
     Bf16,
+    U8,
+    I8,
 }
 
 struct Tier {
@@ -62,6 +101,8 @@ struct Header {
     normalised: bool,
     /// `None` unless on a grid.
     grid: Option<Grid>,
+    /// `None` unless to a base.
+    delta: Option<Delta>,
     shape: Vec<usize>,
     elements: usize,
     /// Tile width; `None` when row-major.
@@ -71,6 +112,8 @@ struct Header {
     /// Starts of the records in the payload, and its end.
     offsets: Vec<usize>,
     widths: Vec<usize>,
+    /// `k`.
+    kept_bits: usize,
 }
 
 struct Grid {
@@ -79,6 +122,13 @@ struct Grid {
     /// One, one for each block, or one for each row.
     units: Vec<u16>,
     of_rows: bool,
+}
+
+struct Delta {
+    /// Residuals are differences, and not XOR.
+    difference: bool,
+    exponent: u8,
+    base_hash: u64,
 }
 
 struct Reader<'a> {
@@ -130,18 +180,36 @@ impl Header {
             1 => Dtype::F32,
             10 => Dtype::F16,
             16 => Dtype::Bf16,
+            2 => Dtype::U8,
+            3 => Dtype::I8,
             other => return Err(format!("unknown dtype {other}")),
         };
         let (transform, coder, layout) = (r.uint(1)?, r.uint(1)?, r.uint(1)?);
-        check((1..=3).contains(&transform), "unknown transform")?;
-        let on_grid = transform == 3;
+        check((1..=5).contains(&transform), "unknown transform")?;
+        let is_integer = matches!(dtype, Dtype::U8 | Dtype::I8);
+        check(is_integer == (transform == 5), "transform and dtype")?;
+        let (on_grid, is_delta) = (transform == 3, transform == 4);
         check(coder == 1, "unknown coder")?;
         check(layout <= 1, "unknown layout")?;
         let (rank, tier_count, mantissa_bits, flags) = (r.size(1)?, r.size(1)?, r.size(1)?, r.uint(1)?);
         check(rank <= 8, "rank")?;
         check((1..=8).contains(&tier_count), "number of tiers")?;
-        check(mantissa_bits <= if on_grid { 15 } else { dtype.mantissa_bits() }, "mantissa bits")?;
-        check(flags <= if on_grid { 11 } else { 3 }, "flags")?;
+        let most = match transform {
+            3 => 15,
+            5 => 7,
+            _ => dtype.mantissa_bits(),
+        };
+        check(mantissa_bits <= most, "mantissa bits")?;
+        check(!is_integer || flags & 1 == 1, "integers that were rounded")?;
+        let known = if is_delta {
+            17
+        } else if on_grid {
+            15
+        } else {
+            3
+        };
+        check(flags & !known == 0 && flags & 12 != 12, "flags")?;
+        check(!is_delta || layout == 0 && flags & 1 == 1 && mantissa_bits == 0, "delta")?;
         let (block_len, tile, payload_hash) = (r.size(2)?, r.size(2)?, r.uint(8)?);
         check(block_len % 64 == 0 && (64..=4096).contains(&block_len), "block length")?;
         check(if layout == 0 { tile == 0 } else { tile > 0 && tile % 64 == 0 && rank == 2 }, "tile width")?;
@@ -177,10 +245,17 @@ impl Header {
             (true, _) => blocks,
         };
         let units = r.take(units.checked_mul(2).ok_or("number of units")?)?;
+        let delta = match is_delta {
+            true => {
+                let (exponent, base_hash) = (r.uint(1)? as u8, r.uint(8)?);
+                Some(Delta { difference: flags & 16 != 0, exponent, base_hash })
+            }
+            false => None,
+        };
         let header_hash = xxh3_64(&blob[..r.at]) & 0xffff_ffff;
         check(r.uint(4)? == header_hash, "header checksum differs")?;
         let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
-        let most = if on_grid { mantissa_bits } else { dtype.mantissa_bits() };
+        let most = if on_grid || is_delta || is_integer { mantissa_bits } else { dtype.mantissa_bits() };
         check(widths.iter().all(|&m| m <= most), "mantissa bits of a block")?;
         let units: Vec<u16> = units.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
         // 2^-100 up to 2^100, but for the sign bit.
@@ -201,6 +276,7 @@ impl Header {
             dtype,
             normalised: transform == 2,
             grid,
+            delta,
             shape,
             elements,
             tile,
@@ -208,11 +284,16 @@ impl Header {
             tiers,
             offsets,
             widths,
+            kept_bits: mantissa_bits,
         })
     }
 
     fn element_size(&self) -> usize {
-        if self.dtype == Dtype::F32 { 4 } else { 2 }
+        match self.dtype {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::U8 | Dtype::I8 => 1,
+        }
     }
 
     /// First slot, first column and columns of the tile that `slot` lies in; a row-major tensor is one row.
@@ -271,6 +352,41 @@ impl Header {
         codes.into_iter().map(symbol).collect::<Option<Vec<u8>>>().ok_or("too few symbols".to_string())
     }
 
+    /// A weight's bit pattern, from its symbol, the base's pattern and the raw bits from bit `bit` on.
+    fn restore(
+        &self,
+        delta: &Delta,
+        symbol: u8,
+        base: u64,
+        raw: &[u8],
+        bit: &mut usize,
+    ) -> Result<u64, String> {
+        if symbol == 0 {
+            return Ok(base);
+        }
+        let (width, m) = (8 * self.element_size(), self.dtype.mantissa_bits());
+        let (sign, all) = (1u64 << (width - 1), (1u64 << width) - 1);
+        let exponent = (base & !sign) >> m;
+        let lift = exponent.saturating_sub(delta.exponent.into()).min(222) as usize;
+        let len = usize::from(symbol).checked_sub(lift).ok_or("symbol")?;
+        check((1..=width).contains(&len), "symbol")?;
+        let mut residual = 1u64 << (len - 1);
+        for place in 0..len - 1 {
+            let byte = *raw.get(*bit / 8).ok_or("record too short")?;
+            residual |= u64::from(byte >> (*bit % 8) & 1) << place;
+            *bit += 1;
+        }
+        if !delta.difference {
+            return Ok(base ^ residual);
+        }
+        // Values in order: the negative ones from the largest magnitude down, then the positive ones.
+        let place = if base & sign == 0 { base + sign } else { all - base };
+        let steps = residual.div_ceil(2);
+        let place =
+            if residual & 1 == 0 { place.wrapping_add(steps) } else { place.wrapping_sub(steps) } & all;
+        Ok(if place & sign == 0 { all - place } else { place - sign })
+    }
+
     /// The dtype's bit pattern of a word on a grid with `k` raw bits.
     fn on_grid(&self, word: u32, k: usize, unit: u16) -> u32 {
         let centre = if unit >> 15 == 1 { 1 << (22 - k) } else { 0 };
@@ -281,7 +397,7 @@ impl Header {
         // Half to even, by as many bits as there are too many.
         let rounded = |drop: u32| (bits + (1 << (drop - 1)) - 1 + (bits >> drop & 1)) >> drop;
         match self.dtype {
-            Dtype::F32 => sign << 31 | bits,
+            Dtype::F32 | Dtype::U8 | Dtype::I8 => sign << 31 | bits,
             Dtype::Bf16 => sign << 15 | rounded(16),
             // Below the least normal float16, a multiple of 2^-24.
             Dtype::F16 if bits >> 23 < 113 => {
@@ -294,6 +410,9 @@ impl Header {
     /// The dtype's bit pattern of a word.
     fn element(&self, word: u32) -> u32 {
         let (sign, exponent, mantissa) = (word >> 31, word >> 23 & 255, word & 0x7f_ffff);
+        // An integer's magnitude: the symbol, and `k` bits below it.
+        let magnitude = (word & 0x7fff_ffff) >> (23 - self.kept_bits) & 127;
+        let integer = if sign == 1 { 255 - magnitude } else { magnitude };
         let word = match exponent {
             232..=254 if self.normalised => sign << 31 | (1 << 23 | mantissa) >> (255 - exponent),
             _ => word,
@@ -301,6 +420,8 @@ impl Header {
         match self.dtype {
             Dtype::F32 => word,
             Dtype::Bf16 => word >> 16,
+            Dtype::I8 => integer,
+            Dtype::U8 => integer ^ 128,
             Dtype::F16 => {
                 sign << 15
                     | match exponent {
@@ -321,6 +442,7 @@ impl Dtype {
             Dtype::F32 => 23,
             Dtype::F16 => 10,
             Dtype::Bf16 => 7,
+            Dtype::U8 | Dtype::I8 => 0,
         }
     }
 }

@@ -32,6 +32,21 @@ pub fn to_f16(word: u32) -> u16 {
     sign | magnitude as u16
 }
 
+/// The word of a signed byte: its sign, and as the top mantissa bits the magnitude, which is that of the complement if
+/// the number is negative.
+pub fn from_integer(byte: u8) -> u32 {
+    match byte as i8 {
+        number @ 0.. => u32::from(number as u8) << 16,
+        number => 1 << 31 | u32::from(!number as u8) << 16,
+    }
+}
+
+/// The signed byte of a word made by [`from_integer`].
+pub fn to_integer(word: u32) -> u8 {
+    let magnitude = (word >> 16) as u8 & 0x7f;
+    if word >> 31 == 0 { magnitude } else { !magnitude }
+}
+
 /// Reads the words of `src`, little-endian elements of `dtype`, into `out`.
 ///
 /// # Panics
@@ -46,6 +61,9 @@ pub fn load(dtype: Dtype, src: &[u8], out: &mut [u32]) {
             .for_each(|(w, b)| *w = u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         Dtype::F16 => out.iter_mut().zip(halves()).for_each(|(w, h)| *w = from_f16(h)),
         Dtype::Bf16 => out.iter_mut().zip(halves()).for_each(|(w, h)| *w = u32::from(h) << 16),
+        Dtype::U8 | Dtype::I8 => {
+            out.iter_mut().zip(src).for_each(|(w, &b)| *w = from_integer(b ^ dtype.word_flip()));
+        }
     }
 }
 
@@ -64,6 +82,9 @@ pub fn store(dtype: Dtype, words: &[u32], out: &mut [u8]) {
         }
         Dtype::Bf16 => {
             out.chunks_exact_mut(2).zip(words).for_each(|(b, w)| b.copy_from_slice(&w.to_le_bytes()[2..]))
+        }
+        Dtype::U8 | Dtype::I8 => {
+            out.iter_mut().zip(words).for_each(|(b, &w)| *b = to_integer(w) ^ dtype.word_flip());
         }
     }
 }
@@ -131,7 +152,7 @@ pub fn level_value(level: u32, unit: Unit, k: u8, dtype: Dtype) -> u32 {
     let multiple = |of: f64| ((f64::from(value) / of).round_ties_even() * of) as f32;
     let exponent = (value.to_bits() >> 23) as i32 - 127;
     let rounded = match dtype {
-        Dtype::F32 => value,
+        Dtype::F32 | Dtype::U8 | Dtype::I8 => value,
         Dtype::Bf16 => multiple(f64::from(exponent - 7).exp2()),
         Dtype::F16 if value >= 65520.0 => f32::INFINITY,
         Dtype::F16 => multiple(f64::from(exponent.max(-14) - 10).exp2()),

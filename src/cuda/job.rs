@@ -47,7 +47,8 @@ impl Kernel {
     /// Its name in the compiled module.
     pub fn name(self) -> &'static str {
         match self {
-            Kernel::Decode(Dtype::F32) => "nz_decode_float32",
+            // No job is made of integers.
+            Kernel::Decode(Dtype::F32 | Dtype::U8 | Dtype::I8) => "nz_decode_float32",
             Kernel::Decode(Dtype::F16) => "nz_decode_float16",
             Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
             Kernel::Rows { many: false } => "nz_gemv_rows_1",
@@ -139,6 +140,15 @@ impl DeviceWeight {
     /// A record is longer than any block's can be, or there are more blocks than a launch
     /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
+        let transform = match header.transform {
+            Transform::Split => 1,
+            Transform::NormalisedSplit => 2,
+            Transform::Grid => 3,
+            Transform::Integer | Transform::Delta => {
+                let what = format!("transform {:?}: the CUDA kernels do not know it", header.transform);
+                return Err(Error::Unsupported(what));
+            }
+        };
         let blocks = header.blocks();
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;
@@ -165,11 +175,7 @@ impl DeviceWeight {
             block_len: header.block_len,
             blocks_per_tile: tile_slots(header).div_ceil(header.block_len.into()) as u32,
             tiers: header.tiers.len() as u32,
-            transform: match header.transform {
-                Transform::Split => 1,
-                Transform::NormalisedSplit => 2,
-                Transform::Grid => 3,
-            },
+            transform,
             is_even: u32::from(is_even(header)),
             record_room: rooms.record(),
             tail_room: rooms.tail(header.tiers.len()),
@@ -398,7 +404,8 @@ pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> 
 /// The number that kernels have for an element type.
 pub(super) fn element(dtype: Dtype) -> u32 {
     match dtype {
-        Dtype::F32 => 0,
+        // No kernel takes integers: a `DeviceWeight` is never of them.
+        Dtype::F32 | Dtype::U8 | Dtype::I8 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
     }

@@ -3,8 +3,8 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Blocks, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, TensorSpec, Transform, Unit, Units, VERSION,
-    field_planes, plane_bytes,
+    Blocks, Delta, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, Residual, TensorSpec, Transform, Unit, Units,
+    VERSION, field_planes, plane_bytes,
 };
 use crate::error::{Error, Result};
 
@@ -14,6 +14,7 @@ const FLAG_LOSSLESS: u8 = 1;
 const FLAG_OWN_WIDTHS: u8 = 2;
 const FLAG_BLOCK_UNITS: u8 = 4;
 const FLAG_ROW_UNITS: u8 = 8;
+const FLAG_DIFFERENCE: u8 = 16;
 /// The most tiers that a cascade may have.
 pub(crate) const MAX_TIERS: usize = 8;
 /// Records start at multiples of this many bytes.
@@ -52,6 +53,8 @@ pub struct Header {
     pub units: Vec<Unit>,
     /// Whose units those are.
     pub units_of: Units,
+    /// What a delta is to; else none.
+    pub delta: Option<Delta>,
     /// Bytes of the header, checksum included.
     pub header_len: u64,
     /// Bytes of the blob.
@@ -85,6 +88,8 @@ pub struct Sections {
     pub units: Vec<Unit>,
     /// As in [`Header`].
     pub units_of: Units,
+    /// As in [`Header`].
+    pub delta: Option<Delta>,
     /// The size of each record in units of 4 bytes.
     pub sizes: Vec<u16>,
     /// As in [`Header`].
@@ -152,6 +157,8 @@ impl Sections {
                 Transform::Split => 1,
                 Transform::NormalisedSplit => 2,
                 Transform::Grid => 3,
+                Transform::Delta => 4,
+                Transform::Integer => 5,
             },
             CODER_CASCADE,
             layout,
@@ -164,6 +171,10 @@ impl Sections {
                     Units::Tensor => 0,
                     Units::Block => FLAG_BLOCK_UNITS,
                     Units::Row => FLAG_ROW_UNITS,
+                }
+                | match self.delta {
+                    Some(Delta { residual: Residual::Difference, .. }) => FLAG_DIFFERENCE,
+                    _ => 0,
                 },
         ]);
         out.extend((self.block_len as u16).to_le_bytes());
@@ -177,6 +188,10 @@ impl Sections {
         self.sizes.iter().for_each(|size| out.extend(size.to_le_bytes()));
         out.extend(&self.widths[..if own_widths { self.widths.len() } else { 1 }]);
         units.iter().for_each(|unit| out.extend(unit.bits().to_le_bytes()));
+        if let Some(delta) = self.delta {
+            out.push(delta.exponent);
+            out.extend(delta.base_hash.to_le_bytes());
+        }
         out.extend(header_hash(&out).to_le_bytes());
         out.resize(out.len().next_multiple_of(ALIGN), 0);
         out
@@ -264,6 +279,8 @@ impl Header {
             1 => Transform::Split,
             2 => Transform::NormalisedSplit,
             3 => Transform::Grid,
+            4 => Transform::Delta,
+            5 => Transform::Integer,
             other => return Err(unknown("transform", other)),
         };
         if coder != CODER_CASCADE {
@@ -280,9 +297,20 @@ impl Header {
         let most = transform.most_bits(dtype);
         require(mantissa_bits <= most, || format!("{mantissa_bits} mantissa bits"))?;
         let on_grid = transform == Transform::Grid;
-        let known =
-            FLAG_LOSSLESS | FLAG_OWN_WIDTHS | if on_grid { FLAG_BLOCK_UNITS | FLAG_ROW_UNITS } else { 0 };
+        let known = FLAG_LOSSLESS
+            | match transform {
+                Transform::Split | Transform::NormalisedSplit | Transform::Integer => FLAG_OWN_WIDTHS,
+                Transform::Grid => FLAG_OWN_WIDTHS | FLAG_BLOCK_UNITS | FLAG_ROW_UNITS,
+                Transform::Delta => FLAG_DIFFERENCE,
+            };
         require(flags & !known == 0, || format!("flags {flags:#x}"))?;
+        let is_integer = transform == Transform::Integer;
+        require(is_integer == dtype.is_integer(), || format!("{} in transform {transform:?}", dtype.name()))?;
+        require(!is_integer || flags & FLAG_LOSSLESS != 0, || "integers that were rounded".into())?;
+        let is_delta = transform == Transform::Delta;
+        require(!is_delta || layout == Layout::RowMajor && flags & FLAG_LOSSLESS != 0, || {
+            "a delta that is not row-major and lossless".into()
+        })?;
 
         let shape = (0..rank).map(|_| c.leb128()).collect::<Result<Vec<_>>>()?;
         let spec = TensorSpec { dtype, shape, layout };
@@ -299,6 +327,14 @@ impl Header {
             _ => return Err(Error::corrupt(format!("flags {flags:#x}"))),
         };
         let units = c.take(units.saturating_mul(2))?;
+        let residual = if flags & FLAG_DIFFERENCE == 0 { Residual::Xor } else { Residual::Difference };
+        let delta = match is_delta {
+            true => {
+                let [exponent] = c.array()?;
+                Some(Delta { residual, exponent, base_hash: u64::from_le_bytes(c.array()?) })
+            }
+            false => None,
+        };
         let body = &blob[..c.at];
         require(header_hash(body) == u32::from_le_bytes(c.array()?), || "header checksum differs".into())?;
 
@@ -326,6 +362,7 @@ impl Header {
             widths,
             units,
             units_of,
+            delta,
             header_len: c.at as u64,
             blob_len: (c.at.next_multiple_of(ALIGN) as u64) + u64::from(end) * ALIGN as u64,
             payload_hash,
@@ -349,13 +386,22 @@ impl Header {
         let padding = padding.ok_or(Error::Truncated { needed, found })?;
         require(padding.iter().all(|&b| b == 0), || "padding is not zero".into())?;
         let tier0 = self.tiers[0].width;
-        let on_grid = self.transform == Transform::Grid;
-        let most = if on_grid { self.mantissa_bits } else { self.spec.dtype.mantissa_bits() };
+        let is_delta = self.transform == Transform::Delta;
+        let most = match self.transform {
+            Transform::Split | Transform::NormalisedSplit => self.spec.dtype.mantissa_bits(),
+            Transform::Grid | Transform::Delta | Transform::Integer => self.mantissa_bits,
+        };
         for (b, (pair, &m)) in self.offsets.windows(2).zip(&self.widths).enumerate() {
             require(m <= most, || format!("block {b} has {m} mantissa bits"))?;
             let slots = self.blocks.slots(b as u64);
-            let least = fixed_record_bytes(tier0, (slots.end - slots.start) as usize, m);
             let have = (pair[1] - pair[0]) as usize * ALIGN;
+            let n = (slots.end - slots.start) as usize;
+            let least = match is_delta {
+                // No record where weights are their base's.
+                true if have == 0 => 0,
+                true => plane_bytes(tier0, n),
+                false => fixed_record_bytes(tier0, n, m),
+            };
             require(have >= least, || format!("record of block {b} is too short"))?;
         }
         Ok(())

@@ -3,11 +3,13 @@
 //! Safe code only. Nothing here knows how weights are coded; it knows where things lie and whether they fit.
 
 mod blocks;
+mod delta;
 mod header;
 mod plane;
 mod unit;
 
 pub use blocks::Blocks;
+pub use delta::{Delta, Residual};
 pub(crate) use header::{ALIGN, MAX_TIERS, header_bound};
 pub use header::{Header, Sections, Tier, payload_hash};
 pub use plane::{field_planes, plane_bytes};
@@ -18,7 +20,7 @@ use crate::error::{Error, Result};
 /// The first bytes of every blob.
 pub const MAGIC: [u8; 4] = [0x89, b'N', b'Z', b'B'];
 /// The newest format version that this library writes, and the newest major it reads.
-pub const VERSION: (u8, u8) = (1, 1);
+pub const VERSION: (u8, u8) = (1, 2);
 /// Weights in a block unless asked otherwise, and the most there can be.
 pub const MAX_BLOCK: u32 = 4096;
 /// Weights in a block of a tensor whose rows are gathered: few rows then decode little besides.
@@ -29,6 +31,8 @@ pub const MAX_RANK: usize = 8;
 pub const HEAD_BITS: u8 = 7;
 /// The most raw bits that a level on a grid has: with its symbol and the bit of a centred one, float32 still holds it.
 pub const GRID_BITS: u8 = 15;
+/// The most raw bits that an integer has, beside its sign: all.
+pub const INTEGER_BITS: u8 = 7;
 
 /// Element type of a coded tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -39,6 +43,10 @@ pub enum Dtype {
     F16,
     /// The upper half of binary32.
     Bf16,
+    /// An unsigned byte.
+    U8,
+    /// A signed byte.
+    I8,
 }
 
 impl Dtype {
@@ -48,12 +56,15 @@ impl Dtype {
             Dtype::F32 => 1,
             Dtype::F16 => 10,
             Dtype::Bf16 => 16,
+            Dtype::U8 => 2,
+            Dtype::I8 => 3,
         }
     }
 
     /// The type with this ONNX number, if it is one that we code.
     pub fn from_onnx(code: i32) -> Option<Self> {
-        [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().find(|d| d.onnx() == code)
+        let all = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::U8, Dtype::I8];
+        all.into_iter().find(|d| d.onnx() == code)
     }
 
     /// Bytes an element.
@@ -61,15 +72,17 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::U8 | Dtype::I8 => 1,
         }
     }
 
-    /// Explicit mantissa bits.
+    /// Explicit mantissa bits; none of an integer.
     pub fn mantissa_bits(self) -> u8 {
         match self {
             Dtype::F32 => 23,
             Dtype::F16 => 10,
             Dtype::Bf16 => 7,
+            Dtype::U8 | Dtype::I8 => 0,
         }
     }
 
@@ -79,7 +92,19 @@ impl Dtype {
             Dtype::F32 => "float32",
             Dtype::F16 => "float16",
             Dtype::Bf16 => "bfloat16",
+            Dtype::U8 => "uint8",
+            Dtype::I8 => "int8",
         }
+    }
+
+    /// Whether weights of this type are integers, and not floats.
+    pub fn is_integer(self) -> bool {
+        matches!(self, Dtype::U8 | Dtype::I8)
+    }
+
+    /// Bits of an integer that are changed so that it is signed: uint8 is taken as the distance from 128.
+    pub(crate) fn word_flip(self) -> u8 {
+        if self == Dtype::U8 { 0x80 } else { 0 }
     }
 }
 
@@ -92,17 +117,30 @@ pub enum Transform {
     NormalisedSplit,
     /// Levels of a uniform grid: symbol and raw bits are those of a level.
     Grid,
+    /// What is left once another tensor is known, its base: see [`Delta`].
+    Delta,
+    /// Integers: symbol and raw bits are those of a magnitude.
+    Integer,
 }
 
 impl Transform {
     /// The minor format version that has it first: what a blob states, so that what it needs is all that it asks for.
     pub(crate) fn minor(self) -> u8 {
-        if self == Transform::Grid { 1 } else { 0 }
+        match self {
+            Transform::Split | Transform::NormalisedSplit => 0,
+            Transform::Grid => 1,
+            Transform::Delta | Transform::Integer => 2,
+        }
     }
 
     /// The most raw bits of a weight, beside its sign.
     pub(crate) fn most_bits(self, dtype: Dtype) -> u8 {
-        if self == Transform::Grid { GRID_BITS } else { dtype.mantissa_bits() }
+        match self {
+            Transform::Split | Transform::NormalisedSplit => dtype.mantissa_bits(),
+            Transform::Grid => GRID_BITS,
+            Transform::Delta => 0,
+            Transform::Integer => INTEGER_BITS,
+        }
     }
 }
 

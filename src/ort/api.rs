@@ -27,6 +27,8 @@ pub(crate) mod element {
     pub const FLOAT: i32 = 1;
     /// uint8.
     pub const UINT8: i32 = 2;
+    /// int8.
+    pub const INT8: i32 = 3;
     /// int32.
     pub const INT32: i32 = 6;
     /// int64.
@@ -408,6 +410,7 @@ element!(f32, element::FLOAT, "float32");
 element!(f16, element::FLOAT16, "float16");
 element!(bf16, element::BFLOAT16, "bfloat16");
 element!(u8, element::UINT8, "uint8");
+element!(i8, element::INT8, "int8");
 element!(i32, element::INT32, "int32");
 element!(i64, element::INT64, "int64");
 
@@ -489,6 +492,8 @@ impl<'a> Tensor<'a> {
             Dtype::F32 => self.pointer::<f32>()?.map(<*const f32>::cast),
             Dtype::F16 => self.pointer::<f16>()?.map(<*const f16>::cast),
             Dtype::Bf16 => self.pointer::<bf16>()?.map(<*const bf16>::cast),
+            Dtype::U8 => self.pointer::<u8>()?,
+            Dtype::I8 => self.pointer::<i8>()?.map(<*const i8>::cast),
         };
         // SAFETY: as in `values`; a byte is always aligned.
         Ok(data.map_or(&[], |data| unsafe { std::slice::from_raw_parts(data, self.count * dtype.size()) }))

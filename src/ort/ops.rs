@@ -16,11 +16,13 @@ use super::fence::{self, Failure, Result};
 use super::kernels::{Decode, Gather, Gemm, Lstm, MatMul, Notice};
 use super::shape::{self, Dim, Query, ShapeContext};
 use super::{API_LEVEL, DOMAIN};
+use crate::format::Dtype;
 
 pub(super) const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 pub(super) const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 pub(super) const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 pub(super) const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+const INT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 /// To ONNX Runtime: a tensor of any element type.
 pub(super) const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 pub(super) const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;
@@ -61,7 +63,7 @@ pub(crate) struct Definition {
 }
 
 /// All ops of the domain, with their kernels on the CPU.
-pub(crate) static DEFINITIONS: [Definition; 8] = [
+pub(crate) static DEFINITIONS: [Definition; 12] = [
     Definition {
         name: c"Decode",
         provider: None,
@@ -109,6 +111,38 @@ pub(crate) static DEFINITIONS: [Definition; 8] = [
         element: FLOAT,
         outputs: &[(REQUIRED, shape::gather)],
         create: |info| Ok(Box::new(Gather::new(info)?)),
+    },
+    Definition {
+        name: c"DecodeInt8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: INT8,
+        outputs: &[(REQUIRED, shape::decode)],
+        create: |info| Ok(Box::new(Decode::of_integers(info, Dtype::I8)?)),
+    },
+    Definition {
+        name: c"DecodeGatherInt8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: INT8,
+        outputs: &[(REQUIRED, shape::gather)],
+        create: |info| Ok(Box::new(Gather::of_integers(info, Dtype::I8)?)),
+    },
+    Definition {
+        name: c"DecodeUint8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: UINT8,
+        outputs: &[(REQUIRED, shape::decode)],
+        create: |info| Ok(Box::new(Decode::of_integers(info, Dtype::U8)?)),
+    },
+    Definition {
+        name: c"DecodeGatherUint8",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+        element: UINT8,
+        outputs: &[(REQUIRED, shape::gather)],
+        create: |info| Ok(Box::new(Gather::of_integers(info, Dtype::U8)?)),
     },
     Definition {
         name: c"DecodeLSTM",

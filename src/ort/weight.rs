@@ -8,7 +8,7 @@ use super::ep::Slot;
 use super::fence::{Failure, Result};
 use crate::codec::Decoder;
 use crate::error::Error;
-use crate::format::{Header, Layout, TensorSpec};
+use crate::format::{Dtype, Header, Layout, TensorSpec};
 
 /// The environment variable that says how much of a blob is checked when its kernel is created: `full`
 /// (default) reads all of it and compares the payload's checksum; `header` checks the header alone, so that
@@ -30,6 +30,8 @@ pub(crate) enum Stored {
     Rows,
     /// Column tiles.
     Tiles,
+    /// Row-major integers of this dtype; all others are floats.
+    Integers(Dtype),
 }
 
 /// The weight of one node.
@@ -199,8 +201,18 @@ pub(crate) fn check_spec(label: &str, spec: &TensorSpec, shape: &[u64], stored: 
             label
         )));
     }
+    let of_dtype = match stored {
+        Stored::Integers(dtype) => spec.dtype == dtype,
+        _ => !spec.dtype.is_integer(),
+    };
+    if !of_dtype {
+        return Err(Failure::fail(format!(
+            "{label} holds {} weights, which this op does not decode; convert the model again",
+            spec.dtype.name()
+        )));
+    }
     let wanted = match (stored, spec.layout) {
-        (Stored::Rows, Layout::ColumnTiles { .. }) => "row-major",
+        (Stored::Rows | Stored::Integers(_), Layout::ColumnTiles { .. }) => "row-major",
         (Stored::Tiles, Layout::RowMajor) => "in column tiles",
         _ => return Ok(()),
     };
@@ -239,7 +251,8 @@ impl Weight {
             let blob = blob.bytes().map_err(|e| e.at(weight.label()))?;
             let decoder = weight.open(blob)?;
             let len = usize::try_from(decoder.header().blocks().elements()).unwrap_or(usize::MAX);
-            let place = info.cache().and_then(|cache| cache.place(len));
+            let floats = !decoder.header().spec.dtype.is_integer();
+            let place = info.cache().filter(|_| floats).and_then(|cache| cache.place(len));
             weight.state = State::Constant(Arc::new(decoder), place);
         }
         Ok(weight)

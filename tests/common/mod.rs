@@ -48,6 +48,7 @@ pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 fn narrow(dtype: Dtype, value: f32) -> u32 {
     match dtype {
         Dtype::F32 => value.to_bits(),
+        Dtype::U8 | Dtype::I8 => u32::from(value as i8 as u8),
         Dtype::F16 => u32::from(half::f16::from_f32(value).to_bits()),
         Dtype::Bf16 => u32::from(half::bf16::from_f32(value).to_bits()),
     }
@@ -91,7 +92,7 @@ pub fn tensor(kind: Kind, dtype: Dtype, n: usize, seed: u64) -> Vec<u8> {
         Kind::Upcast => match dtype {
             Dtype::F32 => half::f16::from_f32(rng.gauss()).to_f32().to_bits(),
             Dtype::F16 => narrow(dtype, half::bf16::from_f32(rng.gauss()).to_f32()),
-            Dtype::Bf16 => narrow(dtype, rng.gauss().round()),
+            Dtype::Bf16 | Dtype::U8 | Dtype::I8 => narrow(dtype, rng.gauss().round()),
         },
     };
     (0..n).flat_map(|_| element().to_le_bytes()[..dtype.size()].to_vec()).collect()

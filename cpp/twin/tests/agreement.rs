@@ -112,6 +112,8 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
             Transform::Grid => 3,
+            Transform::Delta => 4,
+            Transform::Integer => 5,
         },
         mantissa_bits: h.mantissa_bits,
         lossless: h.is_lossless(),

@@ -15,6 +15,7 @@ fn to_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
         Dtype::F32 => value.to_le_bytes().to_vec(),
         Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
         Dtype::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        Dtype::U8 | Dtype::I8 => vec![value as i8 as u8],
     };
     values.iter().flat_map(|&value| bytes(value)).collect()
 }

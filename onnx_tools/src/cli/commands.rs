@@ -10,6 +10,7 @@ use super::args::{
     Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs, TransformArg,
 };
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
+use crate::delta::{self, DeltaOptions};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::calibrate::CalibrateOptions;
@@ -61,6 +62,17 @@ impl Talk<'_> {
 
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
+        if let Some(base) = &args.base {
+            let options = DeltaOptions {
+                base: base.clone(),
+                output: args.output.output.clone(),
+                force: args.output.force,
+                dry_run: args.dry_run,
+            };
+            let document = delta::convert(&args.model, &options, self.progress)?;
+            let text = || report::delta::summary(&document, start.elapsed(), self.style);
+            return Ok(self.say(&document, false, text));
+        }
         let how = (args.calibrate.as_deref(), &args.optimize);
         let options = ConvertOptions {
             plan: self.options(&args.target, &args.select, args.profile, args.transform, how)?,
@@ -111,7 +123,8 @@ impl Talk<'_> {
             .or(target.snr.map(Target::Snr))
             .or(target.mantissa_bits.map(Target::MantissaBits))
             .unwrap_or(Target::Default);
-        let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?;
+        let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?
+            .with_integers(select.integers);
         let profile = match profile {
             ProfileArg::Compact => Profile::Compact,
             ProfileArg::Fast => Profile::Fast,
@@ -162,7 +175,15 @@ impl Talk<'_> {
 
     fn restore(&self, args: &RestoreArgs) -> Result<Outcome> {
         let start = Instant::now();
-        let document = restore::restore(&args.model, args.output.output.as_deref(), args.output.force)?;
+        let (output, force) = (args.output.output.as_deref(), args.output.force);
+        let document = match (delta::is_delta(&args.model)?, &args.base) {
+            (true, base) => delta::restore(&args.model, base.as_deref(), output, force)?,
+            (false, None) => restore::restore(&args.model, output, force)?,
+            (false, Some(_)) => {
+                let what = "is no delta file; --base is for those only";
+                return Err(Error::Usage(format!("{}: {what}", args.model.display())));
+            }
+        };
         Ok(self.say(&document, false, || report::convert::restore(&document, start.elapsed(), self.style)))
     }
 

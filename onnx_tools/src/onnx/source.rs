@@ -85,12 +85,17 @@ impl Source {
 
     /// SHA-256 of the whole file in lower-case hexadecimal.
     pub fn sha256(&self) -> Result<String> {
+        Ok(hex(&self.sha256_bytes()?))
+    }
+
+    /// SHA-256 of the whole file.
+    pub fn sha256_bytes(&self) -> Result<Vec<u8>> {
         let mut hash = Sha256::new();
         self.stream(&(0..self.len), |chunk| {
             hash.update(chunk);
             Ok(())
         })?;
-        Ok(hex(&hash.finalize()))
+        Ok(hash.finalize().to_vec())
     }
 }
 

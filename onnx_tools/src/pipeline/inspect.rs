@@ -130,6 +130,8 @@ fn coded(header: &Header) -> Coded {
     match header.transform {
         _ if header.is_lossless() => Coded::Lossless,
         Transform::Grid => Coded::Grid(header.mantissa_bits),
+        // Nothing else is known of a delta without its base; integers are never rounded.
+        Transform::Delta | Transform::Integer => Coded::Lossless,
         Transform::Split | Transform::NormalisedSplit => Coded::Mantissa(header.mantissa_bits),
     }
 }

@@ -9,6 +9,8 @@ use crate::staged;
 
 /// Ending of a converted model.
 const CONVERTED: &str = ".nz.onnx";
+/// Ending of a delta file.
+const DELTA: &str = ".nzd";
 /// Ending of a plain model.
 const PLAIN: &str = ".onnx";
 
@@ -53,6 +55,22 @@ impl OutputFiles {
         OutputFiles::of(
             given.map_or_else(|| with_ending(input, CONVERTED, ".restored.onnx"), Path::to_path_buf),
         )
+    }
+
+    /// What `convert --base` writes: as given, or `X.nzd` beside `X.onnx`. There is no data file.
+    ///
+    /// # Errors
+    /// The name cannot be used.
+    pub fn delta(input: &Path, given: Option<&Path>) -> Result<Self> {
+        OutputFiles::of(given.map_or_else(|| with_ending(input, PLAIN, DELTA), Path::to_path_buf))
+    }
+
+    /// What `restore` writes of a delta file: as given, or `X.restored.onnx` beside `X.nzd`.
+    ///
+    /// # Errors
+    /// The name cannot be used.
+    pub fn restored_from_delta(input: &Path, given: Option<&Path>) -> Result<Self> {
+        OutputFiles::of(given.map_or_else(|| with_ending(input, DELTA, ".restored.onnx"), Path::to_path_buf))
     }
 
     /// Refuses names that exist, unless `force`, and those of the input's own files in any case.

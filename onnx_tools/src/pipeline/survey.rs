@@ -193,6 +193,22 @@ fn group(
     let Compression { spec, block_len, .. } = compression;
     let options =
         EncodeOptions { block_len: *block_len, profile: wanted.profile, ..EncodeOptions::default() };
+    if spec.dtype.is_integer() {
+        let coding = codec::integer_coding(bytes, spec, &options)?;
+        let (bytes, lossless) = (bytes.len() as u64, coding.size());
+        let candidate = Candidate {
+            bytes,
+            elements: bytes,
+            copies: 1,
+            lossless,
+            rounded: Vec::new(),
+            rounded_noise: Vec::new(),
+            floor: 0,
+            grids: None,
+            sensitivity: 1.0,
+        };
+        return Ok(Group { weights: vec![first], candidate, codings: vec![coding], grids: Vec::new() });
+    }
     let survey = codec::survey(bytes, spec, &options)?;
     let (mut candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
     candidate.rounded_noise = cut_noise(bytes, spec);

@@ -2,6 +2,7 @@
 
 pub mod convert;
 mod curve;
+pub mod delta;
 pub mod inspect;
 pub mod json;
 pub mod progress;

@@ -50,6 +50,8 @@ pub struct Use {
     pub dtype: Dtype,
     /// Whether the node reads the transposed weight.
     pub transposed: bool,
+    /// The DequantizeLinear node between the weight and the reader: it goes to the reader with the weight.
+    pub dequantize: Option<(GraphId, usize)>,
     /// The op that decodes it.
     pub kind: UseKind,
 }
@@ -137,6 +139,8 @@ struct Decider<'a> {
 struct View {
     dtype: Dtype,
     transposed: bool,
+    /// The DequantizeLinear that it has been through.
+    dequantize: Option<(GraphId, usize)>,
 }
 
 #[derive(Default)]
@@ -151,11 +155,14 @@ impl<'a> Decider<'a> {
         let Some(dtype) = weight.dtype() else {
             return keep(format!("{}, not a float16, bfloat16 or float32", weight.dtype_name()));
         };
+        if dtype.is_integer() && !self.rules.integers() {
+            return keep(format!("{}, not a float16, bfloat16 or float32", dtype.name()));
+        }
         if let Some(reason) = self.fixed(weight) {
             return keep(reason);
         }
         let mut found = Found::default();
-        let view = View { dtype, transposed: false };
+        let view = View { dtype, transposed: false, dequantize: None };
         if let Err(reason) = self.readers(weight, weight.graph, &weight.name, view, &mut found) {
             return keep(reason);
         }
@@ -215,7 +222,7 @@ impl<'a> Decider<'a> {
             if self.rules.refuses_node(&node.name) {
                 return Err(format!("excluded by --exclude-nodes: read by node {:?}", node.name));
             }
-            match alias(node, reader.input, weight, view) {
+            match alias(node, reader, weight, view) {
                 Some((output, view)) if !self.scope.is_output(reader.graph, output) => {
                     // A name given twice could make a ring, a hostile chain could be longer than the stack.
                     let is_new = found.dropped.insert((reader.graph, reader.node));
@@ -272,7 +279,7 @@ impl<'a> Decider<'a> {
             return Err(format!("read together with constants only, ONNX Runtime folds it (node {label:?})"));
         };
         let trans_b = |own: bool| own != view.transposed;
-        let is_matrix = weight.shape.len() == 2;
+        let is_matrix = weight.shape.len() == 2 && !view.dtype.is_integer();
         let decode = UseKind::Decode { after: after.clone() };
         let kind = match (node.domain.as_str(), node.op.as_str(), reader.input) {
             ("", "MatMul", 1) if is_matrix => UseKind::MatMul { trans_b: trans_b(false) },
@@ -291,7 +298,9 @@ impl<'a> Decider<'a> {
             }
             _ => decode,
         };
-        Ok(Use { reader, dtype: view.dtype, transposed: view.transposed, kind })
+        let kind = if view.dequantize.is_some() { UseKind::Decode { after: after.clone() } } else { kind };
+        let View { dtype, transposed, dequantize } = view;
+        Ok(Use { reader, dtype, transposed, dequantize, kind })
     }
 
     /// Picks the layout. A blob has one: rows win where anything needs rows, and a reader that needs columns
@@ -317,13 +326,16 @@ impl<'a> Decider<'a> {
     }
 }
 
-/// If `node` only renames, converts to float32 or transposes a weight: its output and what that looks like.
-fn alias<'n>(node: &'n Node, input: usize, weight: &Weight, view: View) -> Option<(&'n str, View)> {
-    if !node.domain.is_empty() || input != 0 {
+/// If `node` only renames, converts to float32, transposes or dequantises a weight: its output and what that looks like.
+fn alias<'n>(node: &'n Node, reader: Reader, weight: &Weight, view: View) -> Option<(&'n str, View)> {
+    if !node.domain.is_empty() || reader.input != 0 || view.dequantize.is_some() {
         return None;
     }
+    let is_integer = view.dtype.is_integer();
     let view = match node.op.as_str() {
         "Identity" => view,
+        "DequantizeLinear" if is_integer => View { dequantize: Some((reader.graph, reader.node)), ..view },
+        _ if is_integer => return None,
         "Cast" if node.int("to", 0) == i64::from(dtype::FLOAT) => View { dtype: Dtype::F32, ..view },
         "Transpose" if weight.shape.len() == 2 => match node.attribute("perm").map(|a| a.ints.as_slice()) {
             None | Some([1, 0]) => View { transposed: !view.transposed, ..view },

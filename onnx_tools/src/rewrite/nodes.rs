@@ -76,7 +76,7 @@ pub(crate) fn rewrite(model: &Model, names: &mut Names, node: &Node, change: &Re
     let mut inputs = node.inputs.clone();
     let (fused, decoded) = change.split();
     for reading in decoded {
-        inputs[reading.usage.reader.input] = decode(names, reading, &mut out);
+        inputs[reading.usage.reader.input] = decode(model, names, reading, &mut out)?;
     }
     match fused[..] {
         [] => out.field(NODE, rename(model, node, &inputs)?),
@@ -90,9 +90,9 @@ pub(crate) fn rewrite(model: &Model, names: &mut Names, node: &Node, change: &Re
 }
 
 /// Appends the nodes that decode a weight for one reader; returns the name of the decoded value.
-fn decode(names: &mut Names, reading: &Reading<'_>, out: &mut Rope) -> String {
+fn decode(model: &Model, names: &mut Names, reading: &Reading<'_>, out: &mut Rope) -> Result<String> {
     let (UseKind::Decode { after } | UseKind::Lstm { after }) = &reading.usage.kind else {
-        return reading.blob.clone();
+        return Ok(reading.blob.clone());
     };
     let weight = &reading.weight.name;
     let mut value = names.fresh(&format!("{weight}.nz.decoded"));
@@ -102,7 +102,7 @@ fn decode(names: &mut Names, reading: &Reading<'_>, out: &mut Rope) -> String {
             input: vec![reading.blob.clone(), after.clone()],
             output: vec![value.clone()],
             name: Some(names.fresh(&format!("{weight}.nz.decode"))),
-            op_type: Some("Decode".to_string()),
+            op_type: Some(format!("Decode{}", of_integers(reading.weight))),
             domain: Some(DOMAIN.to_string()),
             attribute: vec![shape(reading.weight)],
         },
@@ -122,10 +122,31 @@ fn decode(names: &mut Names, reading: &Reading<'_>, out: &mut Rope) -> String {
         );
         value = transposed;
     }
-    if reading.usage.dtype != Dtype::F32 {
+    if let Some((graph, index)) = reading.usage.dequantize {
+        let node = &model.graph(graph).nodes[index];
+        let mut inputs = node.inputs.clone();
+        inputs[0] = value;
+        value = names.fresh(&format!("{weight}.nz.dequantized"));
+        let mut body = Rope::new();
+        let fields = proto::Node { input: inputs, output: vec![value.clone()], ..Default::default() };
+        body.owned(&fields.encode_to_vec());
+        body.append(without(model, node, &[1, 2, 3])?);
+        out.field(NODE, body);
+    } else if reading.usage.dtype.is_integer() {
+        // Read as it is.
+    } else if reading.usage.dtype != Dtype::F32 {
         value = cast(names, &value, reading.usage.dtype, &format!("{weight}.nz.cast"), out);
     }
-    value
+    Ok(value)
+}
+
+/// What the names of ops end in that decode to integers.
+fn of_integers(weight: &Weight) -> &'static str {
+    match weight.dtype() {
+        Some(Dtype::U8) => "Uint8",
+        Some(Dtype::I8) => "Int8",
+        _ => "",
+    }
 }
 
 /// Appends the fused op, with casts around it where ONNX Runtime would not put them itself: products may be
@@ -149,6 +170,11 @@ fn fuse(
         Some(name) => name.clone(),
         None => String::new(),
     };
+    let gather = match reading.weight.dtype() {
+        Some(Dtype::U8) => "DecodeGatherUint8",
+        Some(Dtype::I8) => "DecodeGatherInt8",
+        _ => "DecodeGather",
+    };
     let (op, input, mut attribute) = match &reading.usage.kind {
         UseKind::MatMul { trans_b } => {
             let x = activation(0, out);
@@ -170,7 +196,7 @@ fn fuse(
             ("DecodeGemm", input, attribute)
         }
         // Indices are integers: no cast.
-        _ => ("DecodeGather", vec![reading.blob.clone(), inputs[1].clone()], Vec::new()),
+        _ => (gather, vec![reading.blob.clone(), inputs[1].clone()], Vec::new()),
     };
     attribute.push(shape(reading.weight));
     let mut output = node.outputs.clone();

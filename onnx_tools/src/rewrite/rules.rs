@@ -14,6 +14,7 @@ pub struct Rules {
     include: Option<Patterns>,
     exclude: Patterns,
     exclude_nodes: Patterns,
+    integers: bool,
 }
 
 /// Glob patterns, and the same as plain names: ONNX names may hold brackets and stars.
@@ -46,6 +47,7 @@ impl Default for Rules {
             include: None,
             exclude: Patterns::default(),
             exclude_nodes: Patterns::default(),
+            integers: false,
         }
     }
 }
@@ -65,7 +67,18 @@ impl Rules {
             include,
             exclude: Patterns::new("--exclude", exclude)?,
             exclude_nodes: Patterns::new("--exclude-nodes", exclude_nodes)?,
+            integers: false,
         })
+    }
+
+    /// The same, and int8 and uint8 weights are wanted too, or not.
+    pub fn with_integers(self, integers: bool) -> Rules {
+        Rules { integers, ..self }
+    }
+
+    /// Whether int8 and uint8 weights are wanted.
+    pub(crate) fn integers(&self) -> bool {
+        self.integers
     }
 
     /// Least size of a weight, in bytes.

@@ -114,6 +114,8 @@ fn element_type(dtype: Dtype) -> ElementType {
         Dtype::F32 => ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
         Dtype::F16 => ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
         Dtype::Bf16 => ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
+        Dtype::U8 => ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        Dtype::I8 => ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
     }
 }
 

@@ -12,7 +12,7 @@ use super::store::{Content, Key, KeyMaker};
 use crate::codec::allocation::{Candidate, Encoding, Grids, MIN_SAVING, Target, allocate};
 use crate::codec::{self, Coding, EncodeOptions, GridStep, GridSurvey, Profile, Survey};
 use crate::error::Error;
-use crate::format::{GRID_BITS};
+use crate::format::GRID_BITS;
 use crate::ort::fence::{Failure, Result};
 
 /// What is decided about the weights of a graph.
@@ -275,11 +275,7 @@ fn decide_together<'a>(
 }
 
 /// What grids would do to a weight, of which `survey` is nothing if they cannot hold it; and how each is coded.
-fn on_grids(
-    survey: Option<&GridSurvey>,
-    rounding: Rounding,
-    codings: &mut Vec<(GridStep, Coding)>,
-) -> Grids {
+fn on_grids(survey: Option<&GridSurvey>, rounding: Rounding, codings: &mut Vec<(GridStep, Coding)>) -> Grids {
     let mut steps = Vec::new();
     for (step, survey) in GridStep::all().filter_map(|step| Some((step, survey?))) {
         let coding = survey.coding(step);

@@ -26,6 +26,11 @@ impl Gather {
         Gather::with(Weight::new(info, 0, None, Stored::Rows)?, Dtype::F32)
     }
 
+    /// The same for a weight of integers of `dtype`.
+    pub fn of_integers(info: &KernelInfo<'_>, dtype: Dtype) -> Result<Self> {
+        Gather::with(Weight::new(info, 0, None, Stored::Integers(dtype))?, dtype)
+    }
+
     /// The kernel of an ONNX `Gather` along the first axis of this weight of `dtype`, input 0.
     pub fn packed(weight: Weight, dtype: Dtype) -> Result<Self> {
         Gather::with(weight, dtype)
@@ -77,6 +82,10 @@ impl Kernel for Gather {
             Dtype::F16 | Dtype::Bf16 => {
                 let decode =
                     |first, out: &mut [u16]| weight.decode_elements(first, bytemuck::cast_slice_mut(out));
+                self.gather(&weight, &rows, &workers, context.only_output(&dims)?, decode)
+            }
+            Dtype::U8 | Dtype::I8 => {
+                let decode = |first, out: &mut [u8]| weight.decode_elements(first, out);
                 self.gather(&weight, &rows, &workers, context.only_output(&dims)?, decode)
             }
         }

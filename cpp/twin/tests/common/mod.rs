@@ -63,6 +63,7 @@ fn bits_of(dtype: Dtype, value: f32) -> u32 {
         Dtype::F32 => value.to_bits(),
         Dtype::F16 => half::f16::from_f32(value).to_bits().into(),
         Dtype::Bf16 => half::bf16::from_f32(value).to_bits().into(),
+        Dtype::U8 | Dtype::I8 => (value as i8 as u8).into(),
     }
 }
 

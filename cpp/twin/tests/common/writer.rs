@@ -47,7 +47,7 @@ impl Plan {
 /// The float32 word of a weight of `dtype`.
 fn word(dtype: Dtype, bits: u32) -> u32 {
     match dtype {
-        Dtype::F32 => bits,
+        Dtype::F32 | Dtype::U8 | Dtype::I8 => bits,
         Dtype::Bf16 => bits << 16,
         Dtype::F16 => {
             let (sign, exponent, mantissa) = ((bits >> 15) << 31, (bits >> 10) & 31, bits & 0x3ff);

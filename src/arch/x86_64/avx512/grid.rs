@@ -93,7 +93,7 @@ pub(super) const BF16: u8 = 3;
 pub(super) fn kind(grid: Option<Grid<'_>>) -> u8 {
     match grid.map(|grid| grid.dtype) {
         None => NONE,
-        Some(Dtype::F32) => F32,
+        Some(Dtype::F32 | Dtype::U8 | Dtype::I8) => F32,
         Some(Dtype::F16) => F16,
         Some(Dtype::Bf16) => BF16,
     }

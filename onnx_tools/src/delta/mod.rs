@@ -1,0 +1,14 @@
+//! Delta files: a model as what tells it from another one, its base. `docs/delta.md` is the contract.
+//!
+//! A delta file is for storing and sending. It is no model: [`restore()`] makes the model again, byte for byte, with the
+//! help of the base.
+
+mod base;
+mod container;
+mod parts;
+mod restore;
+mod write;
+
+pub use container::is_delta;
+pub use restore::restore;
+pub use write::{DeltaOptions, convert};
