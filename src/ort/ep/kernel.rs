@@ -27,6 +27,9 @@ const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT1
 const INT32: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 const INT64: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
+/// Makes the kernel of a node from its weights' slots; the last argument gives the weight of an input.
+type Create = fn(&KernelInfo<'_>, &[Arc<Slot>], &mut dyn FnMut(usize) -> Weight) -> Result<Box<dyn Kernel>>;
+
 /// An op that the provider runs.
 struct Definition {
     domain: &'static CStr,
@@ -39,7 +42,7 @@ struct Definition {
     floats: [&'static [ElementType]; 2],
     /// Other type parameters and what they may be.
     others: &'static [(&'static CStr, &'static [ElementType])],
-    create: fn(&KernelInfo<'_>, &[Arc<Slot>], &mut dyn FnMut(usize) -> Weight) -> Result<Box<dyn Kernel>>,
+    create: Create,
 }
 
 const NEWEST: c_int = c_int::MAX;
