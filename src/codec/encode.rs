@@ -411,8 +411,13 @@ impl Assembly {
         sections.widths.clear();
         sections.sizes.clear();
         blob.clear();
-        blob.reserve_exact(coding.size() as usize);
-        huge_pages(blob.spare_capacity_mut());
+        if blob.capacity() == 0 {
+            blob.reserve_exact(coding.size() as usize);
+            huge_pages(blob.spare_capacity_mut());
+        } else {
+            // The caller's memory is as the caller wants it.
+            blob.reserve_exact(coding.size() as usize);
+        }
         blob.resize(payload, 0);
         Assembly { sections, blob, payload, hash: Xxh3::new() }
     }

@@ -223,6 +223,21 @@ def test_weights_of_bodies_are_taken(rng, tmp_path):
 
 
 @supported
+def test_weights_of_bodies_without_a_packed_copy_are_left_alone(rng, tmp_path):
+    lookup = body([node("Gather", ["E", "I"], ["G"])], {"E": weights(rng, 500, 20)}, [value("G")], name="lookup")
+    conv = node("Conv", ["P", "F"], ["C"])
+    filtered = body([conv], {"F": weights(rng, 20, 30, 3, 3)}, [value("C")], name="filtered")
+    nodes = [helper.make_node("If", ["flag"], ["Y"], then_branch=lookup, else_branch=filtered)]
+    inputs = [value("flag", BOOL, []), value("I", INT64), value("P", FLOAT, [1, 30, 5, 5])]
+    model = build(nodes, inputs, {})
+    for flag in (True, False):
+        feeds = {"flag": np.array(flag), "I": np.array([3, 4]), "P": numbers(rng, 1, 30, 5, 5)}
+        found, ran = run(model, feeds, tmp_path, options={"conv": 1})
+        assert ran == []
+        assert np.array_equal(found, plain(model, feeds))
+
+
+@supported
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("rows", [None, 0, 1, 5, 100], ids=str)
 def test_batches_of_matrices(batch, rows, rng, tmp_path):

@@ -71,8 +71,9 @@ pub(super) fn find<'a>(
     has_kernel: impl Fn(&Node<'a>) -> Result<bool>,
 ) -> Result<Vec<Claim<'a>>> {
     let (mut readers, mut by_name): (Vec<Readers<'a>>, HashMap<String, usize>) = Default::default();
+    let nested = graph.is_nested()?;
     for node in graph.nodes()? {
-        let reads = weights(&node, slow)?;
+        let reads = weights(&node, slow, nested)?;
         if reads.is_empty() || !has_kernel(&node)? {
             continue;
         }
@@ -115,8 +116,13 @@ pub(super) fn agree(claims: &[Claim<'_>], taken: &mut [bool]) {
 }
 
 /// The weights that a node could read compressed; all of them, or none.
-fn weights<'a>(node: &Node<'a>, slow: SlowOps) -> Result<Vec<Read<'a>>> {
+fn weights<'a>(node: &Node<'a>, slow: SlowOps, nested: bool) -> Result<Vec<Read<'a>>> {
     let (domain, op) = node.op()?;
+    // In the body of a node ONNX Runtime keeps originals beside what is packed. A blob must at least take the place of a
+    // packed copy that the CPU's provider would have.
+    if nested && !matches!(op, "MatMul" | "FusedMatMul" | "Gemm" | "LSTM") {
+        return Ok(Vec::new());
+    }
     let is_zero = |name| node.int(name).unwrap_or(0) == 0;
     let (activation, wanted): (usize, &[usize]) = match (domain, op) {
         ("", "MatMul" | "Gemm") => (0, &[1]),

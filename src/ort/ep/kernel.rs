@@ -12,7 +12,8 @@ use ort_sys::{
 use super::provider::Provider;
 use super::slot::Slot;
 use super::{EpApi, PROVIDER_C};
-use crate::ort::api::{Api, KernelContext, KernelInfo, Tensor};
+use crate::format::Dtype;
+use crate::ort::api::{Api, HostVersion, KernelContext, KernelInfo, Tensor};
 use crate::ort::ep_sys::{
     EP_API_LEVEL, OrtDataType, OrtKernelImpl, OrtKernelRegistry, OrtSharedPrePackedWeightCache,
 };
@@ -27,9 +28,6 @@ const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT1
 const INT32: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 const INT64: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
-/// Makes the kernel of a node from its weights' slots; the last argument gives the weight of an input.
-type Create = fn(&KernelInfo<'_>, &[Arc<Slot>], &mut dyn FnMut(usize) -> Weight) -> Result<Box<dyn Kernel>>;
-
 /// An op that the provider runs.
 struct Definition {
     domain: &'static CStr,
@@ -42,7 +40,26 @@ struct Definition {
     floats: [&'static [ElementType]; 2],
     /// Other type parameters and what they may be.
     others: &'static [(&'static CStr, &'static [ElementType])],
-    create: Create,
+    create: fn(&KernelInfo<'_>, &Weights<'_>) -> Result<Box<dyn Kernel>>,
+}
+
+/// The weights of a node that is being created.
+struct Weights<'a> {
+    slots: &'a [Arc<Slot>],
+    inputs: &'static [usize],
+    host: HostVersion,
+}
+
+impl Weights<'_> {
+    /// The one in that place among them.
+    fn get(&self, at: usize) -> Weight {
+        Weight::packed(Arc::clone(&self.slots[at]), self.inputs[at], self.host)
+    }
+
+    /// Its type.
+    fn dtype(&self, at: usize) -> Dtype {
+        self.slots[at].spec().dtype
+    }
 }
 
 const NEWEST: c_int = c_int::MAX;
@@ -56,7 +73,7 @@ static DEFINITIONS: [Definition; 6] = [
         weights: &[1],
         floats: FLOATS,
         others: &[],
-        create: |info, _, weight| Ok(Box::new(MatMul::packed(info, weight(0))?)),
+        create: |info, weights| Ok(Box::new(MatMul::packed(info, weights.get(0))?)),
     },
     Definition {
         domain: c"com.microsoft",
@@ -65,7 +82,7 @@ static DEFINITIONS: [Definition; 6] = [
         weights: &[1],
         floats: FLOATS,
         others: &[],
-        create: |info, _, weight| Ok(Box::new(MatMul::packed(info, weight(0))?)),
+        create: |info, weights| Ok(Box::new(MatMul::packed(info, weights.get(0))?)),
     },
     Definition {
         domain: c"",
@@ -74,7 +91,7 @@ static DEFINITIONS: [Definition; 6] = [
         weights: &[1],
         floats: FLOATS,
         others: &[],
-        create: |info, _, weight| Ok(Box::new(Gemm::packed(info, weight(0))?)),
+        create: |info, weights| Ok(Box::new(Gemm::packed(info, weights.get(0))?)),
     },
     Definition {
         domain: c"",
@@ -83,16 +100,16 @@ static DEFINITIONS: [Definition; 6] = [
         weights: &[0],
         floats: FLOATS,
         others: &[(c"Tind", &[INT32, INT64])],
-        create: |_, slots, weight| Ok(Box::new(Gather::packed(weight(0), slots[0].spec().dtype)?)),
+        create: |_, weights| Ok(Box::new(Gather::packed(weights.get(0), weights.dtype(0))?)),
     },
     Definition {
         domain: c"",
         op: c"Conv",
         versions: &[(1, 10), (11, 21), (22, NEWEST)],
         weights: &[1],
-        floats: [&[FLOAT, FLOAT16], &[FLOAT, FLOAT16, BFLOAT16]],
+        floats: FLOATS,
         others: &[],
-        create: |info, _, weight| Ok(Box::new(Conv::packed(info, weight(0))?)),
+        create: |info, weights| Ok(Box::new(Conv::packed(info, weights.get(0))?)),
     },
     Definition {
         domain: c"",
@@ -101,7 +118,7 @@ static DEFINITIONS: [Definition; 6] = [
         weights: &[1, 2],
         floats: [&[FLOAT], &[FLOAT]],
         others: &[(c"T1", &[INT32])],
-        create: |info, _, weight| Ok(Box::new(Lstm::packed(info, weight(0), weight(1))?)),
+        create: |info, weights| Ok(Box::new(Lstm::packed(info, weights.get(0), weights.get(1))?)),
     },
 ];
 
@@ -222,9 +239,8 @@ unsafe extern "system" fn create(
         let instance = || {
             let slot = |&input: &usize| provider.slot(&info.input_name(input)?);
             let slots: Vec<Arc<Slot>> = definition.weights.iter().map(slot).collect::<Result<_>>()?;
-            let mut weight =
-                |at: usize| Weight::packed(Arc::clone(&slots[at]), definition.weights[at], info.host());
-            let kernel = (definition.create)(&info, &slots, &mut weight)?;
+            let weights = Weights { slots: &slots, inputs: definition.weights, host: info.host() };
+            let kernel = (definition.create)(&info, &weights)?;
             Ok((kernel, slots))
         };
         let (kernel, slots) = instance().map_err(|failure: Failure| failure.at(&label))?;

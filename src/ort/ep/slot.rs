@@ -158,6 +158,8 @@ impl Slot {
         };
         let encode = |coding: &Coding| {
             // This thread's own heap, where it fills the gaps that originals leave, and not one of a thread that encodes.
+            // In pages as they come: huge ones are no faster to fill, and those of a virtual machine are often new to
+            // its host, which then takes ten times as long to provide them.
             let room = Vec::with_capacity(usize::try_from(coding.size()).unwrap_or_default());
             let encoded = self
                 .shared
