@@ -15,9 +15,9 @@ impl KernelContext<'_> {
     /// The stream that the node is to put its work on; null where the provider has none.
     pub(super) fn stream(&self) -> Result<*mut c_void> {
         let mut stream = ptr::null_mut();
+        let get = self.api.table().KernelContext_GetGPUComputeStream;
         // SAFETY: the context is live.
-        self.api
-            .check(unsafe { (self.api.table().KernelContext_GetGPUComputeStream)(self.raw, &mut stream) })?;
+        self.api.check(unsafe { get(self.raw, &mut stream) })?;
         Ok(stream)
     }
 
