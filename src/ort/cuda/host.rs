@@ -17,8 +17,7 @@ impl KernelContext<'_> {
         let mut stream = ptr::null_mut();
         let get = self.api.table().KernelContext_GetGPUComputeStream;
         // SAFETY: the context is live.
-        let status = unsafe { get(self.raw, &mut stream) };
-        self.api.check(status)?;
+        self.api.check(unsafe { get(self.raw, &mut stream) })?;
         Ok(stream)
     }
 
