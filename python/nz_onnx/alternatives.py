@@ -268,6 +268,8 @@ def run(path: Path, inputs: Sequence[Arrays], library: Optional[str] = None) -> 
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # Others may want the cores: nothing is timed here.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if library:
         options.register_custom_ops_library(library)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -81,7 +81,7 @@ def compare(
                 problem = str(error) or type(error).__name__
                 found.append(Compared(name, kind.title, None, None, None, problem))
                 continue
-            ours = None
+            ours, problem = None, ""
             try:
                 converted = models.convert(
                     source,
@@ -96,10 +96,9 @@ def compare(
                 assert converted.output is not None
                 outputs = alternatives.run(Path(converted.output.path), runs, get_library_path())
                 ours = _result(alternatives.closeness(expected, outputs))
-                problem = None
             except RatioError as error:
                 problem = error.message
-            found.append(Compared(name, kind.title, made.weight_bytes, _result(theirs), ours, problem))
+            found.append(Compared(name, kind.title, made.weight_bytes, _result(theirs), ours, problem or None))
     return CompareResult("nz-onnx.compare/1", os.fspath(path), len(runs), total, tuple(found))
 
 

@@ -29,7 +29,8 @@ from bench_generate import transformer  # noqa: E402
 # Ways of rounding that are measured, and the one that verdicts are about.
 TRANSFORMS = ["cut", "grid", "auto"]
 OURS = "auto"
-CALIBRATED = f"{OURS}, calibrated"
+# Bits a weight at which calibration is measured.
+BITS = [4.5, 6, 8]
 # NeuZip's lossy modes: mantissa bits.
 NEUZIP = [3, 1]
 # What is asked for: decibels above the others on a model and on average, and bytes of the best of them.
@@ -110,6 +111,8 @@ def sources(arguments):
     if not made.exists() or arguments.quick:
         transformer(made, layers, hidden, vocabulary, "float32")
     found["transformer, made"] = made, lambda _: inputs.tokens(vocabulary)
+    if arguments.quick:
+        found = {name: of for name, of in found.items() if name in ("dtln_1", "super_resolution", "transformer, made")}
     return {name: of for name, of in found.items() if not arguments.only or arguments.only in name}
 
 
@@ -153,11 +156,9 @@ def measure(nz, subject, name, kept, total, before, changed, snr):
     options = ["--min-size", "1"]
     for weight in changed:
         options += ["--include", "".join(f"[{c}]" if c in "*?[]{}!\\" else c for c in weight)]
-    ways = {transform: ["--transform", transform] for transform in TRANSFORMS}
-    ways[CALIBRATED] = ["--transform", OURS, "--calibrate", subject.calibration]
-    for label, how in ways.items():
-        found = nz.convert(subject, "--size", total, *options, *how)
-        row.ours[label] = found and found[1].snr_db
+    for transform in TRANSFORMS:
+        found = nz.convert(subject, "--size", total, *options, "--transform", transform)
+        row.ours[transform] = found and found[1].snr_db
         if found:
             kept_by_ours = [t for t in found[0]["tensors"] if t["decision"] == "kept" and t["name"] in set(changed)]
             row.left = sum(tensor["bytes_before"] for tensor in kept_by_ours)
@@ -263,7 +264,6 @@ def summary(rows):
     lines = []
     for name, of in by_name.items():
         gains = gains_of(of, OURS)
-        calibrated = [gain for gain, _ in gains_of(of, CALIBRATED)]
         shares = [row.bytes_at_same / row.stored for row in of if row.bytes_at_same]
         if not gains:
             continue
@@ -271,11 +271,9 @@ def summary(rows):
         line = [name, value(len(gains), 0), value(float(np.mean([gain for gain, _ in gains])), 1)]
         line += [target("mean, dB", at_least=MEAN, digits=0), value(min(gains)[0], 1)]
         line += [target("least, dB", at_least=LEAST, digits=0), min(gains)[1]]
-        line += [value(float(np.mean(calibrated)), 1), value(min(calibrated), 1)]
         line += [share, target("bytes at its SNR", at_most=BYTES) if share else None]
         lines.append(line)
     columns = ["beside", "models", "mean, dB", "target", "least, dB", "target of the least", "the least on"]
-    columns += ["calibrated: mean, dB", "least, dB"]
     columns += ["bytes at its SNR", "target of the bytes"]
     return table(f"Output SNR of nz --transform {OURS} above the others', same weights, same bytes", columns, lines)
 
@@ -286,6 +284,32 @@ def halved(nz, subject):
     agreement = [value(100 * x, 1) if x is not None else "-" for x in (found.top1, found.top5)]
     cosine = f"{found.least_cosine:.8f}"
     return [subject.name, value(report["totals"]["ratio"], 3), decibels(found.snr_db), cosine, *agreement]
+
+
+def calibrated(nz, subject):
+    """What measuring the weights' sensitivities buys, at a few sizes."""
+    line = [subject.name]
+    for bits in BITS:
+        options = ["--transform", OURS, "--bits", bits]
+        plain = nz.convert(subject, *options)
+        # One thread: the models are small, and several are measured at a time.
+        measured = nz.convert(subject, *options, "--calibrate", subject.calibration, "--threads", 1)
+        line += [decibels(found and found[1].snr_db) for found in (plain, measured)]
+        gain = measured[1].snr_db - plain[1].snr_db if plain and measured else math.nan
+        line.append(value(gain, 1) if math.isfinite(gain) else "-")
+    return line
+
+
+def calibration_table(lines):
+    """All models, and their mean."""
+    columns = ["model"]
+    for bits in BITS:
+        columns += [f"{bits} bits, dB", "calibrated, dB", f"gain at {bits}, dB"]
+    mean = ["mean of the gains"]
+    for place in range(3, len(columns), 3):
+        gains = [line[place]["value"] for line in lines if isinstance(line[place], dict)]
+        mean += ["", "", value(float(np.mean(gains)), 1) if gains else "-"]
+    return table(f"What --calibrate buys, --transform {OURS}", columns, [*lines, mean])
 
 
 def neuzip_figures(tool, folder):
@@ -319,7 +343,7 @@ def measure_one(arguments, name):
     subject = subject_of(name, path, make, folder)
     nz = Nz(arguments, folder)
     rows, missing = rows_of(nz, subject, folder)
-    return rows, missing, table_of(subject, rows), halved(nz, subject)
+    return rows, missing, table_of(subject, rows), halved(nz, subject), calibrated(nz, subject)
 
 
 ABOUT = (
@@ -328,7 +352,7 @@ ABOUT = (
     "ours stores those, and no others, in as many bytes (`--size`, `--include`); what the tools leave alone stays as it "
     "is on both sides. \"Bytes at its SNR\": the bytes of ours, over its bytes, where the outputs are as close. \"Left by "
     "nz\": the part of these weights that ours keeps as it was, at its full bytes: those of depthwise convolutions, "
-    "which would be slow, and small ones that do not pay. \"Calibrated\": with `--calibrate`. Inputs: sentences for "
+    "which would be slow, and small ones that do not pay. Inputs: sentences for "
     "MiniLM, speech of espeak-ng for Silero and DTLN with the states that the original has by then, rendered text for "
     "the OCR models, files for magika, photographs for the others, random tokens for the made transformer. Those for "
     "calibration are others than those measured with. float16, MatMulNBits, NF4 (MatMulBnb4) and int8 dynamic are made "
@@ -339,7 +363,7 @@ ABOUT = (
 def report(path, found, neuzip):
     """Writes what there is so far."""
     about, without = [ABOUT], {}
-    for name, (_, missing, _, _) in found.items():
+    for name, (_, missing, *_) in found.items():
         for title, why in missing:
             without.setdefault((title, why), []).append(name)
     if without:
@@ -347,8 +371,9 @@ def report(path, found, neuzip):
         about.append("Not made: " + "; ".join(lines) + ".")
     columns = ["model", "ratio", "output SNR, dB", "least cosine", "top 1, %", "top 5, %"]
     tables = [summary([row for rows, *_ in found.values() for row in rows])]
-    tables.append(table("Default conversion (half the bytes)", columns, [line for *_, line in found.values()]))
-    tables += [neuzip, *(made for _, _, made, _ in found.values())]
+    tables.append(table("Default conversion (half the bytes)", columns, [one[3] for one in found.values()]))
+    tables += [calibration_table([one[4] for one in found.values()]), neuzip]
+    tables += [one[2] for one in found.values()]
     write_report(path, about, tables)
 
 

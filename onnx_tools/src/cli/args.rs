@@ -43,7 +43,7 @@ that gets there, lossless where lossless is enough. Where that is out of reach t
 model is written all the same, with a warning. A target that you name is a
 requirement; bytes then go where they spare the outputs the most error.
 
---calibrate runs the model in ONNX Runtime once for each weight and input, on a
+--calibrate runs the model in ONNX Runtime twice for each weight and input, on a
 copy in the folder for temporary files.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it

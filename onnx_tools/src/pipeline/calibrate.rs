@@ -21,8 +21,9 @@ use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
 use crate::staged::Folder;
 
-/// The size of the error that a weight gets, as energy over its own: 30 dB below it.
-const PROBE: f64 = 1e-3;
+/// The sizes of the errors that a weight gets, as energy over its own: 30 and 20 dB below it. Two, since one rounding
+/// can be lucky, and since outputs may suffer more than in proportion.
+const PROBES: [f64; 2] = [1e-3, 1e-2];
 /// Steps of an octave that sensitivities are rounded to: the last bits of an output, which may depend on the number of
 /// threads, then change nothing.
 const STEPS: f64 = 8.0;
@@ -82,21 +83,22 @@ pub fn calibrate(
         let probed = match (places, compression) {
             (Some(places), Some(compression)) => {
                 let source = model.read_weight(weights[0])?;
-                let probe = probe(group, compression, &source)
-                    .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?;
-                match probe {
-                    None => None,
-                    Some((rounded, noise)) => {
-                        write(&places, &rounded)?;
-                        let ran = run(&runtime, &copy.model, &given);
-                        write(&places, &source)?;
-                        Some(share(&expected, &ran.map_err(refused)?) / noise)
-                    }
+                let mut shares = Vec::new();
+                for size in PROBES {
+                    let probe = probe(group, compression, &source, size)
+                        .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?;
+                    let Some((rounded, noise)) = probe else { continue };
+                    write(&places, &rounded)?;
+                    let ran = run(&runtime, &copy.model, &given).map_err(refused)?;
+                    shares.push(share(&expected, &ran) / noise);
                 }
+                write(&places, &source)?;
+                let shares: Vec<f64> = shares.into_iter().filter(|share| share.is_finite()).collect();
+                (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
             }
             _ => None,
         };
-        found.push(probed.filter(|s| s.is_finite()));
+        found.push(probed);
         step.advance(group.candidate.bytes);
     }
     let mut known: Vec<f64> = found.iter().flatten().copied().filter(|&s| s > 0.0).collect();
@@ -109,18 +111,19 @@ pub fn calibrate(
     Ok(())
 }
 
-/// The weight rounded so that its error is about [`PROBE`], and that error; none if it cannot be rounded.
+/// The weight rounded so that its error is about `size`, and that error; none if it cannot be rounded.
 fn probe(
     group: &Group,
     compression: &Compression,
     source: &[u8],
+    size: f64,
 ) -> nz_onnx::error::Result<Option<(Vec<u8>, f64)>> {
     let candidate = &group.candidate;
     let on_grid =
         candidate.grids.iter().flat_map(|grids| &grids.steps).map(|&(step, ..)| Encoding::Grid(step));
     let cuts = (0..candidate.rounded.len()).map(|k| Encoding::Mantissa(k as u8));
     let far = |encoding: Encoding| {
-        candidate.noise(encoding).filter(|&n| n > 0.0).map_or(f64::MAX, |n| (n / PROBE).ln().abs())
+        candidate.noise(encoding).filter(|&n| n > 0.0).map_or(f64::MAX, |n| (n / size).ln().abs())
     };
     let mut choices: Vec<(f64, Encoding)> = on_grid.map(|e| (far(e), e)).collect();
     if choices.is_empty() {
