@@ -147,10 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_part_all_are_measured() {
+    fn without_a_part_all_are_measured_that_any_machine_can() {
         let all = parse(&["--quick"]).expect("valid");
         assert!(all.quick);
-        assert_eq!(all.parts.len(), PARTS.len());
+        assert_eq!(all.parts.len(), PARTS.len() - 1);
+        assert!(all.parts.iter().all(|part| part.name != "gpu"));
+        assert_eq!(parse(&["gpu"]).expect("valid").parts[0].name, "gpu");
         let one = parse(&["gemv"]).expect("valid");
         assert!(!one.quick);
         assert_eq!(one.parts.iter().map(|part| part.name).collect::<Vec<_>>(), ["gemv"]);
