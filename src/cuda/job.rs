@@ -135,8 +135,10 @@ impl DeviceWeight {
     /// The weights are on a grid, a record is longer than any block's can be, or there are more blocks than a launch
     /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
-        if header.transform == Transform::Grid {
-            return Err(Error::Unsupported("weights on a grid: the CUDA kernels do not know them".into()));
+        if matches!(header.transform, Transform::Grid | Transform::Codebook) {
+            return Err(Error::Unsupported(
+                "weights on a grid or of codebooks: the CUDA kernels do not know them".into(),
+            ));
         }
         if header.spec.dtype.is_integer() {
             return Err(Error::Unsupported("integers: the CUDA kernels do not know them".into()));

@@ -181,6 +181,7 @@ fn options(
         TransformArg::Cut => Rounding::Cut,
         TransformArg::Grid => Rounding::Grid,
         TransformArg::Auto => Rounding::Auto,
+        TransformArg::Codebook => Rounding::Codebook,
     };
     Ok(Options { target, rules, profile, rounding })
 }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc;
 
 use nz_onnx::codec::{self, Coding, EncodeOptions, GridStep, Profile};
-use nz_onnx::format::{Dtype, Layout, TensorSpec};
+use nz_onnx::format::{Dtype, Layout, TensorSpec, Transform};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::allocation::{Candidate, Encoding, Grids};
@@ -42,6 +42,11 @@ impl Group {
         };
         self.grids = Vec::new();
         self.codings = chosen.into_iter().collect();
+    }
+
+    /// Whether the coding chosen is one of codebooks.
+    pub(super) fn is_in_codebooks(&self) -> bool {
+        self.coding().is_ok_and(|coding| coding.transform() == Transform::Codebook)
     }
 
     /// The coding chosen.
@@ -152,9 +157,14 @@ fn group(
         return Ok(Group { weights: vec![first], candidate, codings: vec![coding], grids: Vec::new() });
     }
     let survey = codec::survey(bytes, spec, &options)?;
-    let (mut candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
+    let (mut candidate, all) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
     let grids = match rounding {
         Rounding::Cut => None,
+        Rounding::Codebook => {
+            let (grids, codings) = codebooks(bytes, spec, &options)?;
+            candidate.grids = Some(grids);
+            return Ok(Group { weights: vec![first], candidate, codings: all, grids: codings });
+        }
         Rounding::Grid | Rounding::Auto => Some(codec::survey_grid(bytes, spec, &options)?),
     };
     let mut codings_on_grids = Vec::new();
@@ -173,7 +183,26 @@ fn group(
         }
         Grids { steps, rounded_noise, only: rounding == Rounding::Grid }
     });
-    Ok(Group { weights: vec![first], candidate, codings, grids: codings_on_grids })
+    Ok(Group { weights: vec![first], candidate, codings: all, grids: codings_on_grids })
+}
+
+/// What codebooks would do, on the ladder that grids have otherwise.
+fn codebooks(
+    bytes: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+) -> nz_onnx::error::Result<(Grids, Vec<(GridStep, Coding)>)> {
+    let survey = codec::survey_codebooks(bytes, spec, options)?;
+    let (mut steps, mut codings) = (Vec::new(), Vec::new());
+    if let Some(survey) = &survey {
+        for step in survey.steps() {
+            let coding = survey.coding(step);
+            steps.push((step, coding.size(), survey.noise(step)));
+            codings.push((step, coding));
+        }
+    }
+    let rounded_noise = (0..spec.dtype.mantissa_bits()).map(usual_noise).collect();
+    Ok((Grids { steps, rounded_noise, only: true }, codings))
 }
 
 /// The energy of the error of `k` mantissa bits over that of weights whose mantissas are evenly spread.
