@@ -126,8 +126,8 @@ fn foreseen_noise_is_what_comes_out() {
         let (snr, bits) = quality(&src, &spec, &blob);
         let foreseen = -10.0 * survey.noise(step).log10();
         assert!((snr - foreseen).abs() < 0.3, "{step:?}: {snr} dB, {foreseen} foreseen");
-        // An ideal coder of Gaussian weights at that rate is 6.02 dB a bit; this one is less than 4 dB off.
-        assert!(snr > 6.02 * bits - 4.0, "{step:?}: {snr} dB at {bits} bits");
+        // An ideal coder of Gaussian weights at that rate is 6.02 dB a bit; this one is less than 5 dB off.
+        assert!(snr > 6.02 * bits - 5.0, "{step:?}: {snr} dB at {bits} bits");
         assert!(snr <= last.0 + 0.05 && bits <= last.1 + 0.01, "{step:?} is not coarser than the one before");
         last = (snr, bits);
     }

@@ -68,7 +68,7 @@ def test_groups_and_prices_beat_plain_k_means(name, tmp_path, say):
     assert ours > theirs + 0.5
 
 
-@pytest.mark.parametrize("name", ["stories260k", "dtln_1", "silero_vad"])
+@pytest.mark.parametrize("name", ["stories260k", "dtln_1", "magika_v3_3"])
 def test_models_run(name, tmp_path):
     """What runs is what is stored: the restored model, which has the decoded weights, says the same."""
     model = next(m for m in real_models.ALL if m.name == name)
