@@ -126,12 +126,13 @@ fn foreseen_noise_is_what_comes_out() {
         let (snr, bits) = quality(&src, &spec, &blob);
         let foreseen = -10.0 * survey.noise(step).log10();
         assert!((snr - foreseen).abs() < 0.3, "{step:?}: {snr} dB, {foreseen} foreseen");
-        // An ideal coder of Gaussian weights at that rate is 6.02 dB a bit; this one is less than 5 dB off.
-        assert!(snr > 6.02 * bits - 5.0, "{step:?}: {snr} dB at {bits} bits");
+        // An ideal coder of Gaussian weights is 6.02 dB a bit; the sign, raw, and codes of whole bits tell where there are
+        // few.
+        assert!(bits < 3.0 || snr > 6.02 * bits - 4.0, "{step:?}: {snr} dB at {bits} bits");
         assert!(snr <= last.0 + 0.05 && bits <= last.1 + 0.01, "{step:?} is not coarser than the one before");
         last = (snr, bits);
     }
-    assert!(last.1 < 2.2, "{} bits at the end of the ladder", last.1);
+    assert!(last.1 < 2.4, "{} bits at the end of the ladder", last.1);
 }
 
 #[test]
@@ -181,7 +182,7 @@ fn damage_is_found() {
 
 #[test]
 fn golden_codebooks_decode_and_are_still_written() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/codebook");
     for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
         let [rows, _, _, tiles] = specs(dtype);
         for (suffix, spec) in [("codebook", rows), ("codebook_rows", tiles)] {
@@ -192,7 +193,11 @@ fn golden_codebooks_decode_and_are_still_written() {
                 fs::write(&path, &blob).unwrap();
                 fs::write(path.with_extension("bin"), reference::decode(&blob).unwrap()).unwrap();
             }
-            assert!(fs::read(&path).unwrap() == blob, "{path:?}");
+            let (stored, expected) =
+                (fs::read(&path).unwrap(), fs::read(path.with_extension("bin")).unwrap());
+            assert!(reference::decode(&stored).unwrap() == expected, "{path:?}");
+            assert!(codec::decode(&stored).unwrap() == expected, "{path:?}");
+            assert!(stored == blob, "{path:?}");
         }
     }
 }
