@@ -70,13 +70,13 @@ impl Decoder {
             ));
         }
         let tables = Tables::new(&header.tiers);
-        let units = header.units.iter().enumerate();
+        let units = header.units.iter();
         let steps = match &header.codebook {
             Some(codebook) => {
                 let group = |i: usize| codebook.groups.get(i).copied().unwrap_or(0);
-                units.map(|(i, &unit)| Step::of_codebook(unit, group(i))).collect()
+                units.enumerate().map(|(i, &unit)| Step::of_codebook(unit, group(i))).collect()
             }
-            None => units.map(|(_, &unit)| Step::new(unit, header.mantissa_bits)).collect(),
+            None => units.map(|&unit| Step::new(unit, header.mantissa_bits)).collect(),
         };
         Ok(Decoder { header, tables, steps, backend })
     }

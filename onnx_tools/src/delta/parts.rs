@@ -25,6 +25,9 @@ pub(super) struct Part {
     pub weight: Option<WeightId>,
 }
 
+/// Where weights are in a file.
+type Weights = Vec<(Range<u64>, WeightId)>;
+
 /// The files of `model`: its own, then its external data files by name.
 ///
 /// # Errors
@@ -45,7 +48,7 @@ pub(super) fn files(model: &Model) -> Result<Vec<File>> {
         _ => None,
     });
     let mut files = vec![file(model.path(), name, inside.collect())?];
-    let mut data: BTreeMap<&String, (&PathBuf, Vec<(Range<u64>, WeightId)>)> = BTreeMap::new();
+    let mut data: BTreeMap<&String, (&PathBuf, Weights)> = BTreeMap::new();
     for weight in model.weights() {
         if let Storage::External { path, location, offset, length } = &weight.storage {
             let range = *offset..offset + length;
@@ -60,7 +63,7 @@ pub(super) fn files(model: &Model) -> Result<Vec<File>> {
     Ok(files)
 }
 
-fn file(path: &Path, name: &str, mut weights: Vec<(Range<u64>, WeightId)>) -> Result<File> {
+fn file(path: &Path, name: &str, mut weights: Weights) -> Result<File> {
     let source = Source::open(path)?;
     weights.sort_by_key(|(range, id)| (range.start, *id));
     let mut parts: Vec<Part> = Vec::new();
