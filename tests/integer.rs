@@ -96,7 +96,7 @@ fn damage_is_found() {
 
 #[test]
 fn golden_integers_decode_and_are_still_written() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/integer");
     for (dtype, name) in [(Dtype::I8, "i8"), (Dtype::U8, "u8")] {
         for (suffix, deviation, spec) in [
             ("integer", 25.0, TensorSpec::row_major(dtype, &[5, 1000])),
@@ -109,7 +109,11 @@ fn golden_integers_decode_and_are_still_written() {
                 fs::write(&path, &blob).unwrap();
                 fs::write(path.with_extension("bin"), &src).unwrap();
             }
-            assert!(fs::read(&path).unwrap() == blob, "{path:?}");
+            let (stored, expected) =
+                (fs::read(&path).unwrap(), fs::read(path.with_extension("bin")).unwrap());
+            assert!(reference::decode(&stored).unwrap() == expected, "{path:?}");
+            assert!(codec::decode(&stored).unwrap() == expected, "{path:?}");
+            assert!(stored == blob, "{path:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Levels of a uniform grid: from weights, and to values. Loops without branches, which a compiler can vectorise; the
 //! instruction set rooms compile them again with their features. `docs/format.md` says what a level is.
 
-use crate::format::{Dtype, GRID_BITS, Unit};
+use crate::format::{CODEBOOK_ENTRIES, Dtype, GRID_BITS, Unit};
 
 const MANTISSA: u32 = 0x7f_ffff;
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -19,12 +19,14 @@ pub struct Grid<'a> {
     inverse: u64,
     /// What values are rounded to.
     pub(super) dtype: Dtype,
+    /// Codebooks: words stand for their values, and not for levels.
+    tables: &'a [[f32; CODEBOOK_ENTRIES]],
 }
 
 impl<'a> Grid<'a> {
     /// A grid with one step, and values of `dtype`.
     pub fn uniform(step: &'a Step, dtype: Dtype) -> Self {
-        Grid { steps: std::slice::from_ref(step), before: 0, inverse: 0, dtype }
+        Grid { steps: std::slice::from_ref(step), before: 0, inverse: 0, dtype, tables: &[] }
     }
 
     /// A grid whose steps hold for `strips` strips each. The block starts behind `before` strips of the first one.
@@ -33,7 +35,24 @@ impl<'a> Grid<'a> {
     /// `strips` is 0 or over 1024, or not more than `before`.
     pub fn of_rows(steps: &'a [Step], strips: u32, before: u32, dtype: Dtype) -> Self {
         assert!(before < strips && strips <= 1024);
-        Grid { steps, before: before.into(), inverse: (1u64 << 32).div_ceil(strips.into()), dtype }
+        Grid {
+            steps,
+            before: before.into(),
+            inverse: (1u64 << 32).div_ceil(strips.into()),
+            dtype,
+            tables: &[],
+        }
+    }
+
+    /// The same, of values of these codebooks in place of levels.
+    pub fn with_tables(self, tables: &'a [[f32; CODEBOOK_ENTRIES]]) -> Self {
+        Grid { tables, ..self }
+    }
+
+    /// The codebook of a step, if there are any.
+    #[inline(always)]
+    pub(super) fn table(&self, step: Step) -> Option<&'a [f32; CODEBOOK_ENTRIES]> {
+        self.tables.get(usize::from(step.group))
     }
 
     /// The place of the step of strip `strip` of the block. The inverse is less than `strips` / 2^32 too large, which
@@ -61,8 +80,10 @@ impl<'a> Grid<'a> {
 pub struct Step {
     /// The bit that centred levels have below their own; 0 if they are not centred.
     pub(super) centre: u32,
-    /// What the magnitude bits of a word, as an integer, count.
+    /// What the magnitude bits of a word, as an integer, count; what a codebook's values count.
     pub(super) scale: f32,
+    /// Which codebook, if there are any.
+    group: u8,
 }
 
 impl Step {
@@ -73,7 +94,12 @@ impl Step {
     pub fn new(unit: Unit, k: u8) -> Step {
         assert!(k <= GRID_BITS);
         let centre = if unit.is_centred() { 1 << (22 - k) } else { 0 };
-        Step { centre, scale: unit.value() * (1.0 / (1 << 23) as f32) }
+        Step { centre, scale: unit.value() * (1.0 / (1 << 23) as f32), group: 0 }
+    }
+
+    /// The step of values of a codebook, that of group `group`.
+    pub fn of_codebook(unit: Unit, group: u8) -> Step {
+        Step { centre: 0, scale: unit.value(), group }
     }
 }
 
@@ -86,6 +112,10 @@ pub(super) fn values(words: &mut [u32], grid: Grid<'_>) {
 pub(super) fn values_inline(words: &mut [u32], grid: Grid<'_>) {
     for (i, strip) in words.chunks_mut(STRIP).enumerate() {
         let step = grid.step(i);
+        let value = |word: u32, step: Step| match grid.table(step) {
+            Some(table) => looked_up(word, table, step),
+            None => value(word, step),
+        };
         match grid.dtype {
             // Integers are on no grid.
             Dtype::F32 | Dtype::U8 | Dtype::I8 => strip.iter_mut().for_each(|w| *w = value(*w, step)),
@@ -93,6 +123,13 @@ pub(super) fn values_inline(words: &mut [u32], grid: Grid<'_>) {
             Dtype::Bf16 => strip.iter_mut().for_each(|w| *w = round_to_bf16(value(*w, step))),
         }
     }
+}
+
+/// A word's value in its codebook, at the place of the symbol's lower five bits, and the sign above them.
+#[inline(always)]
+fn looked_up(word: u32, table: &[f32; CODEBOOK_ENTRIES], step: Step) -> u32 {
+    // 11 bits times 8: exact.
+    (table[(word >> 23 & 31 | word >> 26 & 32) as usize] * step.scale).to_bits()
 }
 
 #[inline(always)]

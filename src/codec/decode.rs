@@ -70,7 +70,14 @@ impl Decoder {
             ));
         }
         let tables = Tables::new(&header.tiers);
-        let steps = header.units.iter().map(|&unit| Step::new(unit, header.mantissa_bits)).collect();
+        let units = header.units.iter();
+        let steps = match &header.codebook {
+            Some(codebook) => {
+                let group = |i: usize| codebook.groups.get(i).copied().unwrap_or(0);
+                units.enumerate().map(|(i, &unit)| Step::of_codebook(unit, group(i))).collect()
+            }
+            None => units.map(|&unit| Step::new(unit, header.mantissa_bits)).collect(),
+        };
         Ok(Decoder { header, tables, steps, backend })
     }
 
@@ -273,18 +280,26 @@ impl Decoder {
 
     /// The grid of the block that starts at slot `first`.
     fn grid(&self, block: usize, first: u64) -> Option<Grid<'_>> {
-        let Header { spec, units_of, transform, .. } = &self.header;
+        let Header { spec, units_of, transform, codebook, .. } = &self.header;
         let dtype = spec.dtype;
-        match (transform, units_of) {
-            (Transform::Grid, Units::Tensor) => Some(Grid::uniform(&self.steps[0], dtype)),
-            (Transform::Grid, Units::Block) => Some(Grid::uniform(&self.steps[block], dtype)),
-            (Transform::Grid, Units::Row) => {
+        let grid = match (transform, units_of) {
+            (Transform::Grid | Transform::Codebook, Units::Tensor) => {
+                Some(Grid::uniform(&self.steps[0], dtype))
+            }
+            (Transform::Grid | Transform::Codebook, Units::Block) => {
+                Some(Grid::uniform(&self.steps[block], dtype))
+            }
+            (Transform::Grid | Transform::Codebook, Units::Row) => {
                 let row = spec.grid_row(first)?;
                 let (strips, before) =
                     ((row.columns / STRIP as u64) as u32, (row.column / STRIP as u64) as u32);
                 Some(Grid::of_rows(&self.steps[row.row as usize..], strips, before, dtype))
             }
             _ => None,
+        };
+        match codebook {
+            Some(codebook) => grid.map(|grid| grid.with_tables(&codebook.tables)),
+            None => grid,
         }
     }
 

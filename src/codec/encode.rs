@@ -312,6 +312,15 @@ impl BlockEncoder<'_> {
             chunk.fits &= !(coding.no_subnormals && backend.kinds(words).subnormal);
             return words;
         }
+        if let Some(books) = &coding.books {
+            let first = slots.start;
+            let words = self.source.load(backend, slots, room);
+            chunk.lossless = false;
+            books.units.for_places(self.source.spec, block, first, words, |words, place| {
+                books.assign(place, words);
+            });
+            return words;
+        }
         if let (Some(units), Some(k)) = (&coding.grid, coding.mantissa_bits) {
             let first = slots.start;
             let words = self.source.load(backend, slots, room);
@@ -390,6 +399,8 @@ struct Assembly {
 impl Assembly {
     fn new(mut blob: Vec<u8>, source: &Source<'_>, block_len: u32, coding: &Coding) -> Self {
         let (spec, count) = (source.spec, source.blocks.count() as usize);
+        let books = coding.books.as_deref();
+        let units = coding.grid.as_deref().or(books.map(|books| &books.units));
         let mut sections = Sections {
             spec: spec.clone(),
             transform: coding.transform,
@@ -398,9 +409,10 @@ impl Assembly {
             block_len,
             tiers: coding.tiers.clone(),
             widths: vec![0; count],
-            units: coding.grid.as_ref().map_or(Vec::new(), |grid| grid.units.clone()),
-            units_of: coding.grid.as_ref().map_or(Units::Tensor, |grid| grid.of),
+            units: units.map_or(Vec::new(), |units| units.units.clone()),
+            units_of: units.map_or(Units::Tensor, |units| units.of),
             delta: None,
+            codebook: books.map(|books| books.codebook.clone()),
             sizes: vec![0; count],
             payload_hash: 0,
         };

@@ -61,18 +61,30 @@ impl GridUnits {
         words: &mut [u32],
         mut with: impl FnMut(&mut [u32], Unit),
     ) {
+        self.for_places(spec, block, first, words, |words, place| with(words, self.units[place]));
+    }
+
+    /// The same with the unit's place.
+    pub(super) fn for_places(
+        &self,
+        spec: &TensorSpec,
+        block: u64,
+        first: u64,
+        words: &mut [u32],
+        mut with: impl FnMut(&mut [u32], usize),
+    ) {
         match self.of {
-            Units::Tensor => with(words, self.units[0]),
-            Units::Block => with(words, self.units[block as usize]),
+            Units::Tensor => with(words, 0),
+            Units::Block => with(words, block as usize),
             Units::Row => {
                 // A stretch ends with its row, and the next row has the next unit.
                 let mut words = words;
                 let Some(GridRow { row, column, columns }) = spec.grid_row(first) else { return };
                 let mut len = (columns - column) as usize;
-                for &unit in &self.units[row as usize..] {
+                for place in row as usize..self.units.len() {
                     let here;
                     (here, words) = words.split_at_mut(len.min(words.len()));
-                    with(here, unit);
+                    with(here, place);
                     if words.is_empty() {
                         return;
                     }
@@ -112,10 +124,7 @@ const CHUNK: usize = 64;
 pub fn survey_grid(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Option<GridSurvey>> {
     let backend = Backend::active();
     let source = Source::new(src, spec, options.block_len)?;
-    let (extents, of) = match spec.grid_rows() {
-        Some(rows) => (extents_of_rows(backend, src, spec, rows), Units::Row),
-        None => (extents_of_blocks(backend, &source), Units::Block),
-    };
+    let (extents, of) = extents(backend, &source, src);
     let sizes = sizes(&extents, of);
     let units = |cell: f64| {
         let unit = |(extent, size): (&Extent, f64)| unit_of(extent, cell * size, spec.dtype);
@@ -175,6 +184,14 @@ fn unit_of(extent: &Extent, wanted: f64, dtype: Dtype) -> Option<Unit> {
     let unit = Unit::at_least(wanted.max(least), centred)?;
     let limit = if dtype == Dtype::F16 { 65504.0 } else { f32::MAX };
     (largest + unit.value() <= limit).then_some(unit)
+}
+
+/// The extent of each row, where rows can have units, or else of each block.
+pub(super) fn extents(backend: Backend, source: &Source<'_>, src: &[u8]) -> (Vec<Extent>, Units) {
+    match source.spec.grid_rows() {
+        Some(rows) => (extents_of_rows(backend, src, source.spec, rows), Units::Row),
+        None => (extents_of_blocks(backend, source), Units::Block),
+    }
 }
 
 /// The extent of each row.
@@ -264,6 +281,7 @@ impl GridSurvey {
             one_width: true,
             no_subnormals: false,
             grid: Some(Arc::clone(grid)),
+            books: None,
             size: header + bits.div_ceil(8) + tail + ragged,
         }
     }

@@ -47,6 +47,7 @@ pub fn integer_coding(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) ->
         one_width: true,
         no_subnormals: false,
         grid: None,
+        books: None,
         size,
     })
 }

@@ -6,6 +6,7 @@
 
 pub mod allocation;
 pub mod cascade;
+mod codebook;
 mod decode;
 mod delta;
 mod encode;
@@ -16,6 +17,7 @@ mod survey;
 pub mod word;
 
 pub use cascade::Profile;
+pub use codebook::{CodebookSurvey, survey_codebooks};
 pub use decode::{Decoder, decode};
 pub use delta::{decode_delta, encode_delta};
 pub use encode::{EncodeOptions, encode, encode_as, encode_into, fitting_coding, load_slots};

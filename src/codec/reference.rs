@@ -27,7 +27,14 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
             let value = match &header.grid {
                 Some(grid) => {
                     let row = if grid.of_rows { at / header.shape[1] } else { block };
-                    header.on_grid(word, grid.k, grid.units[row.min(grid.units.len() - 1)])
+                    let row = row.min(grid.units.len() - 1);
+                    match &header.books {
+                        Some(books) => {
+                            let half = 2 * grid.groups[row] + (word >> 31) as usize;
+                            header.in_book(word, grid.units[row], &books[half])
+                        }
+                        None => header.on_grid(word, grid.k, grid.units[row]),
+                    }
                 }
                 None => header.element(word),
             };
@@ -101,6 +108,8 @@ struct Header {
     normalised: bool,
     /// `None` unless on a grid.
     grid: Option<Grid>,
+    /// Codebooks: values of sign 0 and of sign 1 of each group in turn; `None` if there are none.
+    books: Option<Vec<Vec<f32>>>,
     /// `None` unless to a base.
     delta: Option<Delta>,
     shape: Vec<usize>,
@@ -122,6 +131,8 @@ struct Grid {
     /// One, one for each block, or one for each row.
     units: Vec<u16>,
     of_rows: bool,
+    /// The codebook of each unit.
+    groups: Vec<usize>,
 }
 
 struct Delta {
@@ -185,7 +196,8 @@ impl Header {
             other => return Err(format!("unknown dtype {other}")),
         };
         let (transform, coder, layout) = (r.uint(1)?, r.uint(1)?, r.uint(1)?);
-        check((1..=5).contains(&transform), "unknown transform")?;
+        check((1..=6).contains(&transform), "unknown transform")?;
+        let in_books = transform == 6;
         let is_integer = matches!(dtype, Dtype::U8 | Dtype::I8);
         check(is_integer == (transform == 5), "transform and dtype")?;
         let (on_grid, is_delta) = (transform == 3, transform == 4);
@@ -197,11 +209,14 @@ impl Header {
         let most = match transform {
             3 => 15,
             5 => 7,
+            6 => 0,
             _ => dtype.mantissa_bits(),
         };
         check(mantissa_bits <= most, "mantissa bits")?;
         check(!is_integer || flags & 1 == 1, "integers that were rounded")?;
-        let known = if is_delta {
+        let known = if in_books {
+            13
+        } else if is_delta {
             17
         } else if on_grid {
             15
@@ -238,13 +253,33 @@ impl Header {
         let widths = r.take(if flags & 2 == 0 { 1 } else { blocks })?;
         let of_rows = flags & 8 != 0;
         check(!of_rows || layout == 1 && shape[1] % 64 == 0, "units of rows")?;
-        let units = match (on_grid, flags & 4) {
+        let units = match (on_grid || in_books, flags & 4) {
             (false, _) => 0,
             (true, 0) if of_rows => shape[0],
             (true, 0) => 1,
             (true, _) => blocks,
         };
         let units = r.take(units.checked_mul(2).ok_or("number of units")?)?;
+        let mut books = None;
+        let mut groups = vec![0; units.len() / 2];
+        if in_books {
+            let count = r.size(1)?;
+            check((1..=16).contains(&count), "number of codebooks")?;
+            let symbols = r.size(1)?;
+            check((1..=32).contains(&symbols), "symbols of codebooks")?;
+            let mut tables = Vec::new();
+            for _ in 0..2 * count {
+                let bits = r.take(2 * symbols)?.chunks(2);
+                let values = bits.map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32());
+                tables.push(values.collect::<Vec<f32>>());
+            }
+            check(tables.iter().flatten().all(|v| v.is_finite()), "value of a codebook")?;
+            if count > 1 {
+                groups = r.take(groups.len())?.iter().map(|&group| group.into()).collect();
+                check(groups.iter().all(|&group| group < count), "group")?;
+            }
+            books = Some(tables);
+        }
         let delta = match is_delta {
             true => {
                 let (exponent, base_hash) = (r.uint(1)? as u8, r.uint(8)?);
@@ -255,12 +290,15 @@ impl Header {
         let header_hash = xxh3_64(&blob[..r.at]) & 0xffff_ffff;
         check(r.uint(4)? == header_hash, "header checksum differs")?;
         let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
-        let most = if on_grid || is_delta || is_integer { mantissa_bits } else { dtype.mantissa_bits() };
+        let most =
+            if on_grid || is_delta || is_integer || in_books { mantissa_bits } else { dtype.mantissa_bits() };
         check(widths.iter().all(|&m| m <= most), "mantissa bits of a block")?;
         let units: Vec<u16> = units.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
         // 2^-100 up to 2^100, but for the sign bit.
         check(units.iter().all(|unit| (27 << 7..227 << 7).contains(&(unit & 0x7fff))), "unit")?;
-        let grid = on_grid.then_some(Grid { k: mantissa_bits, units, of_rows });
+        check(!in_books || units.iter().all(|unit| unit >> 15 == 0), "unit of a codebook")?;
+        let has_units = on_grid || in_books;
+        let grid = has_units.then_some(Grid { k: mantissa_bits, units, of_rows, groups });
         let mut offsets = vec![0];
         for size in sizes.chunks(2) {
             offsets.push(offsets[offsets.len() - 1] + 4 * (usize::from(size[0]) | usize::from(size[1]) << 8));
@@ -276,6 +314,7 @@ impl Header {
             dtype,
             normalised: transform == 2,
             grid,
+            books,
             delta,
             shape,
             elements,
@@ -393,7 +432,20 @@ impl Header {
         // At most 24 bits times 8: exact, and then rounded once.
         let level = f64::from(word & 0x7fff_ffff | centre) / f64::from(1 << 23);
         let value = (level * f64::from(f32::from_bits(u32::from(unit & 0x7fff) << 16))) as f32;
-        let (sign, bits) = (word >> 31, value.to_bits());
+        self.rounded(word >> 31, value.to_bits())
+    }
+
+    /// The dtype's bit pattern of a word whose value is in a codebook.
+    fn in_book(&self, word: u32, unit: u16, book: &[f32]) -> u32 {
+        // A symbol without a value cannot come from a writer.
+        let value = book.get((word >> 23 & 31) as usize).copied().unwrap_or(0.0);
+        let value = value * f32::from_bits(u32::from(unit) << 16);
+        self.rounded(value.to_bits() >> 31, value.abs().to_bits())
+    }
+
+    /// The dtype's bit pattern nearest to a float32, given its sign and its magnitude's bits.
+    fn rounded(&self, sign: u32, bits: u32) -> u32 {
+        let value = f32::from_bits(bits);
         // Half to even, by as many bits as there are too many.
         let rounded = |drop: u32| (bits + (1 << (drop - 1)) - 1 + (bits >> drop & 1)) >> drop;
         match self.dtype {

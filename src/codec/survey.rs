@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known, Profile};
+use super::codebook::Books;
 use super::encode::{EncodeOptions, Source};
 use super::grid::GridUnits;
 use super::word;
@@ -45,10 +46,17 @@ pub struct Coding {
     pub(super) no_subnormals: bool,
     /// The units of a grid.
     pub(super) grid: Option<Arc<GridUnits>>,
+    /// Codebooks.
+    pub(super) books: Option<Arc<Books>>,
     pub(super) size: u64,
 }
 
 impl Coding {
+    /// How weights become symbols and raw bits.
+    pub fn transform(&self) -> Transform {
+        self.transform
+    }
+
     /// An upper bound of the blob's size in bytes: that of [`Survey::size`].
     pub fn size(&self) -> u64 {
         self.size
@@ -324,7 +332,16 @@ impl Survey {
         let (tail, ragged) = ((planes + 3) * self.blocks, 11 * self.tiles());
         let size = header_bound(&self.spec, &tiers, self.blocks, 0) + bits.div_ceil(8) + tail + ragged;
         let one_width = kept.iter().filter(|&&kept| kept).count() == 1;
-        Coding { mantissa_bits, transform, tiers, one_width, no_subnormals: false, grid: None, size }
+        Coding {
+            mantissa_bits,
+            transform,
+            tiers,
+            one_width,
+            no_subnormals: false,
+            grid: None,
+            books: None,
+            size,
+        }
     }
 
     fn tiles(&self) -> u64 {

@@ -144,7 +144,7 @@ impl DeviceWeight {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
             Transform::Grid => 3,
-            Transform::Integer | Transform::Delta => {
+            Transform::Integer | Transform::Delta | Transform::Codebook => {
                 let what = format!("transform {:?}: the CUDA kernels do not know it", header.transform);
                 return Err(Error::Unsupported(what));
             }

@@ -2,6 +2,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::codebook::{CODEBOOK_ENTRIES, Codebook, MAX_GROUPS};
 use super::{
     Blocks, Delta, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, Residual, TensorSpec, Transform, Unit, Units,
     VERSION, field_planes, plane_bytes,
@@ -55,6 +56,8 @@ pub struct Header {
     pub units_of: Units,
     /// What a delta is to; else none.
     pub delta: Option<Delta>,
+    /// The codebooks, if weights are values of such.
+    pub codebook: Option<Codebook>,
     /// Bytes of the header, checksum included.
     pub header_len: u64,
     /// Bytes of the blob.
@@ -90,6 +93,8 @@ pub struct Sections {
     pub units_of: Units,
     /// As in [`Header`].
     pub delta: Option<Delta>,
+    /// As in [`Header`].
+    pub codebook: Option<Codebook>,
     /// The size of each record in units of 4 bytes.
     pub sizes: Vec<u16>,
     /// As in [`Header`].
@@ -139,7 +144,11 @@ impl Sections {
     pub fn write(&self) -> Vec<u8> {
         let own_widths = self.widths.windows(2).any(|pair| pair[0] != pair[1]);
         let units = match self.units_of {
-            Units::Block if self.units.windows(2).all(|pair| pair[0] == pair[1]) => &self.units[..1],
+            Units::Block
+                if self.codebook.is_none() && self.units.windows(2).all(|pair| pair[0] == pair[1]) =>
+            {
+                &self.units[..1]
+            }
             _ => &self.units,
         };
         let units_of = if units.len() == 1 { Units::Tensor } else { self.units_of };
@@ -159,6 +168,7 @@ impl Sections {
                 Transform::Grid => 3,
                 Transform::Delta => 4,
                 Transform::Integer => 5,
+                Transform::Codebook => 6,
             },
             CODER_CASCADE,
             layout,
@@ -188,6 +198,19 @@ impl Sections {
         self.sizes.iter().for_each(|size| out.extend(size.to_le_bytes()));
         out.extend(&self.widths[..if own_widths { self.widths.len() } else { 1 }]);
         units.iter().for_each(|unit| out.extend(unit.bits().to_le_bytes()));
+        if let Some(Codebook { tables, groups }) = &self.codebook {
+            let half = CODEBOOK_ENTRIES / 2;
+            let last = tables
+                .iter()
+                .flat_map(|table| table.chunks(half))
+                .filter_map(|half| half.iter().rposition(|&value| value != 0.0));
+            let symbols = last.max().unwrap_or(0) + 1;
+            out.extend([tables.len() as u8, symbols as u8]);
+            for half in tables.iter().flat_map(|table| table.chunks(half)) {
+                half[..symbols].iter().for_each(|&v| out.extend(half::f16::from_f32(v).to_le_bytes()));
+            }
+            out.extend(groups);
+        }
         if let Some(delta) = self.delta {
             out.push(delta.exponent);
             out.extend(delta.base_hash.to_le_bytes());
@@ -281,6 +304,7 @@ impl Header {
             3 => Transform::Grid,
             4 => Transform::Delta,
             5 => Transform::Integer,
+            6 => Transform::Codebook,
             other => return Err(unknown("transform", other)),
         };
         if coder != CODER_CASCADE {
@@ -296,11 +320,12 @@ impl Header {
         require((1..=MAX_TIERS).contains(&usize::from(tier_count)), || format!("{tier_count} tiers"))?;
         let most = transform.most_bits(dtype);
         require(mantissa_bits <= most, || format!("{mantissa_bits} mantissa bits"))?;
-        let on_grid = transform == Transform::Grid;
+        let has_units = matches!(transform, Transform::Grid | Transform::Codebook);
         let known = FLAG_LOSSLESS
             | match transform {
                 Transform::Split | Transform::NormalisedSplit | Transform::Integer => FLAG_OWN_WIDTHS,
                 Transform::Grid => FLAG_OWN_WIDTHS | FLAG_BLOCK_UNITS | FLAG_ROW_UNITS,
+                Transform::Codebook => FLAG_BLOCK_UNITS | FLAG_ROW_UNITS,
                 Transform::Delta => FLAG_DIFFERENCE,
             };
         require(flags & !known == 0, || format!("flags {flags:#x}"))?;
@@ -321,12 +346,15 @@ impl Header {
         let own_widths = flags & FLAG_OWN_WIDTHS != 0;
         let widths = c.take(if own_widths { blocks.count() } else { 1 })?;
         let (units_of, units) = match (flags & FLAG_BLOCK_UNITS, flags & FLAG_ROW_UNITS) {
-            (0, 0) => (Units::Tensor, u64::from(on_grid)),
+            (0, 0) => (Units::Tensor, u64::from(has_units)),
             (_, 0) => (Units::Block, blocks.count()),
             (0, _) => (Units::Row, spec.grid_rows().ok_or_else(|| Error::corrupt("units of rows"))?),
             _ => return Err(Error::corrupt(format!("flags {flags:#x}"))),
         };
         let units = c.take(units.saturating_mul(2))?;
+        let count = units.len() as u64 / 2;
+        let codebook =
+            (transform == Transform::Codebook).then(|| parse_codebook(&mut c, count)).transpose()?;
         let residual = if flags & FLAG_DIFFERENCE == 0 { Residual::Xor } else { Residual::Difference };
         let delta = match is_delta {
             true => {
@@ -344,6 +372,8 @@ impl Header {
             Unit::from_bits(bits).ok_or_else(|| Error::corrupt(format!("unit {bits:#x}")))
         };
         let units = units.chunks_exact(2).map(unit).collect::<Result<Vec<_>>>()?;
+        let centred = codebook.is_some() && units.iter().any(|unit| unit.is_centred());
+        require(!centred, || "a codebook's unit that is centred".into())?;
         let mut end = 0u32;
         let mut offsets = vec![0];
         for size in sizes.chunks_exact(2) {
@@ -363,6 +393,7 @@ impl Header {
             units,
             units_of,
             delta,
+            codebook,
             header_len: c.at as u64,
             blob_len: (c.at.next_multiple_of(ALIGN) as u64) + u64::from(end) * ALIGN as u64,
             payload_hash,
@@ -389,7 +420,9 @@ impl Header {
         let is_delta = self.transform == Transform::Delta;
         let most = match self.transform {
             Transform::Split | Transform::NormalisedSplit => self.spec.dtype.mantissa_bits(),
-            Transform::Grid | Transform::Delta | Transform::Integer => self.mantissa_bits,
+            Transform::Grid | Transform::Delta | Transform::Integer | Transform::Codebook => {
+                self.mantissa_bits
+            }
         };
         for (b, (pair, &m)) in self.offsets.windows(2).zip(&self.widths).enumerate() {
             require(m <= most, || format!("block {b} has {m} mantissa bits"))?;
@@ -417,14 +450,19 @@ impl Header {
         self.lossless
     }
 
-    /// The unit of the weight in `slot`, on a grid.
+    /// The unit of the weight in `slot`, on a grid or of a codebook.
     pub fn unit(&self, slot: u64) -> Option<Unit> {
+        self.units.get(self.unit_place(slot)?).copied()
+    }
+
+    /// The place of that unit among all.
+    pub fn unit_place(&self, slot: u64) -> Option<usize> {
         let at = match self.units_of {
             Units::Tensor => 0,
             Units::Block => self.blocks.block_of(slot),
             Units::Row => self.spec.grid_row(slot)?.row,
         };
-        self.units.get(at as usize).copied()
+        Some(at as usize)
     }
 
     /// Where the payload starts in the blob.
@@ -437,6 +475,32 @@ impl Header {
         let start = self.payload_offset();
         start + self.offsets[block] as usize * ALIGN..start + self.offsets[block + 1] as usize * ALIGN
     }
+}
+
+fn parse_codebook(c: &mut Cursor<'_>, units: u64) -> Result<Codebook> {
+    let [groups] = c.array()?;
+    require((1..=MAX_GROUPS).contains(&groups), || format!("{groups} codebooks"))?;
+    let value = |bytes: &[u8]| {
+        let value = half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+        require(value.is_finite(), || "a codebook with a value that is not finite".into()).map(|()| value)
+    };
+    let [symbols] = c.array()?;
+    let most = CODEBOOK_ENTRIES / 2;
+    require((1..=most).contains(&usize::from(symbols)), || format!("codebooks of {symbols} symbols"))?;
+    let mut tables = Vec::new();
+    for _ in 0..groups {
+        let mut table = [0.0; CODEBOOK_ENTRIES];
+        for half in table.chunks_exact_mut(most) {
+            let bytes = c.take(2 * u64::from(symbols))?;
+            for (entry, bytes) in half.iter_mut().zip(bytes.chunks_exact(2)) {
+                *entry = value(bytes)?;
+            }
+        }
+        tables.push(table);
+    }
+    let of_units = c.take(if groups > 1 { units } else { 0 })?;
+    require(of_units.iter().all(|&group| group < groups), || "a group that has no codebook".into())?;
+    Ok(Codebook { tables, groups: of_units.to_vec() })
 }
 
 fn parse_tiers(c: &mut Cursor<'_>, count: usize) -> Result<Vec<Tier>> {

@@ -3,12 +3,14 @@
 //! Safe code only. Nothing here knows how weights are coded; it knows where things lie and whether they fit.
 
 mod blocks;
+mod codebook;
 mod delta;
 mod header;
 mod plane;
 mod unit;
 
 pub use blocks::Blocks;
+pub use codebook::{CODEBOOK_ENTRIES, Codebook};
 pub use delta::{Delta, Residual};
 pub(crate) use header::{ALIGN, MAX_TIERS, header_bound};
 pub use header::{Header, Sections, Tier, payload_hash};
@@ -121,6 +123,8 @@ pub enum Transform {
     Delta,
     /// Integers: symbol and raw bits are those of a magnitude.
     Integer,
+    /// Values of a codebook: the symbol says which.
+    Codebook,
 }
 
 impl Transform {
@@ -129,7 +133,7 @@ impl Transform {
         match self {
             Transform::Split | Transform::NormalisedSplit => 0,
             Transform::Grid => 1,
-            Transform::Delta | Transform::Integer => 2,
+            Transform::Delta | Transform::Integer | Transform::Codebook => 2,
         }
     }
 
@@ -138,7 +142,7 @@ impl Transform {
         match self {
             Transform::Split | Transform::NormalisedSplit => dtype.mantissa_bits(),
             Transform::Grid => GRID_BITS,
-            Transform::Delta => 0,
+            Transform::Delta | Transform::Codebook => 0,
             Transform::Integer => INTEGER_BITS,
         }
     }

@@ -114,6 +114,7 @@ fn expected(h: &format::Header) -> nz_cpp_twin::Header {
             Transform::Grid => 3,
             Transform::Delta => 4,
             Transform::Integer => 5,
+            Transform::Codebook => 6,
         },
         mantissa_bits: h.mantissa_bits,
         lossless: h.is_lossless(),

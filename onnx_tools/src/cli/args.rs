@@ -169,6 +169,8 @@ pub enum TransformArg {
     Grid,
     /// To whichever has the least error in all at the same size
     Auto,
+    /// To the values of codebooks, up to 5 bits a weight
+    Codebook,
 }
 
 /// What ONNX Runtime does first.
@@ -259,7 +261,8 @@ pub struct ConvertArgs {
     #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
     pub profile: ProfileArg,
     /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
-    /// (a uniform grid: the least error in all), or auto (whichever is closer at the same size)
+    /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
+    /// k-means, for 5 bits a weight and less)
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,
@@ -294,7 +297,8 @@ pub struct PlanArgs {
     #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
     pub profile: ProfileArg,
     /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
-    /// (a uniform grid: the least error in all), or auto (whichever is closer at the same size)
+    /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
+    /// k-means, for 5 bits a weight and less)
     #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
         conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: TransformArg,

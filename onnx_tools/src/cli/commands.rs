@@ -134,6 +134,7 @@ impl Talk<'_> {
             TransformArg::Cut => Rounding::Cut,
             TransformArg::Grid => Rounding::Grid,
             TransformArg::Auto => Rounding::Auto,
+            TransformArg::Codebook => Rounding::Codebook,
         };
         let calibrate = calibrate.map(|inputs| CalibrateOptions {
             inputs: inputs.to_path_buf(),

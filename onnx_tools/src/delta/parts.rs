@@ -63,7 +63,7 @@ pub(super) fn files(model: &Model) -> Result<Vec<File>> {
     Ok(files)
 }
 
-fn file(path: &Path, name: &str, mut weights: Vec<(Range<u64>, WeightId)>) -> Result<File> {
+fn file(path: &Path, name: &str, mut weights: Places) -> Result<File> {
     let source = Source::open(path)?;
     weights.sort_by_key(|(range, id)| (range.start, *id));
     let mut parts: Vec<Part> = Vec::new();

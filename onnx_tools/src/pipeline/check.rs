@@ -115,6 +115,7 @@ fn compare_chunk(decoder: &Decoder, blob: &[u8], source: &[u8], first: u64, coun
         // The plain function, not the encoder's loops, which it is to find fault with.
         match transform {
             Transform::Grid => to_grid(decoder.header(), first, &mut rounded)?,
+            Transform::Codebook => in_books(decoder.header(), first, &decoded, &mut rounded)?,
             _ => rounded.iter_mut().for_each(|w| *w = word::round(*w, *mantissa_bits, spec.dtype)),
         }
     }
@@ -139,6 +140,35 @@ fn energy_of(weights: &[f32]) -> Errors {
     let mut errors = Errors::default();
     weights.iter().for_each(|&weight| errors.add(weight.into(), 0.0));
     errors
+}
+
+/// Which of a codebook's values a weight should have is the encoder's choice: it may have any of its own unit's. Those
+/// are decoded weights' own; where one is none of them, the nearest.
+fn in_books(header: &Header, first: u64, decoded: &[f32], words: &mut [u32]) -> Result<()> {
+    let Some(codebook) = &header.codebook else { return Err(Error::Corrupt("no codebook".to_string())) };
+    for (strip, (words, decoded)) in words.chunks_mut(STRIP).zip(decoded.chunks(STRIP)).enumerate() {
+        let slot = first + (strip * STRIP) as u64;
+        let (unit, place) = header
+            .unit(slot)
+            .zip(header.unit_place(slot))
+            .ok_or_else(|| Error::Corrupt("codebooks without units".to_string()))?;
+        let group = codebook.groups.get(place).copied().unwrap_or(0);
+        let values = codebook.tables[usize::from(group)].map(|value| {
+            let value = value * unit.value();
+            match header.spec.dtype {
+                Dtype::F16 => half::f16::from_f32(value).to_f32(),
+                Dtype::Bf16 => half::bf16::from_f32(value).to_f32(),
+                _ => value,
+            }
+        });
+        for (word, &found) in words.iter_mut().zip(decoded) {
+            let own = values.iter().find(|value| value.to_bits() == found.to_bits());
+            let wanted = f32::from_bits(*word);
+            let nearest = || values.iter().min_by(|a, b| (*a - wanted).abs().total_cmp(&(*b - wanted).abs()));
+            *word = own.or_else(nearest).map_or(*word, |value| value.to_bits());
+        }
+    }
+    Ok(())
 }
 
 /// Turns the words of slots from `first` on, the start of a strip, into those of the values nearest on the blob's grid.

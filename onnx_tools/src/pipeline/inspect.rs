@@ -104,6 +104,8 @@ pub enum Coded {
     Mantissa(u8),
     /// They were rounded to levels of so many raw bits.
     Grid(u8),
+    /// They were rounded to values of codebooks.
+    Codebook,
 }
 
 impl Coded {
@@ -122,6 +124,7 @@ impl Coded {
             Coded::Lossless => "float-split lossless".to_string(),
             Coded::Mantissa(k) => format!("float-split k={k}"),
             Coded::Grid(k) => format!("grid k={k}"),
+            Coded::Codebook => "codebook".to_string(),
         }
     }
 }
@@ -130,6 +133,7 @@ fn coded(header: &Header) -> Coded {
     match header.transform {
         _ if header.is_lossless() => Coded::Lossless,
         Transform::Grid => Coded::Grid(header.mantissa_bits),
+        Transform::Codebook => Coded::Codebook,
         // Nothing else is known of a delta without its base; integers are never rounded.
         Transform::Delta | Transform::Integer => Coded::Lossless,
         Transform::Split | Transform::NormalisedSplit => Coded::Mantissa(header.mantissa_bits),

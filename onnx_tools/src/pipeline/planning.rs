@@ -40,6 +40,8 @@ pub enum Rounding {
     Grid,
     /// To whichever has the smaller error at the size in question.
     Auto,
+    /// To the values of codebooks, where such are for the weight.
+    Codebook,
 }
 
 /// What happens to a weight.
@@ -171,10 +173,12 @@ impl Prepared {
             reason: None,
         };
         match (choice, blob) {
-            (Choice::Encoded { encoding, copy_of, .. }, Some((bytes, found))) => {
+            (Choice::Encoded { group, encoding, copy_of }, Some((bytes, found))) => {
+                let in_books = !found.lossless && self.groups[*group].is_in_codebooks();
+                let coded = if in_books { Coded::Codebook } else { Coded::of(*encoding, found.lossless) };
                 tensor.bytes_after = if copy_of.is_some() { 0 } else { bytes };
                 tensor.bits_per_weight = per_weight(tensor.bytes_after);
-                tensor.encoding = Some(Coded::of(*encoding, found.lossless).name());
+                tensor.encoding = Some(coded.name());
                 tensor.lossless = found.lossless;
                 tensor.max_relative_error = found.max_relative_error;
                 tensor.max_error_to_rms = found.max_error_to_rms;

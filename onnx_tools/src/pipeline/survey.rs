@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc;
 
 use nz_onnx::codec::{self, Coding, EncodeOptions, GridStep, load_slots, word};
-use nz_onnx::format::{Dtype, Layout, TensorSpec};
+use nz_onnx::format::{Dtype, Layout, TensorSpec, Transform};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::allocation::{Candidate, Encoding, Grids, Target, allocate};
@@ -91,6 +91,11 @@ impl Group {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether the coding chosen is one of codebooks.
+    pub(super) fn is_in_codebooks(&self) -> bool {
+        self.coding().is_ok_and(|coding| coding.transform() == Transform::Codebook)
     }
 
     /// The coding chosen.
@@ -214,24 +219,43 @@ fn group(
     candidate.rounded_noise = cut_noise(bytes, spec);
     let grids = match wanted.rounding {
         Rounding::Cut => None,
-        Rounding::Grid | Rounding::Auto => Some(codec::survey_grid(bytes, spec, &options)?),
+        Rounding::Codebook => Some(codebooks(bytes, spec, &options)?),
+        Rounding::Grid | Rounding::Auto => Some(on_grids(bytes, spec, &options)?),
     };
-    let mut codings_on_grids = Vec::new();
-    candidate.grids = grids.map(|survey| {
-        let mut steps = Vec::new();
-        for (step, survey) in survey.iter().flat_map(|survey| GridStep::all().map(move |step| (step, survey)))
-        {
-            let coding = survey.coding(step);
-            steps.push((step, coding.size(), survey.noise(step)));
-            codings_on_grids.push((step, coding));
-        }
-        Grids { steps, only: wanted.rounding == Rounding::Grid }
-    });
-    let mut group = Group { weights: vec![first], candidate, codings, grids: codings_on_grids };
+    let (steps, codings_of_steps) = grids.unzip();
+    candidate.grids = steps.map(|steps| Grids { steps, only: wanted.rounding != Rounding::Auto });
+    let grids = codings_of_steps.unwrap_or_default();
+    let mut group = Group { weights: vec![first], candidate, codings, grids };
     if matches!(wanted.target, Target::MaxError(_) | Target::Snr(_)) {
         group.keep_to(wanted.target, bytes, compression)?;
     }
     Ok(group)
+}
+
+/// Bytes and noise of each step of a ladder, as [`Grids`] has them, and how the weight is coded at each.
+type Ladder = (Vec<(GridStep, u64, f64)>, Vec<(GridStep, Coding)>);
+
+fn on_grids(bytes: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> nz_onnx::error::Result<Ladder> {
+    let survey = codec::survey_grid(bytes, spec, options)?;
+    let steps = survey.iter().flat_map(|survey| GridStep::all().map(move |step| (step, survey)));
+    Ok(steps
+        .map(|(step, survey)| {
+            let coding = survey.coding(step);
+            ((step, coding.size(), survey.noise(step)), (step, coding))
+        })
+        .unzip())
+}
+
+/// What codebooks would do, on the ladder that grids have otherwise.
+fn codebooks(bytes: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> nz_onnx::error::Result<Ladder> {
+    let survey = codec::survey_codebooks(bytes, spec, options)?;
+    let steps = survey.iter().flat_map(|survey| survey.steps().map(move |step| (step, survey)));
+    Ok(steps
+        .map(|(step, survey)| {
+            let coding = survey.coding(step);
+            ((step, coding.size(), survey.noise(step)), (step, coding))
+        })
+        .unzip())
 }
 
 /// Weights that are looked at in a row, and places where that is done.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::arch::{Grid, Step, grid};
-use crate::format::Dtype;
+use crate::format::{CODEBOOK_ENTRIES, Dtype};
 
 /// As [`grid::values`].
 #[target_feature(
@@ -22,6 +22,44 @@ pub(super) fn values_of_words(step: Step, words: [__m512i; 4]) -> [__m512i; 4] {
     let (centre, scale) = (_mm512_set1_epi32(step.centre as i32), _mm512_set1_ps(step.scale));
     let [a, b, c, d] = words;
     [value(a, centre, scale), value(b, centre, scale), value(c, centre, scale), value(d, centre, scale)]
+}
+
+/// The words of the values of a codebook that words stand for.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn values_of_codebook(
+    table: &[f32; CODEBOOK_ENTRIES],
+    step: Step,
+    words: [__m512i; 4],
+) -> [__m512i; 4] {
+    let (quarters, _) = table.as_chunks::<16>();
+    // SAFETY: each quarter has 16 floats.
+    let load = |i: usize| unsafe { _mm512_loadu_ps(quarters[i].as_ptr()) };
+    let halves = [[load(0), load(1)], [load(2), load(3)]];
+    let scale = _mm512_set1_ps(step.scale);
+    let [a, b, c, d] = words;
+    [
+        looked_up(a, halves, scale),
+        looked_up(b, halves, scale),
+        looked_up(c, halves, scale),
+        looked_up(d, halves, scale),
+    ]
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn looked_up(words: __m512i, [plus, minus]: [[__m512; 2]; 2], scale: __m512) -> __m512i {
+    // Five bits of the symbols: the permutations do not look at more.
+    let places = _mm512_srli_epi32::<23>(words);
+    let positive = _mm512_permutex2var_ps(plus[0], places, plus[1]);
+    let negative = _mm512_permutex2var_ps(minus[0], places, minus[1]);
+    let values =
+        _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(words, _mm512_setzero_si512()), positive, negative);
+    _mm512_castps_si512(_mm512_mul_ps(values, scale))
 }
 
 /// Whether [`values_of_halves`] is for levels with this step.

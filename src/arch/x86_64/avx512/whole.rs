@@ -265,6 +265,12 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         arrange: impl Fn(__m512i) -> __m512i,
     ) -> [__m512i; 4] {
         let step = grid.step(g * 4 + J);
+        // A codebook's weights have no bits but symbol and sign.
+        if HEAD == 1
+            && let Some(table) = grid.table(step)
+        {
+            return grid::values_of_codebook(table, step, self.coded_words::<J>(g, arrange));
+        }
         if HIGH == 0 && grid::has_halves(step) {
             return grid::values_of_halves(step, self.upper::<J>(g, arrange));
         }
