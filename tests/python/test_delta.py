@@ -188,3 +188,12 @@ def test_options_that_do_not_go_with_a_base(tmp_path):
         assert outcome.code == nzlib.USAGE and "--base" in outcome.stderr, outcome
     outcome = nzlib.nz("restore", model, "--base", model)
     assert outcome.code == nzlib.USAGE and "--base" in outcome.stderr, outcome
+
+
+def test_other_commands_say_what_a_delta_is_for(tmp_path):
+    base = nzlib.MODELS / "dtln_1.onnx"
+    tune(base, tmp_path / "tuned.onnx", 1e-3)
+    assert nzlib.nz("convert", tmp_path / "tuned.onnx", "--base", base).code == nzlib.OK
+    for command in ("convert", "plan", "inspect", "verify"):
+        outcome = nzlib.nz(command, tmp_path / "tuned.nzd")
+        assert outcome.code == nzlib.USAGE and "nz-onnx restore" in outcome.stderr, outcome

@@ -73,6 +73,7 @@ impl Talk<'_> {
             let text = || report::delta::summary(&document, start.elapsed(), self.style);
             return Ok(self.say(&document, false, text));
         }
+        refuse_delta(&args.model)?;
         let how = (args.calibrate.as_deref(), &args.optimize);
         let options = ConvertOptions {
             plan: self.options(&args.target, &args.select, args.profile, args.transform, how)?,
@@ -89,6 +90,7 @@ impl Talk<'_> {
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
+        refuse_delta(&args.model)?;
         let how = (args.calibrate.as_deref(), &args.optimize);
         let options = self.options(&args.target, &args.select, args.profile, args.transform, how)?;
         let document = match optimizing(&args.optimize, args.calibrate.is_some())? {
@@ -145,6 +147,7 @@ impl Talk<'_> {
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {
+        refuse_delta(&args.file)?;
         let document = inspect::inspect(&args.file)?;
         let passed = document.blobs.iter().all(|b| b.checksum_ok);
         if !passed {
@@ -159,6 +162,7 @@ impl Talk<'_> {
 
     fn verify(&self, args: &VerifyArgs) -> Result<Outcome> {
         let start = Instant::now();
+        refuse_delta(&args.model)?;
         let run = args.run.then(|| RunOptions {
             inputs: args.inputs.clone(),
             shapes: args.shape.iter().map(|s| (s.name.clone(), s.dims.clone())).collect(),
@@ -206,4 +210,13 @@ fn optimizing(args: &OptimizeArgs, calibrating: bool) -> Result<Option<OptimizeO
         OptimizeLevel::Native => Level::Native,
     };
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
+}
+
+/// Delta files are for `restore` alone.
+fn refuse_delta(path: &Path) -> Result<()> {
+    if !delta::is_delta(path)? {
+        return Ok(());
+    }
+    let what = "a delta file: `nz-onnx restore` makes the model of it, which checks it too";
+    Err(Error::Usage(format!("{}: {what}", path.display())))
 }
