@@ -11,14 +11,14 @@ const WIDTHS: [u8; 4] = [1, 2, 3, 4];
 const GPU_WIDTHS: [u8; 1] = [2];
 /// The most tiers of [`Profile::Gpu`], as many as the short way is for.
 const GPU_TIERS: usize = 2;
-/// Each tier must save so many 1/1024 bit a weight, because a shorter cascade decodes faster; not in small lossless
-/// tensors, whose first [`TIER_FREE`] weights are not counted. Rounded weights have given up bits already: they are to be
-/// fast.
+/// Each tier must save so many 1/1024 bit a weight, because a shorter cascade decodes faster; not in small tensors, of
+/// which so many weights are not counted. Rounded weights have given up bits already: they are to be fast.
 const TIER_COST: u64 = 8;
+const TIER_FREE: u64 = 1 << 16;
 const ROUNDED_TIER_COST: u64 = 20;
+const ROUNDED_TIER_FREE: u64 = 1 << 14;
 /// A little less where only a sample is known: chance shall not take a tier away that saves just enough.
 const SAMPLE_DISCOUNT: u64 = 2;
-const TIER_FREE: u64 = 1 << 16;
 const UNIT: u64 = 1024;
 
 /// What the tiers of a blob are chosen for.
@@ -48,9 +48,9 @@ pub struct Known {
 
 /// The tiers that `profile` has for symbols with these counts. Deterministic.
 pub fn choose_tiers(counts: &Histogram, profile: Profile, known: Known) -> Vec<Tier> {
-    let cost = if known.rounded { ROUNDED_TIER_COST } else { TIER_COST };
-    let weights: u64 = counts.iter().sum();
-    let counted = if known.rounded { weights } else { weights.saturating_sub(TIER_FREE) };
+    let (cost, free) =
+        if known.rounded { (ROUNDED_TIER_COST, ROUNDED_TIER_FREE) } else { (TIER_COST, TIER_FREE) };
+    let counted = counts.iter().sum::<u64>().saturating_sub(free);
     let tier_cost = (cost - if known.sampled { SAMPLE_DISCOUNT } else { 0 }) * counted;
     let mut order: Vec<u8> = (0..=255).collect();
     order.sort_by_key(|&s| (std::cmp::Reverse(counts[usize::from(s)]), s));
