@@ -152,8 +152,11 @@ def dynamic_int8(per_channel: bool) -> Callable[[Path, Path], Alternative]:
             model = onnx.load(str(source))
             # ConvInteger has no kernel for signed weights.
             kind = QuantType.QUInt8 if "Conv" in _op_types(model) else QuantType.QInt8
+            # A file of its own: not every version takes a model, and they write beside it.
+            whole = path.with_name(f"{path.stem}-whole.onnx")
+            onnx.save(model, str(whole), save_as_external_data=True, location=f"{whole.name}.data")
             quantize_dynamic(
-                model, str(path), weight_type=kind, per_channel=per_channel, use_external_data_format=True
+                str(whole), str(path), weight_type=kind, per_channel=per_channel, use_external_data_format=True
             )
             made = onnx.load(str(path))
             if not _op_types(made) & {"MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}:

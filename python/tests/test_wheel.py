@@ -54,7 +54,7 @@ def test_what_is_in_it(wheel):
         names = set(archive.namelist())
         metadata = Parser().parsestr(archive.read(f"{name}-{version}.dist-info/METADATA").decode())
         modes = {entry.filename: entry.external_attr >> 16 & 0o777 for entry in archive.infolist()}
-    modules = "__init__ __main__ command errors library models results session stats".split()
+    modules = "__init__ __main__ alternatives command compare errors library models results session stats".split()
     assert names == {
         *(f"nz_onnx/{module}.py" for module in modules),
         "nz_onnx/py.typed",

@@ -114,6 +114,9 @@ impl Segment {
 /// # Errors
 /// It cannot be read.
 pub fn is_delta(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let mut start = Vec::with_capacity(MAGIC.len());
     file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
