@@ -11,9 +11,7 @@ use ort_sys::{ONNXTensorElementDataType as ElementType, OrtOpAttrType, OrtShapeI
 
 use super::api::Api;
 use super::fence::Result;
-
-/// The highest rank of a weight, as in the blob format.
-const MAX_RANK: usize = 8;
+use crate::format::MAX_RANK;
 
 /// A dimension of an input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -34,3 +34,11 @@ def say(capsys):
             print(f"\n    {text}", end="", flush=True)
 
     return print_line
+
+
+@pytest.fixture
+def encode(tmp_path):
+    """Encodes weights with the built example `encode_tensor`, which NZ_ENCODE names."""
+    from opmodels import Encoder
+
+    return Encoder(os.environ["NZ_ENCODE"], str(tmp_path))

@@ -17,7 +17,6 @@ from opmodels import (
     FLOAT,
     FLOAT16,
     INT64,
-    Encoder,
     assert_close,
     model,
     nz_node,
@@ -35,11 +34,6 @@ pytestmark = [
 
 # Tests of test_ops.py that are about the CPU's kernels alone: the order of their sums, and errors that they have at once.
 OF_THE_CPU = ("bit_equal", "gather_refuses_bad_indices")
-
-
-@pytest.fixture
-def encode(tmp_path):
-    return Encoder(PROGRAM, str(tmp_path))
 
 
 @pytest.fixture

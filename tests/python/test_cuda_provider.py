@@ -13,7 +13,6 @@ from opmodels import (
     FLOAT,
     FLOAT16,
     INT64,
-    Encoder,
     assert_close,
     model,
     nz_node,
@@ -30,11 +29,6 @@ pytestmark = [
     pytest.mark.skipif(not (LIBRARY and PROGRAM), reason="NZ_LIB and NZ_ENCODE are not set"),
     pytest.mark.skipif(not (HAS_PROVIDER or REQUIRED), reason="no CUDA provider in this ONNX Runtime"),
 ]
-
-
-@pytest.fixture
-def encode(tmp_path):
-    return Encoder(PROGRAM, str(tmp_path))
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from opmodels import (
     INT32,
     INT64,
     UINT8,
-    Encoder,
     assert_close,
     corrupt,
     model,
@@ -39,11 +38,6 @@ pytestmark = pytest.mark.skipif(not (LIBRARY and PROGRAM), reason="NZ_LIB and NZ
 supported = pytest.mark.skipif(VERSION < (1, 17), reason="this ONNX Runtime is too old for the ops")
 
 DTYPES = ["float32", "float16", "bfloat16"]
-
-
-@pytest.fixture
-def encode(tmp_path):
-    return Encoder(PROGRAM, str(tmp_path))
 
 
 @pytest.fixture

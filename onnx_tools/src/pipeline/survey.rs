@@ -235,27 +235,27 @@ fn group(
 /// Bytes and noise of each step of a ladder, as [`Grids`] has them, and how the weight is coded at each.
 type Ladder = (Vec<(GridStep, u64, f64)>, Vec<(GridStep, Coding)>);
 
+fn ladder(steps: impl Iterator<Item = (GridStep, Coding, f64)>) -> Ladder {
+    steps.map(|(step, coding, noise)| ((step, coding.size(), noise), (step, coding))).unzip()
+}
+
 fn on_grids(bytes: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> nz_onnx::error::Result<Ladder> {
     let survey = codec::survey_grid(bytes, spec, options)?;
-    let steps = survey.iter().flat_map(|survey| GridStep::all().map(move |step| (step, survey)));
-    Ok(steps
-        .map(|(step, survey)| {
-            let coding = survey.coding(step);
-            ((step, coding.size(), survey.noise(step)), (step, coding))
-        })
-        .unzip())
+    Ok(ladder(
+        survey.iter().flat_map(|survey| {
+            GridStep::all().map(move |step| (step, survey.coding(step), survey.noise(step)))
+        }),
+    ))
 }
 
 /// What codebooks would do, on the ladder that grids have otherwise.
 fn codebooks(bytes: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> nz_onnx::error::Result<Ladder> {
     let survey = codec::survey_codebooks(bytes, spec, options)?;
-    let steps = survey.iter().flat_map(|survey| survey.steps().map(move |step| (step, survey)));
-    Ok(steps
-        .map(|(step, survey)| {
-            let coding = survey.coding(step);
-            ((step, coding.size(), survey.noise(step)), (step, coding))
-        })
-        .unzip())
+    Ok(ladder(
+        survey.iter().flat_map(|survey| {
+            survey.steps().map(move |step| (step, survey.coding(step), survey.noise(step)))
+        }),
+    ))
 }
 
 /// Weights that are looked at in a row, and places where that is done.
