@@ -404,6 +404,9 @@ fn an_lstm_multiplies_with_both_its_weights() {
         (&["x", "w.nz", "r.nz"].map(String::from)[..], 0)
     );
     assert_eq!(node.attribute("shape").unwrap().ints, [1, 64, 32]);
+    // "w" is read by nothing else: `inspect` and `verify` must know it all the same.
+    let blobs: Vec<String> = out.blobs().into_iter().map(|blob| blob.name).collect();
+    assert!(["w", "r"].iter().all(|name| blobs.contains(&name.to_string())), "{blobs:?}");
     // Input 4 has the lengths of sequences: the op has none, and the states move up.
     let all = lstm(&["x", "w", "r", "b", "", "s", "s"])
         .text("direction", &["reverse"])

@@ -167,7 +167,8 @@ def verify(
         run: Run both models in ONNX Runtime and compare their outputs; needs ``original``.
         inputs: An .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files, one run
             each. Default: random.
-        shapes: Dimensions of random inputs by name. Default: 1 for each symbolic dimension.
+        shapes: Dimensions of random inputs by name. Default: 1 for each symbolic dimension, or what the
+            original runs with: 8, 64 or 512 behind the first.
         seed: Seed of the random inputs. Default: 0.
         tolerance: Largest error of an output, relative to its largest magnitude. Default: 1e-5, or 1e-3
             if the model has float16 or bfloat16 weights, when no weight was changed; else outputs are

@@ -229,9 +229,10 @@ pub fn allocate(candidates: &[Candidate], kept_bytes: u64, target: Target) -> Al
         Target::Ratio(ratio) => fit(&mut ladders, kept_bytes, before * ratio),
         Target::Size(bytes) => fit(&mut ladders, kept_bytes, bytes as f64),
         Target::Bits(bits) => {
-            let compressed = || ladders.iter().filter(|l| !matches!(l.encoding(), Encoding::Keep(_)));
-            let elements = compressed().map(|l| l.candidate.elements as f64).sum::<f64>();
-            let others = total(&ladders, 0) - compressed().map(Ladder::size).sum::<u64>();
+            // Those too that nothing but rounding makes smaller: they may become part of the average.
+            let compressible = || ladders.iter().filter(|l| l.is_compressible());
+            let elements = compressible().map(|l| l.candidate.elements as f64).sum::<f64>();
+            let others = total(&ladders, 0) - compressible().map(Ladder::size).sum::<u64>();
             fit(&mut ladders, 0, others as f64 + elements * bits / 8.0)
         }
     };

@@ -330,7 +330,8 @@ pub struct VerifyArgs {
     /// one run each [default: random]
     #[arg(long, value_name = "PATH", requires = "run")]
     pub inputs: Option<PathBuf>,
-    /// Shape of a random input, as NAME=2,64; may be repeated [default: 1 for each symbolic dimension]
+    /// Shape of a random input, as NAME=2,64; may be repeated [default: 1 for each symbolic dimension, or what the
+    /// original runs with: 8, 64 or 512 behind the first]
     #[arg(long, value_name = "NAME=DIMS", value_parser = parse_shape, requires = "run")]
     pub shape: Vec<ShapeArg>,
     /// Seed of the random inputs

@@ -179,18 +179,21 @@ impl Model {
         let mut blobs: Vec<Blob> = Vec::new();
         for graph in &self.graphs {
             for node in graph.nodes.iter().filter(|n| n.domain == DOMAIN) {
-                let input = if matches!(node.op.as_str(), "DecodeMatMul" | "DecodeGemm") { 1 } else { 0 };
-                let Some(weight) = node.inputs.get(input).and_then(|name| self.find_weight(graph.id, name))
-                else {
-                    continue;
+                let inputs: &[usize] = match node.op.as_str() {
+                    "DecodeMatMul" | "DecodeGemm" => &[1],
+                    "DecodeLSTM" => &[1, 2],
+                    _ => &[0],
                 };
-                match blobs.iter_mut().find(|b| b.weight == weight) {
-                    Some(blob) => blob.nodes.push(node.label()),
-                    None => {
-                        let name = &self.weight(weight).name;
-                        let name =
-                            name.rsplit_once(".nz").map_or(name.as_str(), |(stem, _)| stem).to_string();
-                        blobs.push(Blob { weight, name, nodes: vec![node.label()] });
+                let named = inputs.iter().filter_map(|&input| node.inputs.get(input));
+                for weight in named.filter_map(|name| self.find_weight(graph.id, name)) {
+                    match blobs.iter_mut().find(|b| b.weight == weight) {
+                        Some(blob) => blob.nodes.push(node.label()),
+                        None => {
+                            let name = &self.weight(weight).name;
+                            let name =
+                                name.rsplit_once(".nz").map_or(name.as_str(), |(stem, _)| stem).to_string();
+                            blobs.push(Blob { weight, name, nodes: vec![node.label()] });
+                        }
                     }
                 }
             }

@@ -9,6 +9,7 @@ use nz_onnx::format::Dtype;
 
 use super::optimize::{self, Level, Optimized};
 use super::runtime::compare::Distance;
+use super::runtime::inputs::Slot;
 use super::runtime::session::Ran;
 use super::runtime::{Array, Loaded, Runtime, inputs, locate};
 use super::{check, inspect};
@@ -21,6 +22,8 @@ use crate::rewrite::{BlobFile, Recipe, RecipeBlob};
 const TOLERANCE_F32: f64 = 1e-5;
 /// The same with float16 or bfloat16 weights.
 const TOLERANCE_F16: f64 = 1e-3;
+/// Sizes of symbolic dimensions of random inputs, tried in turn.
+const OPEN_SIZES: &[i64] = &[1, 8, 64, 512];
 
 /// What to check.
 #[derive(Debug, Clone)]
@@ -326,17 +329,13 @@ fn run(
     let refused =
         |what: String| Error::unsupported(original.path(), format!("ONNX Runtime does not load it: {what}"));
     let mut session = runtime.open(original.path(), None).map_err(refused)?;
-    let slots = session.inputs()?;
-    let given = match &options.inputs {
-        Some(path) => inputs::given(path, &slots)?,
-        None => vec![inputs::random(&slots, &options.shapes, options.seed)?],
-    };
-    let expected = run_all(&mut session, &given).map_err(|what| {
-        Error::Usage(format!(
+    let (given, expected) = expected(&mut session, options).map_err(|e| match e {
+        Refused::Inputs(error) => error,
+        Refused::Run(what) => Error::Usage(format!(
             "{}: ONNX Runtime does not run it on these inputs: {what}\nhelp: give other shapes with --shape, or real \
              inputs with --inputs",
             original.path().display()
-        ))
+        )),
     })?;
     drop(session);
 
@@ -364,6 +363,40 @@ fn run(
         converted_seconds: seconds(&found),
         outputs: checks,
     }))
+}
+
+/// Why the original gives nothing to compare with.
+enum Refused {
+    Inputs(Error),
+    /// What ONNX Runtime says.
+    Run(String),
+}
+
+/// The inputs of a comparison, and what the original makes of them. Random ones get larger until it runs: many models
+/// take no sound of one sample and no image of one pixel.
+fn expected(
+    session: &mut Loaded,
+    options: &RunOptions,
+) -> std::result::Result<(Vec<BTreeMap<String, Array>>, Vec<Ran>), Refused> {
+    let slots = session.inputs().map_err(Refused::Inputs)?;
+    if let Some(path) = &options.inputs {
+        let given = inputs::given(path, &slots).map_err(Refused::Inputs)?;
+        let ran = run_all(session, &given).map_err(Refused::Run)?;
+        return Ok((given, ran));
+    }
+    let is_open =
+        |slot: &Slot| !options.shapes.contains_key(&slot.name) && slot.shape.iter().skip(1).any(|&d| d < 0);
+    let sizes = if slots.iter().any(is_open) { OPEN_SIZES } else { &OPEN_SIZES[..1] };
+    let mut first = None;
+    for &size in sizes {
+        let random = inputs::random(&slots, &options.shapes, size, options.seed).map_err(Refused::Inputs)?;
+        let given = vec![random];
+        match run_all(session, &given) {
+            Ok(ran) => return Ok((given, ran)),
+            Err(what) => first = first.or(Some(what)),
+        }
+    }
+    Err(Refused::Run(first.unwrap_or_default()))
 }
 
 /// Runs a model on each of the inputs.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::carried::{self, Carried};
 use super::ops;
 use crate::onnx::scope::{Definition, Scope, ValueKey};
 use crate::onnx::{GraphId, Model};
@@ -16,18 +17,23 @@ impl<'m> Variables<'m> {
     /// Finds them.
     pub fn new(model: &'m Model, scope: &Scope<'m>) -> Self {
         let mut found = Variables { values: HashSet::new() };
+        // What a loop hands on as it is varies if its initial value does.
+        let carried = carried::all(model, scope);
+        let starts: HashSet<ValueKey<'m>> =
+            carried.iter().filter_map(|c| Some((c.body, c.start(model)?))).collect();
         for graph in model.graphs() {
             for input in &graph.inputs {
                 let is_input =
                     matches!(scope.resolve(graph.id, &input.name), Some((_, Definition::Input(_))));
                 // From IR 4 on an initializer that is also an input is a default that a caller may replace.
-                if is_input || model.ir_version() >= 4 {
+                let is_carried = starts.contains(&(graph.id, input.name.as_str()));
+                if !is_carried && (is_input || model.ir_version() >= 4) {
                     found.values.insert((graph.id, input.name.as_str()));
                 }
             }
         }
         // Nodes are in topological order, so one pass does but for what flows out of bodies.
-        while found.pass(model, scope) {}
+        while found.pass(model, scope, &carried) {}
         found
     }
 
@@ -36,8 +42,17 @@ impl<'m> Variables<'m> {
         scope.resolve(graph, name).is_some_and(|(owner, _)| self.values.contains(&(owner, name)))
     }
 
-    fn pass(&mut self, model: &'m Model, scope: &Scope<'m>) -> bool {
+    fn pass(&mut self, model: &'m Model, scope: &Scope<'m>, carried: &[Carried]) -> bool {
         let mut changed = false;
+        let mut constant = HashSet::new();
+        for variable in carried {
+            let (graph, initial) = variable.initial(model);
+            if !self.has(scope, graph, initial) {
+                constant.extend(variable.last(model));
+            } else if let Some(start) = variable.start(model) {
+                changed |= self.values.insert((variable.body, start));
+            }
+        }
         let mut varies = vec![false; model.graphs().len()];
         for graph in model.graphs().iter().rev() {
             for node in &graph.nodes {
@@ -50,7 +65,8 @@ impl<'m> Variables<'m> {
                 }
                 varies[graph.id.0] = true;
                 for output in node.outputs.iter().filter(|o| !o.is_empty()) {
-                    changed |= self.values.insert((graph.id, output.as_str()));
+                    let value = (graph.id, output.as_str());
+                    changed |= !constant.contains(&value) && self.values.insert(value);
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use nz_onnx::format::{Dtype, GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 
+use super::carried::Carried;
 use super::constness::Variables;
 use super::costly;
 use super::normalise::NCHWC;
@@ -39,6 +40,10 @@ pub struct Compression {
     pub uses: Vec<Use>,
     /// Identity, Cast and Transpose nodes of the weight that are no longer needed.
     pub dropped: Vec<(GraphId, usize)>,
+    /// Variables of loops that hold the weight and are no longer needed: bodies read the blob.
+    pub carried: Vec<Carried>,
+    /// Shape nodes of the weight, and what they give.
+    pub shapes: Vec<((GraphId, usize), Vec<i64>)>,
 }
 
 /// One reader of a weight and how it is rewritten.
@@ -147,6 +152,8 @@ struct View {
 struct Found {
     uses: Vec<Use>,
     dropped: BTreeSet<(GraphId, usize)>,
+    carried: Vec<Carried>,
+    shapes: Vec<((GraphId, usize), Vec<i64>)>,
 }
 
 impl<'a> Decider<'a> {
@@ -222,8 +229,22 @@ impl<'a> Decider<'a> {
             if self.rules.refuses_node(&node.name) {
                 return Err(format!("excluded by --exclude-nodes: read by node {:?}", node.name));
             }
+            if let Some(carried) = Carried::of(self.model, &self.scope, reader) {
+                self.carried(weight, carried, view, found)?;
+                continue;
+            }
+            if let Some(shape) = self.shape(weight, node, reader, view) {
+                found.shapes.push(((reader.graph, reader.node), shape));
+                continue;
+            }
+            let is_output = |output: &'a str| {
+                let ends = |carried: &Carried| {
+                    carried.body == reader.graph && carried.end(self.model) == Some(output)
+                };
+                self.scope.is_output(reader.graph, output) && !found.carried.iter().any(ends)
+            };
             match alias(node, reader, weight, view) {
-                Some((output, view)) if !self.scope.is_output(reader.graph, output) => {
+                Some((output, view)) if !is_output(output) => {
                     // A name given twice could make a ring, a hostile chain could be longer than the stack.
                     let is_new = found.dropped.insert((reader.graph, reader.node));
                     if !is_new || found.dropped.len() > MAX_ALIASES {
@@ -240,6 +261,46 @@ impl<'a> Decider<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Collects the readers of a loop's variable that is always the weight: in the loop and behind it.
+    fn carried(
+        &self,
+        weight: &'a Weight,
+        carried: Carried,
+        view: View,
+        found: &mut Found,
+    ) -> std::result::Result<(), String> {
+        found.carried.push(carried);
+        if let Some(start) = carried.start(self.model) {
+            self.readers(weight, carried.body, start, view, found)?;
+        }
+        match carried.last(self.model) {
+            Some((graph, last)) if self.scope.is_output(graph, last) => {
+                Err(format!("a loop hands it on as graph output {last:?}"))
+            }
+            Some((graph, last)) => self.readers(weight, graph, last, view, found),
+            None => Ok(()),
+        }
+    }
+
+    /// What a Shape node gives for the weight, if it is one.
+    fn shape(&self, weight: &Weight, node: &'a Node, reader: Reader, view: View) -> Option<Vec<i64>> {
+        let output = node.outputs.first().filter(|o| !o.is_empty())?;
+        let is_shape = node.op == "Shape" && node.domain.is_empty() && view.dequantize.is_none();
+        if !is_shape || self.scope.is_output(reader.graph, output) {
+            return None;
+        }
+        let mut shape: Vec<i64> =
+            weight.shape.iter().map(|&d| i64::try_from(d)).collect::<std::result::Result<_, _>>().ok()?;
+        if view.transposed {
+            shape.reverse();
+        }
+        // Opset 15: from `start` to `end`, both counted from the end if negative.
+        let rank = shape.len() as i64;
+        let at = |i: i64| (if i < 0 { i + rank } else { i }).clamp(0, rank) as usize;
+        let (start, end) = (at(node.int("start", 0)), at(node.int("end", rank)));
+        Some(shape.get(start..end).map(<[i64]>::to_vec).unwrap_or_default())
     }
 
     fn reader(
@@ -322,7 +383,14 @@ impl<'a> Decider<'a> {
         };
         let gathered = found.uses.iter().any(|u| u.kind == UseKind::Gather);
         let block_len = if gathered { GATHER_BLOCK } else { MAX_BLOCK };
-        Compression { spec, block_len, uses: found.uses, dropped: found.dropped.into_iter().collect() }
+        Compression {
+            spec,
+            block_len,
+            uses: found.uses,
+            dropped: found.dropped.into_iter().collect(),
+            carried: found.carried,
+            shapes: found.shapes,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use prost::Message;
 
+use super::carried::Carried;
 use super::decide::{Compression, Decision};
 use super::names::Names;
 use super::nodes::{self, Reading, Rewrite};
@@ -13,7 +14,7 @@ use super::rope::Rope;
 use crate::onnx::graph::Part;
 use crate::onnx::proto::{self, dtype};
 use crate::onnx::wire::Scanner;
-use crate::onnx::{Attribute, DOMAIN, Error, Graph, GraphId, Model, Origin, Result, Weight, WeightId};
+use crate::onnx::{Attribute, DOMAIN, Error, Graph, GraphId, Model, Node, Origin, Result, Weight, WeightId};
 
 /// Version of the operator set [`DOMAIN`].
 const OPSET: i64 = 1;
@@ -130,6 +131,10 @@ struct Splicer<'a> {
     /// By graph and node.
     rewrites: HashMap<(GraphId, usize), Rewrite<'a>>,
     dropped: BTreeSet<(GraphId, usize)>,
+    /// Variables of loops that are gone.
+    carried: Vec<Carried>,
+    /// What takes the place of Shape nodes that are gone.
+    shapes: BTreeMap<(GraphId, usize), &'a [i64]>,
     /// `Constant` nodes with external data.
     external_constants: HashMap<(GraphId, usize), WeightId>,
     /// Blobs that each graph holds, and their names there. ONNX Runtime takes a body's constants from that
@@ -145,6 +150,8 @@ impl<'a> Splicer<'a> {
             names: Names::new(model),
             rewrites: HashMap::new(),
             dropped: BTreeSet::new(),
+            carried: Vec::new(),
+            shapes: BTreeMap::new(),
             external_constants: HashMap::new(),
             blobs: BTreeMap::new(),
         };
@@ -157,6 +164,8 @@ impl<'a> Splicer<'a> {
             let weight = model.weight(id);
             let (root, _) = plan.place(id)?;
             splicer.dropped.extend(&compression.dropped);
+            splicer.carried.extend(&compression.carried);
+            splicer.shapes.extend(compression.shapes.iter().map(|(node, shape)| (*node, shape.as_slice())));
             if let Origin::Constant { node } = weight.origin {
                 splicer.dropped.insert((weight.graph, node));
             }
@@ -188,7 +197,15 @@ impl<'a> Splicer<'a> {
                 notice = false;
             }
             let replaced = match field.part {
-                Part::Node(i) if self.dropped.contains(&(id, i)) => Some(Rope::new()),
+                Part::Node(i) if self.dropped.contains(&(id, i)) || self.shapes.contains_key(&(id, i)) => {
+                    Some(Rope::new())
+                }
+                Part::Input(i) if self.carried.iter().any(|c| c.body == id && c.body_input == i) => {
+                    Some(Rope::new())
+                }
+                Part::Output(i) if self.carried.iter().any(|c| c.body == id && c.body_output == i) => {
+                    Some(Rope::new())
+                }
                 Part::Node(i) => self.node(graph, i)?,
                 Part::Initializer(i) => self.initializer(self.model.weight(graph.initializers[i]))?,
                 Part::Input(i) if is_old && vanished.contains(graph.inputs[i].name.as_str()) => {
@@ -222,7 +239,21 @@ impl<'a> Splicer<'a> {
             out.field(5, tensor);
             // Before IR 4 every initializer of the main graph is an input too; a body's inputs are its node's.
             if is_old && id == GraphId(0) {
-                out.field(11, owned(&value_info(name, dim)));
+                out.field(11, owned(&value_info(name, dtype::UINT8, dim)));
+            }
+        }
+        for ((_, node), shape) in self.shapes.range((id, 0)..=(id, usize::MAX)) {
+            let (name, rank) = (&graph.nodes[*node].outputs[0], shape.len() as i64);
+            let tensor = proto::Tensor {
+                dims: vec![rank],
+                data_type: Some(dtype::INT64),
+                name: Some(name.clone()),
+                raw_data: Some(shape.iter().flat_map(|dim| dim.to_le_bytes()).collect()),
+                ..Default::default()
+            };
+            out.field(5, owned(&tensor));
+            if is_old && id == GraphId(0) {
+                out.field(11, owned(&value_info(name, dtype::INT64, rank)));
             }
         }
         Ok(out)
@@ -236,6 +267,10 @@ impl<'a> Splicer<'a> {
         for (_, node) in self.dropped.range((graph.id, 0)..=(graph.id, usize::MAX)) {
             names.extend(graph.nodes[*node].outputs.iter().map(String::as_str));
         }
+        for carried in &self.carried {
+            names.extend(carried.start(self.model).filter(|_| carried.body == graph.id));
+            names.extend(carried.last(self.model).filter(|(at, _)| *at == graph.id).map(|(_, name)| name));
+        }
         names
     }
 
@@ -248,6 +283,7 @@ impl<'a> Splicer<'a> {
                 edits.push((attribute.whole.clone(), rope));
             }
         }
+        edits.extend(self.without_carried((graph.id, index), node)?);
         if let Some(id) = self.external_constants.get(&(graph.id, index)) {
             edits.extend(self.constant(&node.attributes, self.model.weight(*id))?);
         }
@@ -266,6 +302,28 @@ impl<'a> Splicer<'a> {
                 nodes::rewrite(self.model, &mut self.names, node, &change).map(Some)
             }
         }
+    }
+
+    /// Removes the inputs and outputs of variables that are gone.
+    fn without_carried(&self, at: (GraphId, usize), node: &Node) -> Result<Vec<(Range<u64>, Rope)>> {
+        let mut edits = Vec::new();
+        let gone: Vec<&Carried> = self.carried.iter().filter(|carried| carried.node == at).collect();
+        if gone.is_empty() {
+            return Ok(edits);
+        }
+        let mut scanner = Scanner::new(self.model.source());
+        let (mut position, mut inputs, mut outputs) = (node.body.start, 0.., 0..);
+        while let Some(field) = scanner.field(&mut position, node.body.end)? {
+            let is_gone = match field.number {
+                1 => inputs.next().is_some_and(|i: usize| gone.iter().any(|c| c.input == i)),
+                2 => outputs.next().is_some_and(|i: usize| gone.iter().any(|c| c.output == i)),
+                _ => false,
+            };
+            if is_gone {
+                edits.push((field.whole, Rope::new()));
+            }
+        }
+        Ok(edits)
     }
 
     /// An attribute whose graphs changed, as a field of its node.
@@ -383,12 +441,12 @@ pub(crate) fn edited(body: &Range<u64>, mut edits: Vec<(Range<u64>, Rope)>) -> R
     out
 }
 
-fn value_info(name: &str, dim: i64) -> proto::ValueInfo {
+fn value_info(name: &str, elem_type: i32, dim: i64) -> proto::ValueInfo {
     let shape = proto::TensorShape { dim: vec![proto::Dimension { dim_value: Some(dim), dim_param: None }] };
     proto::ValueInfo {
         name: Some(name.to_string()),
         r#type: Some(proto::Type {
-            tensor_type: Some(proto::TensorType { elem_type: Some(dtype::UINT8), shape: Some(shape) }),
+            tensor_type: Some(proto::TensorType { elem_type: Some(elem_type), shape: Some(shape) }),
         }),
     }
 }

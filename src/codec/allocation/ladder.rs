@@ -88,6 +88,11 @@ impl<'a> Ladder<'a> {
         self.steps.last().map_or(0, |step| step.size)
     }
 
+    /// Whether there is a choice other than to keep the weight as it is.
+    pub(super) fn is_compressible(&self) -> bool {
+        self.steps.last().is_some_and(|step| !matches!(step.encoding, Encoding::Keep(_)))
+    }
+
     /// The most exact step that is at most half the weight; where none is, the weight stays as exact as it can.
     pub(super) fn halve(&mut self) {
         let half = (self.candidate.bytes as f64 * DEFAULT_RATIO) as u64;

@@ -143,6 +143,10 @@ fn a_size_and_bits_are_what_a_ratio_is() {
     let a = allocate(&three, 500, Target::Bits(6.0));
     assert!(a.reached && a.bits_per_weight <= 6.0 && a.bits_per_weight > 5.5, "{a:?}");
     assert_eq!(a.bytes_after, (a.bits_per_weight * 3000.0 / 8.0).round() as u64 + 40 + 500);
+    // A weight that only rounding makes smaller counts once it is rounded.
+    let random = Candidate { lossless: 4000, ..float32(1000) };
+    let a = allocate(&[random, float32(1000)], 0, Target::Bits(8.0));
+    assert!(a.reached && a.bits_per_weight <= 8.0 && a.bits_per_weight > 7.0, "{a:?}");
     let a = allocate(&three, 500, Target::Bits(1.0));
     assert!(!a.reached);
     assert!((a.bits_per_weight - 3.6).abs() < 1e-9);

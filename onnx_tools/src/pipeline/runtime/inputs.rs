@@ -72,14 +72,15 @@ fn one_set(path: &Path, slots: &[Slot]) -> Result<BTreeMap<String, Array>> {
     Ok(inputs)
 }
 
-/// Random inputs: floats from a normal distribution, small integers, ones where a name says "mask". Symbolic
-/// dimensions are 1 unless `shapes` has the input.
+/// Random inputs: floats from a normal distribution, small integers, ones where a name says "mask". Unless `shapes` has
+/// the input, a symbolic dimension is `open`, but 1 if it is the input's first: that is mostly the batch.
 ///
 /// # Errors
 /// An input has a dtype for which there are no random values, or `shapes` does not fit the model.
 pub fn random(
     slots: &[Slot],
     shapes: &BTreeMap<String, Vec<i64>>,
+    open: i64,
     seed: u64,
 ) -> Result<BTreeMap<String, Array>> {
     if let Some(name) = shapes.keys().find(|name| slots.iter().all(|s| s.name != **name)) {
@@ -101,7 +102,18 @@ pub fn random(
                 )));
             }
             Some(shape) => shape.clone(),
-            None => slot.shape.iter().map(|&d| if d < 0 { 1 } else { d }).collect(),
+            None => {
+                let size = |(i, &d): (usize, &i64)| {
+                    if d >= 0 {
+                        d
+                    } else if i == 0 {
+                        1
+                    } else {
+                        open
+                    }
+                };
+                slot.shape.iter().enumerate().map(size).collect()
+            }
         };
         let too_large = || Error::Usage(format!("input {:?}: shape {shape:?} is too large", slot.name));
         let size = element_size(slot.dtype).ok_or_else(|| {
@@ -179,11 +191,13 @@ mod tests {
             slot("attention_mask", TensorElementType::Int64, &[2]),
         ];
         let shapes = BTreeMap::from([("ids".to_string(), vec![5])]);
-        let one = random(&slots, &shapes, 7).expect("made");
-        assert_eq!(one, random(&slots, &shapes, 7).expect("made"));
-        assert_ne!(one, random(&slots, &shapes, 8).expect("made"));
+        let one = random(&slots, &shapes, 1, 7).expect("made");
+        assert_eq!(one, random(&slots, &shapes, 1, 7).expect("made"));
+        assert_ne!(one, random(&slots, &shapes, 1, 8).expect("made"));
         assert_eq!(one["x"].shape, [1, 3]);
         assert_eq!(one["ids"].shape, [5]);
+        let open = [slot("x", TensorElementType::Float32, &[-1, -1, 3])];
+        assert_eq!(random(&open, &BTreeMap::new(), 64, 7).expect("made")["x"].shape, [1, 64, 3]);
         assert!(one["ids"].numbers().iter().all(|&i| (0.0..10.0).contains(&i)));
         assert_eq!(one["attention_mask"].numbers(), [1.0, 1.0]);
     }
@@ -192,9 +206,9 @@ mod tests {
     fn shapes_must_fit() {
         let slots = [slot("x", TensorElementType::Float32, &[-1, 3])];
         let shapes = |name: &str, dims: &[i64]| BTreeMap::from([(name.to_string(), dims.to_vec())]);
-        assert!(random(&slots, &shapes("y", &[1]), 0).is_err());
-        assert!(random(&slots, &shapes("x", &[1]), 0).is_err());
-        assert!(random(&slots, &shapes("x", &[i64::MAX, 3]), 0).is_err());
-        assert!(random(&[slot("s", TensorElementType::String, &[1])], &BTreeMap::new(), 0).is_err());
+        assert!(random(&slots, &shapes("y", &[1]), 1, 0).is_err());
+        assert!(random(&slots, &shapes("x", &[1]), 1, 0).is_err());
+        assert!(random(&slots, &shapes("x", &[i64::MAX, 3]), 1, 0).is_err());
+        assert!(random(&[slot("s", TensorElementType::String, &[1])], &BTreeMap::new(), 1, 0).is_err());
     }
 }
