@@ -328,6 +328,9 @@ pub struct RunCheck {
     pub runs: usize,
     /// Largest error allowed; none: reported only.
     pub tolerance: Option<f64>,
+    /// What ONNX Runtime's optimisations change the original's outputs by, to the largest; measured where the default
+    /// tolerance was missed, which is then twice that.
+    pub own_error: Option<f64>,
     /// Seconds of the original's runs, without session creation.
     pub original_seconds: f64,
     /// Seconds of the converted model's runs.

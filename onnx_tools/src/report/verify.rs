@@ -93,7 +93,16 @@ fn outputs(run: &RunCheck, style: Style) -> String {
     }
     let runs = if run.runs == 1 { String::new() } else { format!("{} runs, ", run.runs) };
     let tolerance = match run.tolerance {
-        Some(tolerance) => format!("tolerance {}", units::error(tolerance)),
+        Some(tolerance) => format!(
+            "tolerance {}{}",
+            units::error(tolerance),
+            run.own_error.map_or(String::new(), |own| {
+                format!(
+                    " (ONNX Runtime's optimisations change the original's outputs by {})",
+                    units::error(own)
+                )
+            })
+        ),
         None => "no tolerance: outputs are reported only".to_string(),
     };
     format!(

@@ -29,6 +29,15 @@ impl Slot {
     }
 }
 
+/// What symbolic dimensions of random inputs are; the first of an input is 1 all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open {
+    /// Their size.
+    pub size: i64,
+    /// Whether those that a fixed dimension comes after are 1.
+    pub only_last: bool,
+}
+
 /// The inputs of `path`, checked against the model's: an `.npz` file or a folder of `.npy` files for one run, a folder
 /// of `.npz` files for one run each, by their names.
 ///
@@ -73,14 +82,14 @@ fn one_set(path: &Path, slots: &[Slot]) -> Result<BTreeMap<String, Array>> {
 }
 
 /// Random inputs: floats from a normal distribution, small integers, ones where a name says "mask". Unless `shapes` has
-/// the input, a symbolic dimension is `open`, but 1 if it is the input's first: that is mostly the batch.
+/// the input, symbolic dimensions are as `open` says.
 ///
 /// # Errors
 /// An input has a dtype for which there are no random values, or `shapes` does not fit the model.
 pub fn random(
     slots: &[Slot],
     shapes: &BTreeMap<String, Vec<i64>>,
-    open: i64,
+    open: Open,
     seed: u64,
 ) -> Result<BTreeMap<String, Array>> {
     if let Some(name) = shapes.keys().find(|name| slots.iter().all(|s| s.name != **name)) {
@@ -103,14 +112,12 @@ pub fn random(
             }
             Some(shape) => shape.clone(),
             None => {
-                let size = |(i, &d): (usize, &i64)| {
-                    if d >= 0 {
-                        d
-                    } else if i == 0 {
-                        1
-                    } else {
-                        open
-                    }
+                // The first is mostly the batch.
+                let last = slot.shape.iter().rposition(|&d| d >= 0).filter(|_| open.only_last);
+                let size = |(i, &d): (usize, &i64)| match d {
+                    ..0 if i > last.unwrap_or(0) => open.size,
+                    ..0 => 1,
+                    fixed => fixed,
                 };
                 slot.shape.iter().enumerate().map(size).collect()
             }
@@ -183,6 +190,8 @@ mod tests {
         Slot { name: name.into(), dtype, shape: shape.to_vec() }
     }
 
+    const ONE: Open = Open { size: 1, only_last: false };
+
     #[test]
     fn random_inputs_repeat() {
         let slots = [
@@ -191,13 +200,16 @@ mod tests {
             slot("attention_mask", TensorElementType::Int64, &[2]),
         ];
         let shapes = BTreeMap::from([("ids".to_string(), vec![5])]);
-        let one = random(&slots, &shapes, 1, 7).expect("made");
-        assert_eq!(one, random(&slots, &shapes, 1, 7).expect("made"));
-        assert_ne!(one, random(&slots, &shapes, 1, 8).expect("made"));
+        let one = random(&slots, &shapes, ONE, 7).expect("made");
+        assert_eq!(one, random(&slots, &shapes, ONE, 7).expect("made"));
+        assert_ne!(one, random(&slots, &shapes, ONE, 8).expect("made"));
         assert_eq!(one["x"].shape, [1, 3]);
         assert_eq!(one["ids"].shape, [5]);
-        let open = [slot("x", TensorElementType::Float32, &[-1, -1, 3])];
-        assert_eq!(random(&open, &BTreeMap::new(), 64, 7).expect("made")["x"].shape, [1, 64, 3]);
+        let open = [slot("x", TensorElementType::Float32, &[-1, -1, 3, -1])];
+        for (only_last, shape) in [(false, [1, 64, 3, 64]), (true, [1, 1, 3, 64])] {
+            let made = random(&open, &BTreeMap::new(), Open { size: 64, only_last }, 7).expect("made");
+            assert_eq!(made["x"].shape, shape);
+        }
         assert!(one["ids"].numbers().iter().all(|&i| (0.0..10.0).contains(&i)));
         assert_eq!(one["attention_mask"].numbers(), [1.0, 1.0]);
     }
@@ -206,9 +218,9 @@ mod tests {
     fn shapes_must_fit() {
         let slots = [slot("x", TensorElementType::Float32, &[-1, 3])];
         let shapes = |name: &str, dims: &[i64]| BTreeMap::from([(name.to_string(), dims.to_vec())]);
-        assert!(random(&slots, &shapes("y", &[1]), 1, 0).is_err());
-        assert!(random(&slots, &shapes("x", &[1]), 1, 0).is_err());
-        assert!(random(&slots, &shapes("x", &[i64::MAX, 3]), 1, 0).is_err());
-        assert!(random(&[slot("s", TensorElementType::String, &[1])], &BTreeMap::new(), 1, 0).is_err());
+        assert!(random(&slots, &shapes("y", &[1]), ONE, 0).is_err());
+        assert!(random(&slots, &shapes("x", &[1]), ONE, 0).is_err());
+        assert!(random(&slots, &shapes("x", &[i64::MAX, 3]), ONE, 0).is_err());
+        assert!(random(&[slot("s", TensorElementType::String, &[1])], &BTreeMap::new(), ONE, 0).is_err());
     }
 }

@@ -117,7 +117,27 @@ impl Runtime {
     /// # Errors
     /// What ONNX Runtime says.
     pub fn open(&self, model: &Path, library: Option<&Path>) -> std::result::Result<Loaded, String> {
+        self.open_at(model, library, None)
+    }
+
+    /// Loads a model to run it node by node as it is written.
+    ///
+    /// # Errors
+    /// What ONNX Runtime says.
+    pub fn open_unoptimized(&self, model: &Path) -> std::result::Result<Loaded, String> {
+        self.open_at(model, None, Some(GraphOptimizationLevel::Disable))
+    }
+
+    fn open_at(
+        &self,
+        model: &Path,
+        library: Option<&Path>,
+        level: Option<GraphOptimizationLevel>,
+    ) -> std::result::Result<Loaded, String> {
         let mut builder = Session::builder(&self.environment).map_err(|e| e.to_string())?;
+        if let Some(level) = level {
+            builder = builder.with_optimization_level(level).map_err(|e| e.to_string())?;
+        }
         if let Some(threads) = self.threads {
             builder = builder.with_intra_threads(usize::from(threads)).map_err(|e| e.to_string())?;
         }
