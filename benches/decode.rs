@@ -18,7 +18,10 @@ mod shuffles;
 use std::hint::black_box;
 
 use nz_onnx::arch::Backend;
-use nz_onnx::codec::{self, Decoder, EncodeOptions, Profile};
+
+use nz_onnx::codec::{
+    self, Coding, Decoder, EncodeOptions, GridStep, Profile, survey_codebooks, survey_grid,
+};
 use nz_onnx::format::{Dtype, TensorSpec};
 use serde_json::{Value, json};
 
@@ -27,50 +30,73 @@ use memory::{Buffer, available_memory, largest_cache, streaming_copy, streaming_
 
 /// Weights decoded within a cache: 256 KiB of float32.
 const CACHED: usize = 1 << 16;
+/// Columns of the weight.
+const ROW: u64 = 4096;
 
 struct Case {
     name: &'static str,
     dtype: Dtype,
     /// The dtype that the weights were rounded to before they were stored.
     through: Dtype,
-    mantissa_bits: Option<u8>,
+    rounding: Rounding,
     profile: Profile,
     /// Of a copy with streaming stores, one thread: with AVX-512, and with AVX2.
     targets: [Option<f64>; 2],
 }
 
+/// What is done to weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rounding {
+    Lossless,
+    Mantissa(u8),
+    Grid {
+        raw_bits: u8,
+    },
+    /// The rung of its ladder.
+    Codebook(u8),
+}
+
+use Rounding::{Codebook, Grid, Lossless, Mantissa};
+
 const fn case(
     name: &'static str,
     dtype: Dtype,
     through: Dtype,
-    mantissa_bits: Option<u8>,
+    rounding: Rounding,
     avx512: Option<f64>,
 ) -> Case {
     // Stated for lossless blobs.
-    let avx2 = if avx512.is_some() { Some(0.55) } else { None };
-    Case { name, dtype, through, mantissa_bits, profile: Profile::Compact, targets: [avx512, avx2] }
+    let avx2 = if avx512.is_some() && matches!(rounding, Lossless) { Some(0.55) } else { None };
+    Case { name, dtype, through, rounding, profile: Profile::Compact, targets: [avx512, avx2] }
 }
 
 const fn fast(name: &'static str, dtype: Dtype) -> Case {
     let targets = [None, Some(0.90)];
-    Case { name, dtype, through: dtype, mantissa_bits: None, profile: Profile::Fast, targets }
+    Case { name, dtype, through: dtype, rounding: Lossless, profile: Profile::Fast, targets }
 }
 
 const CASES: &[Case] = &[
-    case("float32", Dtype::F32, Dtype::F32, None, Some(0.85)),
-    case("float32, 10 mantissa bits", Dtype::F32, Dtype::F32, Some(10), None),
-    case("float32, 7 mantissa bits", Dtype::F32, Dtype::F32, Some(7), None),
-    case("float32, 3 mantissa bits", Dtype::F32, Dtype::F32, Some(3), None),
-    case("float32 upcast from float16", Dtype::F32, Dtype::F16, None, None),
-    case("float32 upcast from bfloat16", Dtype::F32, Dtype::Bf16, None, None),
-    case("float16", Dtype::F16, Dtype::F16, None, Some(0.80)),
-    case("bfloat16", Dtype::Bf16, Dtype::Bf16, None, Some(0.95)),
+    case("float32", Dtype::F32, Dtype::F32, Lossless, Some(0.85)),
+    case("float32, 10 mantissa bits", Dtype::F32, Dtype::F32, Mantissa(10), None),
+    case("float32, 7 mantissa bits", Dtype::F32, Dtype::F32, Mantissa(7), None),
+    case("float32, 3 mantissa bits", Dtype::F32, Dtype::F32, Mantissa(3), Some(1.2)),
+    case("float32 upcast from float16", Dtype::F32, Dtype::F16, Lossless, None),
+    case("float32 upcast from bfloat16", Dtype::F32, Dtype::Bf16, Lossless, None),
+    case("float32, grid of 3 raw bits", Dtype::F32, Dtype::F32, Grid { raw_bits: 3 }, None),
+    case("float32, grid of no raw bits", Dtype::F32, Dtype::F32, Grid { raw_bits: 0 }, None),
+    case("float32, codebooks", Dtype::F32, Dtype::F32, Codebook(4), None),
+    case("float16", Dtype::F16, Dtype::F16, Lossless, Some(0.80)),
+    case("bfloat16", Dtype::Bf16, Dtype::Bf16, Lossless, Some(0.95)),
+    case("bfloat16, grid of 2 raw bits", Dtype::Bf16, Dtype::Bf16, Grid { raw_bits: 2 }, None),
+    case("bfloat16, codebooks", Dtype::Bf16, Dtype::Bf16, Codebook(4), None),
     fast("float32, profile fast", Dtype::F32),
     fast("float16, profile fast", Dtype::F16),
     fast("bfloat16, profile fast", Dtype::Bf16),
 ];
 /// What bfloat16 is to reach within a cache, AVX-512, one thread, in 10^9 weights a second.
 const CACHED_TARGET: f64 = 25.0;
+/// What rounded weights are to reach of the speed of lossless ones of their dtype, AVX-512, one thread.
+const OF_LOSSLESS: f64 = 0.8;
 
 struct Settings {
     bytes: usize,
@@ -171,21 +197,41 @@ fn decoders(blob: &[u8]) -> Vec<Decoder> {
     Backend::available().into_iter().map(open).collect()
 }
 
-/// A blob of all weights, and one of the first [`CACHED`] in the same code.
+/// A blob of all weights, and one of the first [`CACHED`].
 fn encode(source: &[u8], case: &Case) -> [Vec<u8>; 2] {
-    let Case { dtype, mantissa_bits, profile, .. } = *case;
-    let spec = |bytes: &[u8]| TensorSpec::row_major(dtype, &[(bytes.len() / dtype.size()) as u64]);
-    let options = EncodeOptions { mantissa_bits, profile, ..EncodeOptions::default() };
-    let survey = codec::survey(source, &spec(source), &options).expect("valid input");
-    let coding = survey.coding(mantissa_bits);
-    let first = &source[..CACHED * dtype.size()];
+    let first = &source[..CACHED * case.dtype.size()];
+    let mut word_coding = None;
     [source, first].map(|source| {
-        codec::encode_as(source, &spec(source), options.block_len, &coding).expect("surveyed input")
+        let n = (source.len() / case.dtype.size()) as u64;
+        // As a matrix: a grid has a unit for each row.
+        let spec = TensorSpec::row_major(case.dtype, &[n / ROW, ROW]);
+        let mantissa_bits = match case.rounding {
+            Mantissa(k) => Some(k),
+            _ => None,
+        };
+        let options = EncodeOptions { mantissa_bits, profile: case.profile, ..EncodeOptions::default() };
+        let coding: Coding = match case.rounding {
+            Grid { raw_bits } => survey_grid(source, &spec, &options)
+                .expect("valid input")
+                .expect("weights that a grid can hold")
+                .coding(GridStep { cell: 0, raw_bits }),
+            Codebook(rung) => survey_codebooks(source, &spec, &options)
+                .expect("valid input")
+                .expect("weights that codebooks can hold")
+                .coding(GridStep { cell: usize::from(rung % 4), raw_bits: rung / 4 }),
+            // Both in the same code.
+            Lossless | Mantissa(_) => word_coding
+                .get_or_insert_with(|| {
+                    codec::survey(source, &spec, &options).expect("valid input").coding(mantissa_bits)
+                })
+                .clone(),
+        };
+        codec::encode_as(source, &spec, options.block_len, &coding).expect("surveyed input")
     })
 }
 
 /// The rows of a case: one for each backend and number of threads.
-fn measure(case: &Case, settings: &Settings, out: &mut Buffer) -> Vec<Value> {
+fn measure(case: &Case, settings: &Settings, out: &mut Buffer, exact: &mut Vec<(Dtype, f64)>) -> Vec<Value> {
     let size = case.dtype.size();
     let source = Buffer::of(&weights(settings.bytes / size, case.dtype, case.through));
     let [blob, small] = encode(source.as_slice(), case);
@@ -211,11 +257,21 @@ fn measure(case: &Case, settings: &Settings, out: &mut Buffer) -> Vec<Value> {
                 median(&rates),
                 limit.map_or("-".to_string(), |limit| format!("{limit:.2}"))
             );
+            let of_lossless = || {
+                let (_, lossless) = exact.iter().find(|(dtype, _)| *dtype == case.dtype)?;
+                matches!(case.rounding, Grid { .. } | Codebook(_)).then_some(OF_LOSSLESS * lossless)
+            };
             let target = match (backend.name, threads) {
-                ("avx512", 1) => case.targets[0],
+                ("avx512", 1) => case.targets[0].or_else(of_lossless),
                 ("avx2", 1) => case.targets[1],
                 _ => None,
             };
+            if (backend.name, threads) == ("avx512", 1)
+                && case.rounding == Lossless
+                && case.dtype == case.through
+            {
+                exact.push((case.dtype, median(&streaming)));
+            }
             let cached = case.name == "bfloat16" && backend.name == "avx512" && threads == 1;
             rows.push(json!([
                 case.name,
@@ -238,7 +294,7 @@ fn measure(case: &Case, settings: &Settings, out: &mut Buffer) -> Vec<Value> {
 /// What is measured must also be right: every backend gives the rounded weights, the first tells which those are.
 fn check(blob: &[u8], case: &Case, source: &Buffer, out: &mut Buffer) {
     let mut expected = source.as_slice().to_vec();
-    if case.mantissa_bits.is_some() {
+    if case.rounding != Lossless {
         expected = codec::decode(blob).expect("own blob");
     }
     for decoder in decoders(blob) {
@@ -295,7 +351,10 @@ fn main() {
         "limit"
     );
     let mut out = Buffer::new(settings.bytes);
-    let rows: Vec<Value> = CASES.iter().flat_map(|case| measure(case, &settings, &mut out)).collect();
+    // The first of a dtype is the compact one.
+    let mut exact = Vec::new();
+    let rows: Vec<Value> =
+        CASES.iter().flat_map(|case| measure(case, &settings, &mut out, &mut exact)).collect();
     if let Some(path) = report {
         let about = format!(
             "{mib} MiB are decoded to the weights' own dtype in memory (the largest cache has {} MiB), and copied \
@@ -304,7 +363,8 @@ fn main() {
              is plain Rust, `avx2` and `avx512` are written by hand. In cache: \
              {CACHED} weights a thread, again and again. The limit of the shuffle port is what the AVX-512 decoder \
              could reach if nothing but its {} took time, at the {:.2} x 10^9 a second that this machine was found to \
-             execute.",
+             execute. The targets of grids and codebooks are {OF_LOSSLESS} of what lossless weights of their dtype \
+             reach.",
             largest_cache() >> 20,
             streaming_kind(),
             shuffles::ABOUT,
