@@ -9,6 +9,8 @@ pub mod dtype {
     pub const FLOAT: i32 = 1;
     /// uint8.
     pub const UINT8: i32 = 2;
+    /// int8.
+    pub const INT8: i32 = 3;
     /// A string tensor, the one dtype without a size.
     pub const STRING: i32 = 8;
     /// float16.

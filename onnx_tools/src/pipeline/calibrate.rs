@@ -18,7 +18,7 @@ use super::runtime::{Array, Runtime, inputs, locate};
 use super::survey::Group;
 use crate::onnx::{Error, Model, Result, Storage, Weight};
 use crate::report::Progress;
-use crate::rewrite::{Compression, Decision};
+use crate::rewrite::{Compression, Decision, fold};
 use crate::staged::Folder;
 
 /// The sizes of the errors that a weight gets, as energy over its own: 30 and 20 dB below it. Two, since one rounding
@@ -81,12 +81,18 @@ pub fn calibrate(
             _ => None,
         };
         let probed = match (places, compression) {
-            (Some(places), Some(compression)) => {
+            (Some(places), compression) => {
                 let source = model.read_weight(weights[0])?;
                 let mut shares = Vec::new();
                 for size in PROBES {
-                    let probe = probe(group, compression, &source, size)
-                        .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?;
+                    let probe = match compression {
+                        Some(compression) => probe(group, compression, &source, size)
+                            .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?,
+                        None => fold::rounded(&source, size).map(|rounded| {
+                            let noise = fold::error(&source, &rounded).noise;
+                            (rounded, noise)
+                        }),
+                    };
                     let Some((rounded, noise)) = probe else { continue };
                     write(&places, &rounded)?;
                     let ran = run(&runtime, &copy.model, &given).map_err(refused)?;

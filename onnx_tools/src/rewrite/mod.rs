@@ -6,6 +6,7 @@
 pub mod constness;
 mod costly;
 pub mod decide;
+pub mod fold;
 mod names;
 mod nodes;
 pub mod normalise;
@@ -17,8 +18,8 @@ pub mod rules;
 pub mod splice;
 
 pub use decide::{Compression, Decision, Use, UseKind, decide};
-pub use recipe::{BlobFile, Recipe, RecipeBlob};
+pub use recipe::{BlobFile, Constant, Recipe, RecipeBlob};
 pub use restore::{Outcome, Restored, restore};
 pub use rope::Rope;
 pub use rules::Rules;
-pub use splice::{Placement, Plan, build};
+pub use splice::{Form, Placement, Plan, build};

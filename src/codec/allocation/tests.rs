@@ -10,6 +10,7 @@ fn candidate(n: u64, lossless: u64, rounded: Vec<u64>) -> Candidate {
         rounded_noise: (0..23).map(usual_noise).collect(),
         floor: 10,
         grids: None,
+        folded: Vec::new(),
         sensitivity: 1.0,
     }
 }
