@@ -1,6 +1,6 @@
 """Weights that stay constants and are stored shorter: what ONNX Runtime makes of them as it loads a model."""
 
-import time
+from collections import Counter
 
 import numpy as np
 import nzlib
@@ -69,23 +69,18 @@ def test_the_model_says_what_the_restored_one_says(name, tmp_path):
             assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), level
 
 
-def test_depthwise_convolutions_are_as_fast_as_before(tmp_path, say):
-    """The same model, everything but the constants as it was: no difference but noise."""
+def test_kernels_are_those_of_the_original(tmp_path):
+    """Everything but the constants as it was: ONNX Runtime makes the same nodes of both, channel blocks and all."""
     model, path, constants = converted("fastestdet", tmp_path)
     names = [option for name in constants for option in ("--include", name)]
     size = sum(t.bits.nbytes for t in onnxio.float_tensors(model.path) if t.name in constants)
     whole = nzlib.nz("plan", model.path, "--json").json["totals"]["bytes_before"]
-    report = nzlib.convert(
-        model.path, path, "--force", "--transform", "auto", "--size", whole - size // 2, *names
-    )  # fmt: skip
+    options = ["--transform", "auto", "--size", whole - size // 2, *names]
+    report = nzlib.convert(model.path, path, "--force", *options)
     assert report["totals"]["compressed"] == len(constants)
-    inputs, best = model.inputs(), [np.inf, np.inf]
-    sessions = [session(model.path), session(path)]
-    for _ in range(40):
-        for which, of in enumerate(sessions):
-            start = time.perf_counter()
-            of.run(None, inputs)
-            best[which] = min(best[which], time.perf_counter() - start)
-    ratio = best[1] / best[0]
-    say(f"{ort.__version__}: {ratio:.3f} of the time of the original's, {len(constants)} constants")
-    assert ratio < 1.15
+    counts = []
+    for of in (model.path, path):
+        session(of, tmp_path / "optimized.onnx")
+        nodes = onnx.load(str(tmp_path / "optimized.onnx")).graph.node
+        counts.append(Counter((node.domain, node.op_type) for node in nodes))
+    assert counts[0] == counts[1] and sum(counts[0].values()) > 100
