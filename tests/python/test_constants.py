@@ -78,7 +78,7 @@ def test_kernels_are_those_of_the_original(tmp_path):
     size = plan["totals"]["bytes_before"] - sum(t["bytes_before"] for t in depthwise) // 2
     path = tmp_path / "m.nz.onnx"
     report = nzlib.convert(model.path, path, "--transform", "auto", "--size", size, *names)
-    assert report["totals"]["compressed"] == len(depthwise) > 10
+    assert report["totals"]["compressed"] == len(depthwise) > 5
     counts = []
     for of in (model.path, path):
         session(of, tmp_path / "optimized.onnx")
