@@ -60,8 +60,22 @@ pub struct Candidate {
     pub floor: u8,
     /// What grids would do, the finest first; none if grids are not wanted.
     pub grids: Option<Grids>,
+    /// Of a weight that cannot be a blob: the ways to store it shorter with ONNX's own ops, with their bytes and the energy
+    /// of their error over the weight's.
+    pub folded: Vec<(Folded, u64, f64)>,
     /// Error of the outputs, as energy over energy, for an error of the weight of the same size: above 0.
     pub sensitivity: f64,
+}
+
+/// How a weight is stored that ONNX Runtime makes out again as it loads the model, so that it is a constant from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Folded {
+    /// As float16.
+    Half,
+    /// As int8, with a scale for each index of the first dimension.
+    Rows,
+    /// As int8, with one scale.
+    Whole,
 }
 
 /// A weight's choices among grids.
@@ -85,6 +99,8 @@ pub enum Encoding {
     Mantissa(u8),
     /// Rounded to a uniform grid.
     Grid(GridStep),
+    /// No blob, but shorter than it was.
+    Folded(Folded),
 }
 
 /// The outcome of [`allocate`].
@@ -152,9 +168,32 @@ impl Candidate {
             rounded,
             floor: floor(dtype),
             grids: None,
+            folded: Vec::new(),
             sensitivity: 1.0,
         };
         (candidate, codings)
+    }
+
+    /// A float32 weight of `elements` elements that cannot be a blob and may be stored in these ways.
+    pub fn folded(elements: u64, folded: Vec<(Folded, u64, f64)>) -> Candidate {
+        Candidate {
+            bytes: elements.saturating_mul(4),
+            elements,
+            copies: 1,
+            // No size at all: what does not pay is left as it is.
+            lossless: u64::MAX,
+            rounded: Vec::new(),
+            rounded_noise: Vec::new(),
+            floor: floor(Dtype::F32),
+            grids: None,
+            folded,
+            sensitivity: 1.0,
+        }
+    }
+
+    /// Whether it cannot be a blob.
+    fn is_constant(&self) -> bool {
+        !self.folded.is_empty()
     }
 
     /// Bytes of all copies as they are.
@@ -170,6 +209,9 @@ impl Candidate {
             Encoding::Grid(wanted) => {
                 let mut steps = self.grids.iter().flat_map(|grids| &grids.steps);
                 steps.find(|(step, ..)| *step == wanted).map(|&(.., noise)| noise)
+            }
+            Encoding::Folded(wanted) => {
+                self.folded.iter().find(|(how, ..)| *how == wanted).map(|&(.., noise)| noise)
             }
         }
     }
@@ -213,9 +255,12 @@ pub fn allocate(candidates: &[Candidate], kept_bytes: u64, target: Target) -> Al
             let most = 10f64.powf(-decibels / 10.0);
             candidates.iter().map(|c| Ladder::smallest(c, |_, noise| noise <= most)).collect()
         }
-        Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_) => {
-            candidates.iter().map(Ladder::new).collect()
+        // What cannot be a blob is stored shorter only where the size was asked for.
+        Target::Default => {
+            let of = |c| if Candidate::is_constant(c) { Ladder::lossless(c) } else { Ladder::new(c) };
+            candidates.iter().map(of).collect()
         }
+        Target::Ratio(_) | Target::Size(_) | Target::Bits(_) => candidates.iter().map(Ladder::new).collect(),
     };
     let reached = match target {
         Target::Lossless | Target::MantissaBits(_) | Target::MaxError(_) | Target::Snr(_) => true,
@@ -230,9 +275,9 @@ pub fn allocate(candidates: &[Candidate], kept_bytes: u64, target: Target) -> Al
         Target::Size(bytes) => fit(&mut ladders, kept_bytes, bytes as f64),
         Target::Bits(bits) => {
             // Those too that nothing but rounding makes smaller: they may become part of the average.
-            let compressible = || ladders.iter().filter(|l| l.is_compressible());
-            let elements = compressible().map(|l| l.candidate.elements as f64).sum::<f64>();
-            let others = total(&ladders, 0) - compressible().map(Ladder::size).sum::<u64>();
+            let elements: f64 =
+                ladders.iter().filter(|l| l.pays()).map(|l| l.candidate.elements as f64).sum();
+            let others: u64 = ladders.iter().filter(|l| !l.pays()).map(Ladder::size).sum();
             fit(&mut ladders, 0, others as f64 + elements * bits / 8.0)
         }
     };
@@ -279,7 +324,7 @@ fn point(ladders: &[Ladder], bytes_after: u64) -> Point {
             .map(|l| match l.encoding() {
                 Encoding::Keep(_) | Encoding::Lossless => 0.0,
                 Encoding::Mantissa(k) => error_bound(k),
-                Encoding::Grid(_) => f64::INFINITY,
+                Encoding::Grid(_) | Encoding::Folded(_) => f64::INFINITY,
             })
             .fold(0.0, f64::max),
     }

@@ -9,6 +9,8 @@ pub mod dtype {
     pub const FLOAT: i32 = 1;
     /// uint8.
     pub const UINT8: i32 = 2;
+    /// int8.
+    pub const INT8: i32 = 3;
     /// int64.
     pub const INT64: i32 = 7;
     /// A string tensor, the one dtype without a size.

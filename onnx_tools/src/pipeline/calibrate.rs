@@ -18,7 +18,7 @@ use super::runtime::{Array, Runtime, inputs, locate};
 use super::survey::Group;
 use crate::onnx::{Error, Model, Result, Storage, Weight};
 use crate::report::Progress;
-use crate::rewrite::{Compression, Decision};
+use crate::rewrite::{Compression, Decision, fold};
 use crate::staged::Folder;
 
 /// The sizes of the errors that a weight gets, as energy over its own: 30 and 20 dB below it. Two, since one rounding
@@ -27,6 +27,11 @@ const PROBES: [f64; 2] = [1e-3, 1e-2];
 /// Steps of an octave that sensitivities are rounded to: the last bits of an output, which may depend on the number of
 /// threads, then change nothing.
 const STEPS: f64 = 8.0;
+/// Octaves that other inputs would find differ more than those of a few runs; so much more, as a variance, fits leaving
+/// inputs out.
+const CAUTION: f64 = 4.0;
+/// Of what weights differ by, at least so much counts as real.
+const LEAST_REAL: f64 = 0.05;
 /// A weight that outputs hardly depend on, for these inputs, counts as so much less than the median.
 const LEAST: f64 = 1e-4;
 
@@ -81,34 +86,96 @@ pub fn calibrate(
             _ => None,
         };
         let probed = match (places, compression) {
-            (Some(places), Some(compression)) => {
+            (Some(places), compression) => {
                 let source = model.read_weight(weights[0])?;
-                let mut shares = Vec::new();
+                let (mut shares, mut single) = (Vec::new(), Vec::new());
                 for size in PROBES {
-                    let probe = probe(group, compression, &source, size)
-                        .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?;
+                    let probe = match compression {
+                        Some(compression) => probe(group, compression, &source, size)
+                            .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?,
+                        None => fold::rounded(&source, size).map(|rounded| {
+                            let noise = fold::error(&source, &rounded).noise;
+                            (rounded, noise)
+                        }),
+                    };
                     let Some((rounded, noise)) = probe else { continue };
                     write(&places, &rounded)?;
                     let ran = run(&runtime, &copy.model, &given).map_err(refused)?;
                     shares.push(share(&expected, &ran) / noise);
+                    let runs = expected.iter().zip(&ran);
+                    single.extend(
+                        runs.map(|(a, b)| share(std::slice::from_ref(a), std::slice::from_ref(b)) / noise),
+                    );
                 }
                 write(&places, &source)?;
-                let shares: Vec<f64> = shares.into_iter().filter(|share| share.is_finite()).collect();
-                (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
+                Measured::new(&shares, &single)
             }
             _ => None,
         };
         found.push(probed);
         step.advance(group.candidate.bytes);
     }
-    let mut known: Vec<f64> = found.iter().flatten().copied().filter(|&s| s > 0.0).collect();
-    known.sort_by(f64::total_cmp);
-    let median = known.get(known.len() / 2).copied().unwrap_or(1.0);
-    for (group, found) in groups.iter_mut().zip(found) {
-        let sensitivity = found.unwrap_or(median).max(median * LEAST);
-        group.candidate.sensitivity = ((sensitivity.log2() * STEPS).round() / STEPS).exp2();
+    for (group, sensitivity) in groups.iter_mut().zip(settled(&found)) {
+        group.candidate.sensitivity = sensitivity;
     }
     Ok(())
+}
+
+/// What was measured of a weight: what its errors do to outputs, and how sure that is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Measured {
+    /// Error of the outputs over that of the weight, as energies: the mean of the probes.
+    sensitivity: f64,
+    /// The variance of the mean of the octaves that single runs found.
+    doubt: f64,
+}
+
+impl Measured {
+    /// Of one number a probe, over all runs, and one a probe and run; none if nothing could be compared.
+    fn new(probes: &[f64], runs: &[f64]) -> Option<Measured> {
+        let probes: Vec<f64> = probes.iter().copied().filter(|share| share.is_finite()).collect();
+        if probes.is_empty() {
+            return None;
+        }
+        let octaves: Vec<f64> =
+            runs.iter().filter(|s| s.is_finite() && **s > 0.0).map(|share| share.log2()).collect();
+        let count = octaves.len().max(1) as f64;
+        let doubt = variance(&octaves) / count;
+        Some(Measured { sensitivity: probes.iter().sum::<f64>() / probes.len() as f64, doubt })
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn variance(values: &[f64]) -> f64 {
+    let mean = mean(values);
+    values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len().max(2) - 1) as f64
+}
+
+/// The sensitivities to go by. What a few runs found is drawn to the mean of all weights, in octaves, the more the less
+/// runs agree beside how much weights differ: other inputs may say something else.
+fn settled(found: &[Option<Measured>]) -> Vec<f64> {
+    let mut known: Vec<f64> = found.iter().flatten().map(|m| m.sensitivity).filter(|&s| s > 0.0).collect();
+    known.sort_by(f64::total_cmp);
+    let median = known.get(known.len() / 2).copied().unwrap_or(1.0);
+    let octaves = |sensitivity: f64| sensitivity.max(median * LEAST).log2();
+    let all: Vec<f64> = found.iter().flatten().map(|m| octaves(m.sensitivity)).collect();
+    let centre = if all.is_empty() { median.log2() } else { mean(&all) };
+    let doubts: Vec<f64> = found.iter().flatten().map(|m| m.doubt).collect();
+    let spread = variance(&all);
+    // What is left of the differences when doubt is taken off.
+    let real = (spread - mean(&doubts)).max(spread * LEAST_REAL);
+    let settle = |measured: &Option<Measured>| {
+        let drawn = match measured {
+            None => centre,
+            Some(m) if m.doubt == 0.0 => octaves(m.sensitivity),
+            Some(m) => centre + (octaves(m.sensitivity) - centre) * real / (real + CAUTION * m.doubt),
+        };
+        ((drawn * STEPS).round() / STEPS).exp2()
+    };
+    found.iter().map(settle).collect()
 }
 
 /// The weight rounded so that its error is about `size`, and that error; none if it cannot be rounded.
@@ -226,5 +293,47 @@ impl Copy {
             Storage::External { location, offset, .. } => Some((self.folder.path().join(location), *offset)),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(sensitivity: f64, runs: &[f64]) -> Option<Measured> {
+        Measured::new(&[sensitivity], runs)
+    }
+
+    #[test]
+    fn what_runs_agree_on_is_kept() {
+        let sure = |s: f64| measured(s, &[s, s, s, s]);
+        assert_eq!(settled(&[sure(1.0), sure(16.0), sure(0.25)]), [1.0, 16.0, 0.25]);
+        assert_eq!(
+            settled(&[sure(2.0), None, sure(8.0)]),
+            [2.0, 4.0, 8.0],
+            "the mean where nothing is known"
+        );
+        assert_eq!(settled(&[None, None]), [1.0, 1.0]);
+        let least = settled(&[sure(1.0), sure(1.0), sure(0.0)])[2];
+        assert!((least / LEAST).log2().abs() < 1.0 / STEPS, "{least:e}");
+    }
+
+    #[test]
+    fn what_runs_differ_on_is_drawn_to_the_mean() {
+        let doubtful = |s: f64| measured(s, &[s / 64.0, s, s * 64.0, s]);
+        let found =
+            settled(&[measured(1.0, &[1.0; 4]), measured(16.0, &[16.0; 4]), doubtful(64.0), doubtful(0.25)]);
+        assert_eq!(found[..2], [1.0, 16.0]);
+        assert!(found[2] > 4.0 && found[2] < 32.0, "{found:?}");
+        assert!(found[3] > 0.5 && found[3] < 4.0, "{found:?}");
+        // In order still.
+        assert!(found[3] < found[2]);
+    }
+
+    #[test]
+    fn runs_that_cannot_be_compared_say_nothing() {
+        assert_eq!(measured(f64::NAN, &[f64::NAN]), None);
+        let one = measured(3.0, &[3.0, f64::NAN, 0.0]).expect("measured");
+        assert_eq!((one.sensitivity, one.doubt), (3.0, 0.0));
     }
 }

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use nz_onnx::codec::{self, Decoder};
+use nz_onnx::codec::{self, Coding, Decoder};
 use rayon::prelude::*;
 
-use super::allocation::Target;
-use super::check;
+use super::allocation::{Encoding, Target};
 use super::inspect::Coded;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
 use super::planning::{Choice, Options, Prepared, prepare};
+use super::{check, constants};
 use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId};
 use crate::report::{Progress, json};
 use crate::rewrite::splice::Plan;
-use crate::rewrite::{Compression, Decision, Placement, build};
+use crate::rewrite::{Compression, Decision, Form, Placement, build};
 use crate::staged::{Staged, commit};
 
 /// Alignment of a blob in the data file: ONNX Runtime maps it at that granularity.
@@ -79,7 +79,14 @@ fn convert_to(
     progress: &Progress,
 ) -> Result<json::Convert> {
     let prepared = prepare(path, &options.plan, progress)?;
-    let writer = Writer { files, dry_run: options.dry_run, data: None, inline: 0, unsynced: 0 };
+    let writer = Writer {
+        files,
+        dry_run: options.dry_run,
+        data: None,
+        inline: 0,
+        unsynced: 0,
+        folded: BTreeMap::new(),
+    };
     let (encoded, writer, placements) = transfer(&prepared, writer, progress)?;
     let mut document = document(&prepared, &encoded, options.plan.target)?;
     if let Some(optimized) = optimized {
@@ -113,7 +120,7 @@ struct Read {
 
 /// What the writer is to do about a weight.
 enum Task {
-    Place { blob: Vec<u8>, memory: Share },
+    Place { blob: Vec<u8>, form: Option<Form>, memory: Share },
     SameAs(WeightId),
     Copy,
 }
@@ -152,7 +159,15 @@ fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress
                             Coded::of(*encoding, found.lossless).name()
                         ));
                         encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
-                        Task::Place { blob, memory }
+                        Task::Place { blob, form: None, memory }
+                    }),
+                (Choice::Encoded { encoding: Encoding::Folded(how), .. }, _) => next(&reads)
+                    .and_then(|Read { source, memory }| {
+                        Ok((constants::encode(weight, &source, *how)?, memory))
+                    })
+                    .map(|((blob, form, found), memory)| {
+                        encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
+                        Task::Place { blob, form: Some(form), memory }
                     }),
                 _ if weight.is_external() && !dry_run => Ok(Task::Copy),
                 _ => return None,
@@ -185,9 +200,16 @@ fn work(prepared: &Prepared, weight: &Weight) -> u64 {
 /// Reads the weights to be encoded, in order, as the budget lets it.
 fn read_ahead(prepared: &Prepared, budget: &Arc<Budget>, to_encoder: &mpsc::Sender<Result<Read>>) {
     for weight in prepared.model.weights() {
-        let Choice::Encoded { copy_of: None, group, .. } = &prepared.choices[weight.id.0] else { continue };
-        let read = prepared.groups[*group].coding().and_then(|coding| {
-            let memory = budget.take(weight.bytes.saturating_add(coding.size()));
+        let Choice::Encoded { copy_of: None, group, encoding } = &prepared.choices[weight.id.0] else {
+            continue;
+        };
+        let size = match encoding {
+            // Shorter than the weight; a group of one has no coding then.
+            Encoding::Folded(_) => Ok(weight.bytes),
+            _ => prepared.groups[*group].coding().map(Coding::size),
+        };
+        let read = size.and_then(|size| {
+            let memory = budget.take(weight.bytes.saturating_add(size));
             let source = prepared.model.read_weight(weight)?;
             Ok(Read { source, memory })
         });
@@ -284,6 +306,8 @@ struct Writer<'a> {
     data: Option<Staged>,
     inline: u64,
     unsynced: u64,
+    /// The weights that stay constants.
+    folded: BTreeMap<WeightId, Form>,
 }
 
 /// Both files, whole and synced, under their temporary names.
@@ -297,7 +321,8 @@ impl Writer<'_> {
         match task {
             Task::SameAs(first) => Ok(Placement::SameAs(first)),
             Task::Copy => self.copy(model, weight),
-            Task::Place { blob, memory } => {
+            Task::Place { blob, form, memory } => {
+                self.folded.extend(form.map(|form| (weight.id, form)));
                 let placement = self.place(blob);
                 drop(memory);
                 placement
@@ -371,9 +396,11 @@ impl Writer<'_> {
                 Choice::Kept { reason } => Decision::Keep { reason: reason.clone() },
                 Choice::Encoded { .. } => decision.clone(),
             });
+        let folded = self.folded;
         let plan = Plan {
             decisions: decisions.collect(),
             placements,
+            folded,
             data_file_name: name.to_string_lossy().into_owned(),
             metadata: optimized.map_or(Vec::new(), |o| o.origin.metadata()),
             nchwc_block: optimized.and_then(|o| o.origin.nchwc_block),
@@ -403,7 +430,11 @@ impl Finished {
         let written = Model::open(self.model.temp_path()).map_err(|e| broken(e.to_string()))?;
         let data = self.data.as_ref().map(|d| Source::open(d.temp_path())).transpose()?;
         let blobs = written.blobs();
-        let compressed = prepared.choices.iter().any(|c| matches!(c, Choice::Encoded { .. }));
+        let is_blob = |choice: &Choice| match choice {
+            Choice::Kept { .. } | Choice::Encoded { encoding: Encoding::Folded(_), .. } => false,
+            Choice::Encoded { .. } => true,
+        };
+        let compressed = prepared.choices.iter().any(is_blob);
         if compressed == blobs.is_empty() {
             return Err(broken(format!("{} blobs in it", blobs.len())));
         }

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use nz_onnx::format::{Header, Layout, MAGIC, Transform};
 
-use super::allocation::Encoding;
-use super::optimize;
-use crate::onnx::{Error, Model, Result, Source};
+use super::allocation::{Encoding, Folded};
+use super::{constants, optimize};
+use crate::onnx::{Error, Model, Result, Source, Weight};
 use crate::report::json;
 
 /// Metadata keys that `convert` writes.
@@ -35,6 +35,7 @@ pub fn inspect(path: &Path) -> Result<json::Inspect> {
         kind,
         metadata: BTreeMap::new(),
         blobs: Vec::new(),
+        constants: Vec::new(),
         weights: Vec::new(),
     };
     if is_blob(path)? {
@@ -63,7 +64,18 @@ pub fn inspect(path: &Path) -> Result<json::Inspect> {
             ..described
         });
     }
-    for weight in model.weights().iter().filter(|w| !holders.contains(&w.id)) {
+    let constants = constants::of(&model);
+    for blob in &constants {
+        let Some(constant) = blob.constant else { continue };
+        found.constants.push(json::Constant {
+            name: blob.name.clone(),
+            encoding: Coded::Constant(constant.how).name(),
+            bytes: blob.len + 4 * constant.scales,
+            lossless: constant.exact,
+        });
+    }
+    let is_plain = |w: &&Weight| !holders.contains(&w.id) && !constants::is_part(w, &constants);
+    for weight in model.weights().iter().filter(is_plain) {
         found.weights.push(json::PlainWeight {
             name: weight.name.clone(),
             dtype: weight.dtype_name().to_string(),
@@ -106,6 +118,8 @@ pub enum Coded {
     Grid(u8),
     /// They were rounded to values of codebooks.
     Codebook,
+    /// They are no blob: ONNX Runtime makes a constant of them as it loads the model.
+    Constant(Folded),
 }
 
 impl Coded {
@@ -125,6 +139,7 @@ impl Coded {
             Coded::Mantissa(k) => format!("float-split k={k}"),
             Coded::Grid(k) => format!("grid k={k}"),
             Coded::Codebook => "codebook".to_string(),
+            Coded::Constant(how) => constants::name(how).to_string(),
         }
     }
 }

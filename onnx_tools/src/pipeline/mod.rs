@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod check;
+pub mod constants;
 pub mod convert;
 pub mod env;
 pub mod inspect;

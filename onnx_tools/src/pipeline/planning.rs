@@ -111,7 +111,7 @@ fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) ->
     let mut choices: Vec<Choice> = decisions
         .iter()
         .map(|decision| match decision {
-            Decision::Keep { reason } => Choice::Kept { reason: reason.clone() },
+            Decision::Keep { reason } | Decision::Fold { reason } => Choice::Kept { reason: reason.clone() },
             // Every weight to be compressed is in one group, and gets its choice below.
             Decision::Compress(_) => Choice::Kept { reason: String::new() },
         })
@@ -124,6 +124,8 @@ fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) ->
                 copy_of: group.weights.first().copied().filter(|first| *first != id),
             };
             choices[id.0] = match *encoding {
+                // The reason why it is no blob stays.
+                Encoding::Keep(_) if matches!(decisions[id.0], Decision::Fold { .. }) => continue,
                 Encoding::Keep(best) => Choice::Kept {
                     reason: format!(
                         "does not pay: {} would become {}",
@@ -131,7 +133,9 @@ fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) ->
                         units::bytes(best)
                     ),
                 },
-                Encoding::Lossless | Encoding::Mantissa(_) | Encoding::Grid(_) => encoded(*encoding),
+                Encoding::Lossless | Encoding::Mantissa(_) | Encoding::Grid(_) | Encoding::Folded(_) => {
+                    encoded(*encoding)
+                }
             };
         }
     }
@@ -175,7 +179,11 @@ impl Prepared {
         match (choice, blob) {
             (Choice::Encoded { group, encoding, copy_of }, Some((bytes, found))) => {
                 let in_books = !found.lossless && self.groups[*group].is_in_codebooks();
-                let coded = if in_books { Coded::Codebook } else { Coded::of(*encoding, found.lossless) };
+                let coded = match *encoding {
+                    Encoding::Folded(how) => Coded::Constant(how),
+                    _ if in_books => Coded::Codebook,
+                    encoding => Coded::of(encoding, found.lossless),
+                };
                 tensor.bytes_after = if copy_of.is_some() { 0 } else { bytes };
                 tensor.bits_per_weight = per_weight(tensor.bytes_after);
                 tensor.encoding = Some(coded.name());
@@ -186,6 +194,9 @@ impl Prepared {
                 tensor.decision = json::Decision::Compressed;
                 tensor.reason = copy_of
                     .map(|first| format!("same content as {:?}: stored once", self.model.weight(first).name));
+                if let Decision::Fold { reason } = &self.decisions[weight.id.0] {
+                    tensor.reason = Some(format!("stays a constant: {reason}"));
+                }
             }
             (Choice::Kept { reason }, _) => tensor.reason = Some(reason.clone()),
             (Choice::Encoded { .. }, None) => {}
@@ -295,6 +306,15 @@ fn foreseen(candidate: &Candidate, encoding: Encoding, dtype: Option<Dtype>) -> 
             let snr_db = candidate.noise(encoding).and_then(decibels);
             let found = Match { lossless: false, max_relative_error: error, max_error_to_rms: None, snr_db };
             (candidate.rounded[usize::from(k)], found)
+        }
+        Encoding::Folded(wanted) => {
+            let mut ways = candidate.folded.iter();
+            let &(_, size, noise) =
+                ways.find(|(how, ..)| *how == wanted).unwrap_or(&(wanted, candidate.bytes, 0.0));
+            let snr_db = decibels(noise);
+            let max_relative_error = if noise > 0.0 { f64::INFINITY } else { 0.0 };
+            let found = Match { lossless: noise == 0.0, max_relative_error, max_error_to_rms: None, snr_db };
+            (size, found)
         }
         Encoding::Grid(wanted) => {
             let mut steps = candidate.grids.iter().flat_map(|grids| &grids.steps);

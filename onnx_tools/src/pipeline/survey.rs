@@ -9,14 +9,14 @@ use nz_onnx::format::{Dtype, Layout, TensorSpec, Transform};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::allocation::{Candidate, Encoding, Grids, Target, allocate};
-use super::check;
 use super::overlap::{Budget, Share};
 use super::planning::{Options, Rounding};
+use super::{check, constants};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
 
-/// Weights of the same content, layout and block length: they share one blob.
+/// Weights of the same content, layout and block length, which share one blob; or one that may be stored as a constant.
 #[derive(Debug, Clone)]
 pub struct Group {
     /// The weights, in the model's order; the first is where the blob is.
@@ -40,7 +40,7 @@ impl Group {
     /// How the blob is coded so, as long as nothing was chosen.
     pub(super) fn coding_of(&self, encoding: Encoding) -> Option<&Coding> {
         match encoding {
-            Encoding::Keep(_) => None,
+            Encoding::Keep(_) | Encoding::Folded(_) => None,
             Encoding::Lossless => self.codings.last(),
             Encoding::Mantissa(k) => self.codings.get(usize::from(k)),
             Encoding::Grid(step) => self.grids.iter().find(|(s, _)| *s == step).map(|(_, coding)| coding),
@@ -85,7 +85,7 @@ impl Group {
                         }
                     }
                 }
-                Encoding::Keep(_) | Encoding::Lossless => {}
+                Encoding::Keep(_) | Encoding::Lossless | Encoding::Folded(_) => {}
             }
             if kept {
                 return Ok(());
@@ -139,7 +139,7 @@ pub fn survey(
         let weights = model.weights().iter().zip(decisions);
         weights.filter_map(|(weight, decision)| match decision {
             Decision::Compress(compression) => Some((weight, compression)),
-            Decision::Keep { .. } => None,
+            Decision::Keep { .. } | Decision::Fold { .. } => None,
         })
     };
     let mut step = progress.step("surveying", wanted().map(|(w, _)| w.bytes).sum());
@@ -147,7 +147,7 @@ pub fn survey(
     let seed = RandomState::new().hash_one(0u64);
     let budget = Budget::new(wanted().map(|(w, _)| w.bytes).max().unwrap_or(0));
     let (sender, weights) = mpsc::channel();
-    let groups = std::thread::scope(|scope| {
+    let mut groups = std::thread::scope(|scope| {
         scope.spawn(move || {
             for (weight, compression) in wanted() {
                 let memory = budget.take(weight.bytes);
@@ -184,8 +184,25 @@ pub fn survey(
         }
         Ok::<_, Error>(groups)
     })?;
-    let kept = model.weights().iter().zip(decisions).filter(|(_, d)| matches!(d, Decision::Keep { .. }));
-    let kept_bytes = kept.fold(0u64, |sum, (w, _)| sum.saturating_add(w.bytes));
+    let mut kept_bytes = 0u64;
+    for (weight, decision) in model.weights().iter().zip(decisions) {
+        match decision {
+            Decision::Compress(_) => {}
+            // A bound of each weight's relative error leaves nothing to choose.
+            Decision::Fold { .. } if options.rounding != Rounding::Cut => {
+                let candidate = constants::candidate(model, weight)?;
+                groups.push(Group {
+                    weights: vec![weight.id],
+                    candidate,
+                    codings: Vec::new(),
+                    grids: Vec::new(),
+                });
+            }
+            Decision::Keep { .. } | Decision::Fold { .. } => {
+                kept_bytes = kept_bytes.saturating_add(weight.bytes);
+            }
+        }
+    }
     Ok(Surveyed { groups, kept_bytes })
 }
 
@@ -210,6 +227,7 @@ fn group(
             rounded_noise: Vec::new(),
             floor: 0,
             grids: None,
+            folded: Vec::new(),
             sensitivity: 1.0,
         };
         return Ok(Group { weights: vec![first], candidate, codings: vec![coding], grids: Vec::new() });

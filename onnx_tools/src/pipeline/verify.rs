@@ -12,7 +12,7 @@ use super::runtime::compare::Distance;
 use super::runtime::inputs::{Open, Slot};
 use super::runtime::session::Ran;
 use super::runtime::{Array, Loaded, Runtime, inputs, locate};
-use super::{check, inspect};
+use super::{check, constants, inspect};
 use crate::onnx::{DOMAIN, Error, Model, Result, Storage, Weight, WeightId};
 use crate::report::{Progress, json};
 use crate::rewrite::{BlobFile, Recipe, RecipeBlob};
@@ -101,7 +101,8 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Resu
         None => None,
     };
     let weights = reference.as_ref().and_then(Reference::weights);
-    let blobs = check_blobs(&model, weights, progress)?;
+    let mut blobs = check_blobs(&model, weights, progress)?;
+    blobs.extend(constants::check(&model, weights)?);
     let mut problems = Vec::new();
     let run = match (&options.run, &reference, &ort) {
         (Some(options), Some(reference), Some(ort)) => {

@@ -124,7 +124,8 @@ fn exactness<'a>(totals: &Totals, tensors: impl Iterator<Item = &'a Tensor> + Cl
 
 /// Whether a bound of the relative error says nothing.
 fn is_on_grid(tensor: &Tensor) -> bool {
-    tensor.encoding.as_ref().is_some_and(|encoding| encoding.starts_with("grid") || encoding == "codebook")
+    let unbound = ["grid", "codebook", "constant"];
+    tensor.encoding.as_ref().is_some_and(|encoding| unbound.iter().any(|name| encoding.starts_with(name)))
 }
 
 /// Kept weights, grouped by reason.

@@ -22,6 +22,24 @@ pub fn inspect(document: &Inspect, style: Style) -> String {
     if !document.blobs.is_empty() {
         text += &format!("\n{}", blobs(&document.blobs));
     }
+    if !document.constants.is_empty() {
+        let mut table = Table::new(&[
+            ("constant", Align::Left),
+            ("encoding", Align::Left),
+            ("bytes", Align::Right),
+            ("lossless", Align::Left),
+        ]);
+        for constant in &document.constants {
+            let lossless = if constant.lossless { "yes" } else { "no" };
+            table.row(vec![
+                constant.name.clone(),
+                constant.encoding.clone(),
+                units::bytes(constant.bytes),
+                lossless.to_string(),
+            ]);
+        }
+        text += &format!("\n{}", table.render(0));
+    }
     if !document.weights.is_empty() {
         let mut table = Table::new(&[
             ("weight", Align::Left),

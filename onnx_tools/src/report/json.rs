@@ -249,6 +249,19 @@ pub struct PlainWeight {
     pub bytes: u64,
 }
 
+/// A weight that is no blob and is stored shorter than it was: ONNX Runtime makes it out again as it loads the model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Constant {
+    /// Name of the weight.
+    pub name: String,
+    /// "constant float16", "constant int8 per row", "constant int8".
+    pub encoding: String,
+    /// Bytes stored.
+    pub bytes: u64,
+    /// Whether the weight comes back bit for bit.
+    pub lossless: bool,
+}
+
 /// What `inspect` found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inspect {
@@ -264,6 +277,9 @@ pub struct Inspect {
     pub metadata: std::collections::BTreeMap<String, String>,
     /// The blobs.
     pub blobs: Vec<Blob>,
+    /// The weights that are no blobs, but stored shorter; none in most models.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub constants: Vec<Constant>,
     /// The weights that are no blobs.
     pub weights: Vec<PlainWeight>,
 }

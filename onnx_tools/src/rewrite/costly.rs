@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::decide::{Compression, Decision, UseKind};
 use super::normalise::has_nchwc;
 use crate::onnx::scope::{Definition, Scope, ValueKey};
-use crate::onnx::{Graph, GraphId, Model, Node, ValueInfo};
+use crate::onnx::{Graph, GraphId, Model, Node, ValueInfo, Weight};
 
 /// At most one part in this many of a model's weight bytes is left alone for the sake of speed.
 const SHARE: u64 = 16;
@@ -24,8 +24,14 @@ const POSITION_COST: f64 = 0.5 * 2.0 / 4.0 / 50e9;
 /// A side of an image whose size the model leaves open.
 const OPEN_SIDE: u64 = 224;
 
-/// Keeps those weights of `decisions` that cost most speed for the bytes they save.
-pub(super) fn keep_costly(model: &Model, scope: &Scope<'_>, decisions: &mut [Decision]) {
+/// Keeps those weights of `decisions` that cost most speed for the bytes they save; those that `may_fold` allows may be
+/// stored shorter all the same.
+pub(super) fn keep_costly(
+    model: &Model,
+    scope: &Scope<'_>,
+    decisions: &mut [Decision],
+    may_fold: impl Fn(&Weight) -> bool,
+) {
     // Where weights are in channel blocks already, decoding them loses nothing.
     let positions = (!has_nchwc(model)).then(|| Positions::new(model, scope));
     let mut costly: Vec<Costly> = decisions
@@ -40,7 +46,7 @@ pub(super) fn keep_costly(model: &Model, scope: &Scope<'_>, decisions: &mut [Dec
                 let cost = positions * POSITION_COST + nodes as f64 * NODE_COST / bytes as f64;
                 Some(Costly { index, bytes, positions, cost })
             }
-            Decision::Keep { .. } => None,
+            Decision::Keep { .. } | Decision::Fold { .. } => None,
         })
         .filter(|costly| costly.cost >= LEAST_COST)
         .collect();
@@ -51,17 +57,17 @@ pub(super) fn keep_costly(model: &Model, scope: &Scope<'_>, decisions: &mut [Dec
     for Costly { index, bytes, positions, .. } in costly {
         if bytes <= left {
             left -= bytes;
-            decisions[index] = Decision::Keep {
-                reason: if positions * POSITION_COST < LEAST_COST {
-                    "small, and not read by an op that multiplies as it decodes: slower for few bytes saved"
-                        .to_string()
-                } else {
-                    format!(
-                        "weight of a convolution over a large image, which would be slower for few bytes saved (about \
-                         {positions:.0} positions)"
-                    )
-                },
+            let reason = if positions * POSITION_COST < LEAST_COST {
+                "small, and not read by an op that multiplies as it decodes: slower for few bytes saved"
+                    .to_string()
+            } else {
+                format!(
+                    "weight of a convolution over a large image, which would be slower for few bytes saved (about \
+                     {positions:.0} positions)"
+                )
             };
+            let folds = may_fold(&model.weights()[index]);
+            decisions[index] = if folds { Decision::Fold { reason } } else { Decision::Keep { reason } };
         }
     }
 }

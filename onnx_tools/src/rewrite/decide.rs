@@ -7,7 +7,7 @@ use nz_onnx::format::{Dtype, GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 use super::carried::Carried;
 use super::constness::Variables;
 use super::costly;
-use super::normalise::NCHWC;
+use super::normalise::{NCHWC, has_nchwc};
 use super::ops;
 use super::rules::Rules;
 use crate::onnx::proto::dtype;
@@ -16,6 +16,8 @@ use crate::onnx::{Error, GraphId, Model, Node, Origin, Result, Storage, Weight, 
 
 /// The most Identity, Cast and Transpose nodes of one weight that are looked through.
 const MAX_ALIASES: usize = 256;
+/// The first operator set whose Cast and Mul are those that [`super::fold`] needs.
+const FOLD_OPSET: i64 = 7;
 
 /// What happens to a weight.
 #[derive(Clone, Debug)]
@@ -25,8 +27,27 @@ pub enum Decision {
         /// Why, in plain words.
         reason: String,
     },
+    /// It stays a constant, which may be stored in one of the forms of [`super::fold`].
+    Fold {
+        /// Why it is no blob, in plain words.
+        reason: String,
+    },
     /// It becomes a blob, and every node that reads it is rewritten.
     Compress(Compression),
+}
+
+/// Why a weight is no blob.
+enum Refusal {
+    /// It is to stay as it is.
+    Keep(String),
+    /// What reads it wants a constant.
+    Constant(String),
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Refusal::Keep(reason)
+    }
 }
 
 /// How a weight is compressed and what reads it then.
@@ -127,7 +148,7 @@ pub fn decide(model: &Model, rules: &Rules) -> Result<Vec<Decision>> {
         model.weights().iter().map(|weight| decider.weight(weight)).collect::<Result<_>>()?;
     // Whoever names weights wants those.
     if !rules.names_weights() {
-        costly::keep_costly(model, &decider.scope, &mut decisions);
+        costly::keep_costly(model, &decider.scope, &mut decisions, |weight| decider.may_fold(weight));
     }
     Ok(decisions)
 }
@@ -170,8 +191,14 @@ impl<'a> Decider<'a> {
         }
         let mut found = Found::default();
         let view = View { dtype, transposed: false, dequantize: None };
-        if let Err(reason) = self.readers(weight, weight.graph, &weight.name, view, &mut found) {
-            return keep(reason);
+        match self.readers(weight, weight.graph, &weight.name, view, &mut found) {
+            Ok(()) => {}
+            Err(Refusal::Constant(reason))
+                if self.may_fold(weight) && payload::is_canonical(self.model, weight)? =>
+            {
+                return Ok(Decision::Fold { reason });
+            }
+            Err(Refusal::Keep(reason) | Refusal::Constant(reason)) => return keep(reason),
         }
         if found.uses.is_empty() {
             return keep("nothing reads it".to_string());
@@ -214,6 +241,19 @@ impl<'a> Decider<'a> {
         self.scope.is_output(weight.graph, &weight.name).then(|| "a graph output".to_string())
     }
 
+    /// Whether nodes may make a float32 weight whose readers all take a variable: should ONNX Runtime not fold them, the
+    /// model runs all the same. A model laid out in channel blocks is to be loaded without more optimisation.
+    fn may_fold(&self, weight: &Weight) -> bool {
+        let takes = |reader: &Reader| {
+            let node = &self.model.graph(reader.graph).nodes[reader.node];
+            ops::accepts_variable(&node.domain, &node.op, reader.input) == Some(true)
+        };
+        weight.dtype() == Some(Dtype::F32)
+            && self.model.opset("").is_some_and(|version| version >= FOLD_OPSET)
+            && !has_nchwc(self.model)
+            && self.scope.readers(weight.graph, &weight.name).iter().all(takes)
+    }
+
     /// Collects the readers of the value `name` of `graph`, which is `weight` seen as `view`. An error is the
     /// reason to keep the weight.
     fn readers(
@@ -223,11 +263,11 @@ impl<'a> Decider<'a> {
         name: &'a str,
         view: View,
         found: &mut Found,
-    ) -> std::result::Result<(), String> {
+    ) -> std::result::Result<(), Refusal> {
         for &reader in self.scope.readers(graph, name) {
             let node = &self.model.graph(reader.graph).nodes[reader.node];
             if self.rules.refuses_node(&node.name) {
-                return Err(format!("excluded by --exclude-nodes: read by node {:?}", node.name));
+                return Err(format!("excluded by --exclude-nodes: read by node {:?}", node.name).into());
             }
             if let Some(carried) = Carried::of(self.model, &self.scope, reader) {
                 self.carried(weight, carried, view, found)?;
@@ -250,12 +290,13 @@ impl<'a> Decider<'a> {
                     if !is_new || found.dropped.len() > MAX_ALIASES {
                         return Err(format!(
                             "read through a ring or over {MAX_ALIASES} Identity or Cast nodes"
-                        ));
+                        )
+                        .into());
                     }
                     self.readers(weight, reader.graph, output, view, found)?;
                 }
                 Some((output, _)) => {
-                    return Err(format!("{} of it is graph output {output:?}", node.op));
+                    return Err(format!("{} of it is graph output {output:?}", node.op).into());
                 }
                 None => found.uses.push(self.reader(weight, node, reader, view)?),
             }
@@ -270,14 +311,14 @@ impl<'a> Decider<'a> {
         carried: Carried,
         view: View,
         found: &mut Found,
-    ) -> std::result::Result<(), String> {
+    ) -> std::result::Result<(), Refusal> {
         found.carried.push(carried);
         if let Some(start) = carried.start(self.model) {
             self.readers(weight, carried.body, start, view, found)?;
         }
         match carried.last(self.model) {
             Some((graph, last)) if self.scope.is_output(graph, last) => {
-                Err(format!("a loop hands it on as graph output {last:?}"))
+                Err(format!("a loop hands it on as graph output {last:?}").into())
             }
             Some((graph, last)) => self.readers(weight, graph, last, view, found),
             None => Ok(()),
@@ -309,7 +350,7 @@ impl<'a> Decider<'a> {
         node: &'a Node,
         reader: Reader,
         view: View,
-    ) -> std::result::Result<Use, String> {
+    ) -> std::result::Result<Use, Refusal> {
         let label = node.label();
         match ops::accepts_variable(&node.domain, &node.op, reader.input) {
             Some(true) => {}
@@ -317,27 +358,31 @@ impl<'a> Decider<'a> {
                 return Err(format!(
                     "{} needs input {} to be a constant (node {label:?})",
                     node.op, reader.input
-                ));
+                )
+                .into());
             }
             None => {
                 let domain = if node.domain.is_empty() { "" } else { &format!("{}.", node.domain) };
                 return Err(format!(
                     "read by {domain}{}, which is not known to work without constants (node {label:?})",
                     node.op
-                ));
+                )
+                .into());
             }
         }
         if is_depthwise(node, reader.input, &weight.shape) {
-            return Err(format!(
+            return Err(Refusal::Constant(format!(
                 "weight of a depthwise convolution, which would be much slower (node {label:?})"
-            ));
+            )));
         }
         let variable = |input: usize| {
             let name = node.inputs.get(input)?;
             self.variables.has(&self.scope, reader.graph, name).then_some(name)
         };
         let Some(after) = (0..node.inputs.len()).find_map(variable) else {
-            return Err(format!("read together with constants only, ONNX Runtime folds it (node {label:?})"));
+            return Err(
+                format!("read together with constants only, ONNX Runtime folds it (node {label:?})").into()
+            );
         };
         let trans_b = |own: bool| own != view.transposed;
         let is_matrix = weight.shape.len() == 2 && !view.dtype.is_integer();

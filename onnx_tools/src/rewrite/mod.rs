@@ -7,6 +7,7 @@ mod carried;
 pub mod constness;
 mod costly;
 pub mod decide;
+pub mod fold;
 mod names;
 mod nodes;
 pub mod normalise;
@@ -19,8 +20,8 @@ pub mod splice;
 
 pub use carried::Carried;
 pub use decide::{Compression, Decision, Use, UseKind, decide};
-pub use recipe::{BlobFile, Recipe, RecipeBlob};
+pub use recipe::{BlobFile, Constant, Recipe, RecipeBlob};
 pub use restore::{Outcome, Restored, restore};
 pub use rope::Rope;
 pub use rules::Rules;
-pub use splice::{Placement, Plan, build};
+pub use splice::{Form, Placement, Plan, build};

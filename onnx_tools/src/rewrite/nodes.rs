@@ -6,7 +6,7 @@ use prost::Message;
 use super::decide::{Use, UseKind};
 use super::names::Names;
 use super::rope::Rope;
-use crate::onnx::proto::{self, attribute_type};
+use crate::onnx::proto::{self, attribute_type, dtype};
 use crate::onnx::wire::Scanner;
 use crate::onnx::{DOMAIN, Error, Model, Node, Result, Weight};
 
@@ -290,6 +290,35 @@ fn cast_node(names: &mut Names, input: &str, to: Dtype, output: String, base: &s
         name: Some(names.fresh(&format!("{CAST_PREFIX}{base}"))),
         op_type: Some("Cast".to_string()),
         attribute: vec![int("to", i64::from(to.onnx()))],
+        domain: None,
+    }
+}
+
+/// The node that makes the float32 weight `weight` out of float16.
+pub(crate) fn cast_up(names: &mut Names, half: &str, weight: &str) -> Rope {
+    let mut out = Rope::new();
+    push(&mut out, constant(names, "Cast", vec![half], weight, weight));
+    out
+}
+
+/// The nodes that make the float32 weight `weight` out of levels and scales.
+pub(crate) fn scaled(names: &mut Names, levels: &str, scale: &str, weight: &str) -> Rope {
+    let value = names.fresh(&format!("{weight}.nz.float"));
+    let mut out = Rope::new();
+    push(&mut out, constant(names, "Cast", vec![levels], &value, weight));
+    push(&mut out, constant(names, "Mul", vec![&value, scale], weight, weight));
+    out
+}
+
+/// A node that ONNX Runtime folds; a Cast is to float32.
+fn constant(names: &mut Names, op: &str, inputs: Vec<&str>, output: &str, weight: &str) -> proto::Node {
+    let to = (op == "Cast").then(|| int("to", i64::from(dtype::FLOAT)));
+    proto::Node {
+        input: inputs.into_iter().map(str::to_string).collect(),
+        output: vec![output.to_string()],
+        name: Some(names.fresh(&format!("{weight}.nz.{}", op.to_lowercase()))),
+        op_type: Some(op.to_string()),
+        attribute: to.into_iter().collect(),
         domain: None,
     }
 }

@@ -3,6 +3,8 @@
 //! The original is described as a row of segments: copied from the converted file, literal, or the elements
 //! of a weight that is now a blob. External data files are described the same way.
 
+mod constant;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -16,6 +18,8 @@ use flate2::write::DeflateEncoder;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+pub use self::constant::Constant;
+use self::constant::{StoredConstant, place_of};
 use super::rope::{Piece, Rope};
 use super::splice::{Placement, Plan};
 use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId, external, payload};
@@ -24,6 +28,8 @@ use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId, exter
 pub const KEY: &str = "nz.restore";
 /// Version of the recipe.
 const VERSION: u32 = 1;
+/// Version of one with weights in a form of [`super::fold`], which version 1 does not know.
+const FOLDED_VERSION: u32 = 2;
 /// The largest recipe that is read, in bytes: it is decompressed in memory.
 const MAX_RECIPE: u64 = 1 << 30;
 /// The largest gap in an external data file that is kept if it is not zero.
@@ -51,6 +57,8 @@ pub struct RecipeBlob {
     pub offset: u64,
     /// Bytes of the blob.
     pub len: u64,
+    /// How it is stored, if it is no blob but a constant; `offset` and `len` are then those of its elements.
+    pub constant: Option<Constant>,
 }
 
 /// How a converted model becomes the original again.
@@ -96,6 +104,8 @@ pub(crate) struct StoredBlob {
     pub offset: u64,
     #[prost(uint64, tag = "5")]
     pub len: u64,
+    #[prost(message, optional, tag = "6")]
+    pub constant: Option<StoredConstant>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -178,7 +188,7 @@ impl Recipe {
     pub(crate) fn new(model: &Model, plan: &Plan, prefix: &Rope) -> Result<Recipe> {
         let (copies, inline) = survey(prefix);
         let mut stored = Stored {
-            version: VERSION,
+            version: if plan.folded.is_empty() { VERSION } else { FOLDED_VERSION },
             source_len: model.source().len(),
             prefix_len: prefix.len(),
             data_file: plan.data_file_name.clone(),
@@ -186,9 +196,18 @@ impl Recipe {
         };
         let mut payloads = Vec::new();
         let mut index = BTreeMap::new();
-        for (id, _) in plan.compressed() {
+        for id in plan.changed() {
             let weight = model.weight(id);
-            let (in_data, offset, len) = located(plan, &inline, id)?;
+            let (in_data, mut offset, mut len) = located(plan, &inline, id)?;
+            let constant = match plan.folded.get(&id) {
+                None => None,
+                Some(form) => {
+                    let ranges = inline.get(&id).map_or(&[][..], Vec::as_slice);
+                    let found = place_of(weight, form, plan.place(id)?.1, ranges)?;
+                    (offset, len) = (found.1.start, found.1.end - found.1.start);
+                    Some(found.0)
+                }
+            };
             index.insert(id, stored.blobs.len() as u64);
             let blob = stored.blobs.len() as u64;
             stored.blobs.push(StoredBlob {
@@ -197,6 +216,7 @@ impl Recipe {
                 in_data,
                 offset,
                 len,
+                constant,
             });
             if let Some((range, form)) = payload_of(weight) {
                 payloads.push((range.clone(), blob, form));
@@ -234,14 +254,17 @@ impl Recipe {
             .read_to_end(&mut bytes)
             .map_err(|e| bad(e.to_string()))?;
         let stored = Stored::decode(bytes.as_slice()).map_err(|e| bad(e.to_string()))?;
-        if stored.version != VERSION {
+        if !(VERSION..=FOLDED_VERSION).contains(&stored.version) {
             return Err(Error::unsupported(
                 converted.path(),
                 format!(
-                    "metadata {KEY} has version {}, this nz-onnx reads {VERSION}; use a newer one",
+                    "metadata {KEY} has version {}, this nz-onnx reads {FOLDED_VERSION}; use a newer one",
                     stored.version
                 ),
             ));
+        }
+        if stored.blobs.iter().filter_map(|b| b.constant).any(|constant| constant.read().is_none()) {
+            return Err(bad("a weight is stored in a way not known here; use a newer nz-onnx".to_string()));
         }
         Ok(Recipe { stored })
     }
@@ -254,6 +277,7 @@ impl Recipe {
             file: if b.in_data { BlobFile::Data } else { BlobFile::Model },
             offset: b.offset,
             len: b.len,
+            constant: b.constant.and_then(|constant| constant.read()),
         };
         self.stored.blobs.iter().map(blob).collect()
     }
@@ -272,16 +296,18 @@ impl Recipe {
     }
 }
 
+/// Weights inside the converted file; one in two tensors has its elements first.
+type Inside = BTreeMap<WeightId, Vec<Range<u64>>>;
 /// Where the ranges of the original ended up in the converted file, by start, and the weights inside it.
-type Survey = (BTreeMap<u64, (Range<u64>, u64)>, BTreeMap<WeightId, Range<u64>>);
+type Survey = (BTreeMap<u64, (Range<u64>, u64)>, Inside);
 
 fn survey(prefix: &Rope) -> Survey {
-    let (mut copies, mut inline) = (BTreeMap::new(), BTreeMap::new());
+    let (mut copies, mut inline) = (BTreeMap::new(), Inside::new());
     let mut at = 0;
     for piece in prefix.pieces() {
         match piece {
             Piece::Source(range) => drop(copies.insert(range.start, (range.clone(), at))),
-            Piece::Inline { weight, .. } => drop(inline.insert(*weight, at..at + piece.len())),
+            Piece::Inline { weight, .. } => inline.entry(*weight).or_default().push(at..at + piece.len()),
             Piece::Owned(_) => {}
         }
         at += piece.len();
@@ -290,11 +316,11 @@ fn survey(prefix: &Rope) -> Survey {
 }
 
 /// Where the blob or the elements of a weight are: in the data file or not, first byte, bytes.
-fn located(plan: &Plan, inline: &BTreeMap<WeightId, Range<u64>>, id: WeightId) -> Result<(bool, u64, u64)> {
+fn located(plan: &Plan, inline: &Inside, id: WeightId) -> Result<(bool, u64, u64)> {
     let (root, placement) = plan.place(id)?;
     match placement {
         Placement::External { offset, len } => Ok((true, *offset, *len)),
-        _ => match inline.get(&root) {
+        _ => match inline.get(&root).and_then(|ranges| ranges.first()) {
             Some(range) => Ok((false, range.start, range.end - range.start)),
             None => Err(Error::Internal(format!("weight {} is not in the converted model", root.0))),
         },
@@ -365,7 +391,7 @@ fn skeleton_hash(model: &Model, payloads: &Payloads) -> Result<Vec<u8>> {
 fn files(
     model: &Model,
     plan: &Plan,
-    inline: &BTreeMap<WeightId, Range<u64>>,
+    inline: &Inside,
     index: &BTreeMap<WeightId, u64>,
 ) -> Result<Vec<StoredFile>> {
     let mut by_path: BTreeMap<&Path, (String, Vec<&Weight>)> = BTreeMap::new();

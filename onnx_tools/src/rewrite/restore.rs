@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use nz_onnx::codec::Decoder;
 use sha2::{Digest, Sha256};
 
-use super::recipe::{Content, Form, Recipe, StoredCopy, StoredFile, StoredSegment, StoredTensor};
+use super::fold;
+use super::recipe::{Content, Form, Recipe, StoredBlob, StoredCopy, StoredFile, StoredSegment, StoredTensor};
 use crate::onnx::source::hex;
 use crate::onnx::wire::put_varint;
 use crate::onnx::{Error, Model, Result, Source, external};
@@ -207,14 +208,7 @@ impl<'a> Kitchen<'a> {
     fn tensor(&mut self, tensor: &StoredTensor) -> Result<Vec<u8>> {
         let blob = usize::try_from(tensor.blob).ok().and_then(|i| self.recipe.stored.blobs.get(i));
         let blob = blob.ok_or_else(|| self.bad("it names a blob that it does not have"))?;
-        let source = self.file(blob.in_data)?;
-        let end = blob.offset.checked_add(blob.len).ok_or_else(|| self.bad("a blob is too long"))?;
-        let bytes = source.read(&(blob.offset..end))?;
-        let codec = |e| Error::codec(source.path(), &blob.name, e);
-        let decoder = Decoder::open(&bytes).map_err(codec)?;
-        let elements = decoder.decode_bytes(&bytes).map_err(codec)?;
-        let lossless = decoder.header().is_lossless();
-        drop(bytes);
+        let (elements, lossless) = self.elements(blob)?;
         let form = Form::try_from(tensor.form).map_err(|_| self.bad("a tensor has an unknown form"))?;
         let out = match form {
             Form::Plain => elements,
@@ -238,6 +232,22 @@ impl<'a> Kitchen<'a> {
             self.rounded.insert(name);
         }
         Ok(out)
+    }
+
+    /// A weight decoded, and whether it has its own bits.
+    fn elements(&self, blob: &StoredBlob) -> Result<(Vec<u8>, bool)> {
+        let source = self.file(blob.in_data)?;
+        if let Some(constant) = blob.constant.and_then(|constant| constant.read()) {
+            let stored = constant.bytes(source, blob.offset, blob.len)?;
+            let elements = fold::decode(&stored, constant.how, constant.scales);
+            let elements = elements.ok_or_else(|| self.bad("a constant has another size than it should"))?;
+            return Ok((elements, constant.exact));
+        }
+        let end = blob.offset.checked_add(blob.len).ok_or_else(|| self.bad("a blob is too long"))?;
+        let bytes = source.read(&(blob.offset..end))?;
+        let codec = |e| Error::codec(source.path(), &blob.name, e);
+        let decoder = Decoder::open(&bytes).map_err(codec)?;
+        Ok((decoder.decode_bytes(&bytes).map_err(codec)?, decoder.header().is_lossless()))
     }
 
     fn data_file(&mut self, file: &StoredFile, path: &Path) -> Result<Staged> {

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
+use nz_onnx::codec::allocation::Folded;
 use prost::Message;
 
 use super::carried::Carried;
 use super::decide::{Compression, Decision};
+use super::fold;
 use super::names::Names;
 use super::nodes::{self, Reading, Rewrite};
 use super::recipe;
@@ -37,6 +39,17 @@ pub enum Placement {
     SameAs(WeightId),
 }
 
+/// A weight in a form of [`super::fold`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Which.
+    pub how: Folded,
+    /// XXH3 of its bytes.
+    pub checksum: u64,
+    /// Whether the weight comes back bit for bit.
+    pub exact: bool,
+}
+
 /// What to make of a model.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -44,6 +57,8 @@ pub struct Plan {
     pub decisions: Vec<Decision>,
     /// For each compressed weight its blob, for each kept one with external data its elements.
     pub placements: BTreeMap<WeightId, Placement>,
+    /// The weights stored in a form of [`super::fold`], which their placements hold. Their decisions are to keep them.
+    pub folded: BTreeMap<WeightId, Form>,
     /// Name of the data file, which lies beside the converted model.
     pub data_file_name: String,
     /// Further `metadata_props`; those named `nz.format`, `nz.tool`, `nz.source_sha256` and `nz.restore` are
@@ -75,8 +90,13 @@ impl Plan {
     pub(crate) fn compressed(&self) -> impl Iterator<Item = (WeightId, &Compression)> {
         self.decisions.iter().enumerate().filter_map(|(i, decision)| match decision {
             Decision::Compress(compression) => Some((WeightId(i), compression)),
-            Decision::Keep { .. } => None,
+            Decision::Keep { .. } | Decision::Fold { .. } => None,
         })
+    }
+
+    /// The weights that are not in the converted model as they were.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = WeightId> {
+        self.compressed().map(|(id, _)| id).chain(self.folded.keys().copied())
     }
 }
 
@@ -160,6 +180,12 @@ impl<'a> Splicer<'a> {
                 splicer.external_constants.insert((weight.graph, node), weight.id);
             }
         }
+        for &id in plan.folded.keys() {
+            let weight = model.weight(id);
+            if let Origin::Constant { node } = weight.origin {
+                splicer.dropped.insert((weight.graph, node));
+            }
+        }
         for (id, compression) in plan.compressed() {
             let weight = model.weight(id);
             let (root, _) = plan.place(id)?;
@@ -190,11 +216,22 @@ impl<'a> Splicer<'a> {
         let is_old = self.model.ir_version() < 4;
         let vanished = self.vanished(graph);
         let mut out = Rope::new();
-        let mut notice = id == GraphId(0) && self.plan.needs_library();
+        let notice = id == GraphId(0) && self.plan.needs_library();
+        let mut constants = Rope::new();
+        let mut is_first = true;
         for field in &graph.fields {
-            if notice && matches!(field.part, Part::Node(_)) {
-                out.field(1, nodes::notice(&mut self.names, self.plan.nchwc_block));
-                notice = false;
+            if is_first && matches!(field.part, Part::Node(_)) {
+                if notice {
+                    out.field(1, nodes::notice(&mut self.names, self.plan.nchwc_block));
+                }
+                // Before all that may read them.
+                for (&weight, form) in &self.plan.folded {
+                    let weight = self.model.weight(weight);
+                    if weight.graph == id {
+                        constants.append(self.fold(weight, form.how, is_old, &mut out)?);
+                    }
+                }
+                is_first = false;
             }
             let replaced = match field.part {
                 Part::Node(i) if self.dropped.contains(&(id, i)) || self.shapes.contains_key(&(id, i)) => {
@@ -221,6 +258,7 @@ impl<'a> Splicer<'a> {
                 None => out.source(field.whole.clone()),
             }
         }
+        out.append(constants);
         for ((_, root), name) in self.blobs.range((id, WeightId(0))..=(id, WeightId(usize::MAX))) {
             let (_, placement) = self.plan.place(*root)?;
             let len = match placement {
@@ -239,7 +277,7 @@ impl<'a> Splicer<'a> {
             out.field(5, tensor);
             // Before IR 4 every initializer of the main graph is an input too; a body's inputs are its node's.
             if is_old && id == GraphId(0) {
-                out.field(11, owned(&value_info(name, dtype::UINT8, dim)));
+                out.field(11, owned(&value_info(name, dtype::UINT8, vec![dim])));
             }
         }
         for ((_, node), shape) in self.shapes.range((id, 0)..=(id, usize::MAX)) {
@@ -253,15 +291,76 @@ impl<'a> Splicer<'a> {
             };
             out.field(5, owned(&tensor));
             if is_old && id == GraphId(0) {
-                out.field(11, owned(&value_info(name, dtype::INT64, rank)));
+                out.field(11, owned(&value_info(name, dtype::INT64, vec![rank])));
             }
         }
         Ok(out)
     }
 
+    /// Appends the nodes that make a weight out of its form to `nodes`, under its own name; returns the tensors, as fields
+    /// of the graph.
+    fn fold(&mut self, weight: &Weight, how: Folded, is_old: bool, nodes: &mut Rope) -> Result<Rope> {
+        let broken = || Error::Internal(format!("weight {:?} is in no form to be folded", weight.name));
+        let (_, placement) = self.plan.place(weight.id)?;
+        let len = match placement {
+            Placement::External { len, .. } => *len,
+            Placement::Inline(bytes) => bytes.len() as u64,
+            Placement::SameAs(_) => 0,
+        };
+        let shape =
+            weight.shape.iter().map(|&dim| i64::try_from(dim)).collect::<std::result::Result<Vec<_>, _>>();
+        let shape = shape.map_err(|_| broken())?;
+        let (scales, elements) = fold::parts(len, fold::scales(how, &weight.shape)).ok_or_else(broken)?;
+        let is_half = how == Folded::Half;
+        let stored =
+            self.names.fresh(&format!("{}.nz.{}", weight.name, if is_half { "half" } else { "levels" }));
+        let mut tensors = vec![(
+            stored.clone(),
+            if is_half { dtype::FLOAT16 } else { dtype::INT8 },
+            shape.clone(),
+            elements,
+        )];
+        if is_half {
+            nodes.append(nodes::cast_up(&mut self.names, &stored, &weight.name));
+        } else {
+            let scale = self.names.fresh(&format!("{}.nz.scale", weight.name));
+            nodes.append(nodes::scaled(&mut self.names, &stored, &scale, &weight.name));
+            // One for each index of the first dimension, or for all.
+            let rows =
+                (how == Folded::Rows).then(|| (0..shape.len()).map(|i| if i == 0 { shape[0] } else { 1 }));
+            tensors.push((scale, dtype::FLOAT, rows.into_iter().flatten().collect(), scales));
+        }
+        let mut out = Rope::new();
+        for (name, dtype, dims, part) in tensors {
+            if is_old && weight.graph == GraphId(0) {
+                out.field(11, owned(&value_info(&name, dtype, dims.clone())));
+            }
+            let fields =
+                proto::Tensor { dims, data_type: Some(dtype), name: Some(name), ..Default::default() };
+            let mut tensor = owned(&fields);
+            tensor.append(self.part(weight.id, placement, part));
+            out.field(5, tensor);
+        }
+        Ok(out)
+    }
+
+    /// The fields of a tensor that say that its data is a part of what is placed there.
+    fn part(&self, id: WeightId, placement: &Placement, part: Range<u64>) -> Rope {
+        let part = match placement {
+            Placement::External { offset, .. } => {
+                Placement::External { offset: offset + part.start, len: part.end - part.start }
+            }
+            Placement::Inline(bytes) => {
+                Placement::Inline(bytes[part.start as usize..part.end as usize].to_vec())
+            }
+            Placement::SameAs(root) => Placement::SameAs(*root),
+        };
+        self.data(id, &part)
+    }
+
     /// Names of values that the converted graph no longer has.
     fn vanished(&self, graph: &'a Graph) -> BTreeSet<&'a str> {
-        let weights = self.plan.compressed().map(|(id, _)| self.model.weight(id));
+        let weights = self.plan.changed().map(|id| self.model.weight(id));
         let mut names: BTreeSet<&str> =
             weights.filter(|w| w.graph == graph.id).map(|w| w.name.as_str()).collect();
         for (_, node) in self.dropped.range((graph.id, 0)..=(graph.id, usize::MAX)) {
@@ -350,7 +449,8 @@ impl<'a> Splicer<'a> {
 
     /// What takes the place of an initializer, or `None` if it stays.
     fn initializer(&self, weight: &Weight) -> Result<Option<Rope>> {
-        if matches!(self.plan.decisions[weight.id.0], Decision::Compress(_)) {
+        let is_folded = self.plan.folded.contains_key(&weight.id);
+        if is_folded || matches!(self.plan.decisions[weight.id.0], Decision::Compress(_)) {
             return Ok(Some(Rope::new()));
         }
         if !weight.is_external() {
@@ -441,8 +541,9 @@ pub(crate) fn edited(body: &Range<u64>, mut edits: Vec<(Range<u64>, Rope)>) -> R
     out
 }
 
-fn value_info(name: &str, elem_type: i32, dim: i64) -> proto::ValueInfo {
-    let shape = proto::TensorShape { dim: vec![proto::Dimension { dim_value: Some(dim), dim_param: None }] };
+fn value_info(name: &str, elem_type: i32, dims: Vec<i64>) -> proto::ValueInfo {
+    let dim = |dim: i64| proto::Dimension { dim_value: Some(dim), dim_param: None };
+    let shape = proto::TensorShape { dim: dims.into_iter().map(dim).collect() };
     proto::ValueInfo {
         name: Some(name.to_string()),
         r#type: Some(proto::Type {

@@ -30,7 +30,7 @@ impl Converted {
 pub fn reason(model: &Model, decisions: &[Decision], weight: &str) -> String {
     let id = model.weights().iter().position(|w| w.name == weight).expect("no such weight");
     match &decisions[id] {
-        Decision::Keep { reason } => reason.clone(),
+        Decision::Keep { reason } | Decision::Fold { reason } => reason.clone(),
         Decision::Compress(c) => c.uses.iter().map(|u| u.kind.op()).collect::<Vec<_>>().join(" "),
     }
 }
@@ -56,8 +56,8 @@ pub fn convert(
                 let options = EncodeOptions { mantissa_bits, block_len: c.block_len, ..Default::default() };
                 codec::encode(&elements, &c.spec, &options).unwrap()
             }
-            Decision::Keep { .. } if weight.is_external() => model.read_weight(weight).unwrap(),
-            Decision::Keep { .. } => continue,
+            _ if weight.is_external() => model.read_weight(weight).unwrap(),
+            _ => continue,
         };
         if let Some(&root) = known.get(&bytes) {
             placements.insert(weight.id, Placement::SameAs(root));
@@ -77,7 +77,8 @@ pub fn convert(
     if !data.is_empty() {
         fs::write(out.with_file_name(&data_file_name), &data).unwrap();
     }
-    let plan = Plan { decisions, placements, data_file_name, metadata: vec![], nchwc_block: None };
+    let folded = BTreeMap::new();
+    let plan = Plan { decisions, placements, folded, data_file_name, metadata: vec![], nchwc_block: None };
     let rope = rewrite::build(&model, &plan).unwrap();
     let mut bytes = Vec::new();
     rope.write_to(&model, &mut bytes, out).unwrap();

@@ -75,6 +75,11 @@ impl<'a> Ladder<'a> {
         self.steps[self.at].encoding
     }
 
+    /// Whether any choice is smaller than the weight as it is.
+    pub(super) fn pays(&self) -> bool {
+        self.steps.iter().any(|step| !matches!(step.encoding, Encoding::Keep(_)))
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.steps[self.at].size
     }
@@ -86,11 +91,6 @@ impl<'a> Ladder<'a> {
     /// The least size there is.
     pub(super) fn least(&self) -> u64 {
         self.steps.last().map_or(0, |step| step.size)
-    }
-
-    /// Whether there is a choice other than to keep the weight as it is.
-    pub(super) fn is_compressible(&self) -> bool {
-        self.steps.last().is_some_and(|step| !matches!(step.encoding, Encoding::Keep(_)))
     }
 
     /// The most exact step that is at most half the weight; where none is, the weight stays as exact as it can.
@@ -144,7 +144,10 @@ fn choices(candidate: &Candidate) -> impl Iterator<Item = Step> {
     let only = grids.is_some_and(|grids| grids.only && !grids.steps.is_empty());
     let cuts = cuts(candidate).filter(move |_| !only);
     let on_grid = grids.into_iter().flat_map(|grids| &grids.steps);
-    cuts.chain(on_grid.map(|&(step, size, noise)| Step { encoding: Encoding::Grid(step), size, noise }))
+    let on_grid = on_grid.map(|&(step, size, noise)| Step { encoding: Encoding::Grid(step), size, noise });
+    let folded = candidate.folded.iter();
+    let folded = folded.map(|&(how, size, noise)| Step { encoding: Encoding::Folded(how), size, noise });
+    cuts.chain(on_grid).chain(folded)
 }
 
 fn pays(candidate: &Candidate, size: u64) -> bool {

@@ -10,6 +10,7 @@ fn candidate(n: u64, lossless: u64, rounded: Vec<u64>) -> Candidate {
         rounded_noise: (0..23).map(usual_noise).collect(),
         floor: 10,
         grids: None,
+        folded: Vec::new(),
         sensitivity: 1.0,
     }
 }
@@ -259,4 +260,32 @@ fn the_floor_holds_for_grids() {
     assert!(!a.reached);
     let [Encoding::Grid(step)] = a.encodings[..] else { panic!("{a:?}") };
     assert_eq!((step.raw_bits, step.cell), (9, 0), "as exact as 10 mantissa bits");
+}
+
+/// A constant of `n` elements at 16 and 8 bits.
+fn constant(n: u64) -> Candidate {
+    Candidate::folded(n, vec![(Folded::Half, 2 * n, 1e-7), (Folded::Rows, n + n / 9 * 4, 1e-5)])
+}
+
+#[test]
+fn constants_are_shorter_only_where_the_size_is_asked_for() {
+    let all = [float32(9000), constant(900)];
+    let keep = Encoding::Keep(1300);
+    for target in [Target::Default, Target::Lossless, Target::MantissaBits(5), Target::MaxError(0.1)] {
+        let found = allocate(&all, 0, target).encodings[1];
+        assert!(matches!(found, Encoding::Keep(_)), "{target:?}: {found:?}");
+    }
+    assert_eq!(allocate(&all, 0, Target::Size(34_000)).encodings[1], keep, "nothing is short");
+    assert_eq!(allocate(&all, 0, Target::Ratio(0.4)).encodings[1], Encoding::Folded(Folded::Half));
+    let coarse = allocate(&all, 0, Target::Size(5_500));
+    assert_eq!(coarse.encodings[1], Encoding::Folded(Folded::Rows));
+    assert!(coarse.reached && coarse.bytes_after <= 5_500);
+    assert_eq!(allocate(&all, 0, Target::Snr(60.0)).encodings[1], Encoding::Folded(Folded::Half));
+    assert_eq!(allocate(&all, 0, Target::Snr(40.0)).encodings[1], Encoding::Folded(Folded::Rows));
+    // They count among the bits.
+    for bits in [6.0, 9.0, 14.0] {
+        let a = allocate(&all, 500, Target::Bits(bits));
+        assert!(a.reached && a.bits_per_weight <= bits && a.bits_per_weight > bits - 0.5, "{a:?}");
+        assert_eq!(a.bytes_after, (a.bits_per_weight * 9900.0 / 8.0).round() as u64 + 500);
+    }
 }

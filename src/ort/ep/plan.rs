@@ -247,7 +247,8 @@ fn decide_together<'a>(
     for (codings, encoding) in surveyed.into_iter().zip(&allocation.encodings) {
         let cut = |at: usize| codings.cuts.get(at).cloned();
         decisions[codings.claim] = match *encoding {
-            Encoding::Keep(_) => Decision::Keep,
+            // Here nothing is offered to be folded.
+            Encoding::Keep(_) | Encoding::Folded(_) => Decision::Keep,
             Encoding::Lossless => {
                 Decision::Encode(Precision::Lossless, cut(codings.cuts.len().saturating_sub(1)))
             }
