@@ -10,15 +10,18 @@ use cudarc::driver::{CudaContext, CudaFunction, DriverError, LaunchConfig, PushK
 use cudarc::nvrtc::Ptx;
 
 use super::job::{Kernel, Launch};
-use super::layout::{DecodeArguments, ProductArguments};
+use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
 use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
 
 pub use super::port::DeviceError;
 
 /// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [(&str, &str); 2] =
-    [("decode", include_str!("../../cpp/ptx/decode.ptx")), ("gemv", include_str!("../../cpp/ptx/gemv.ptx"))];
+const MODULES: [(&str, &str); 3] = [
+    ("decode", include_str!("../../cpp/ptx/decode.ptx")),
+    ("encode", include_str!("../../cpp/ptx/encode.ptx")),
+    ("gemv", include_str!("../../cpp/ptx/gemv.ptx")),
+];
 
 /// Whether this machine has a CUDA driver.
 pub fn is_driver_present() -> bool {
@@ -206,6 +209,15 @@ impl Device for Kernels {
         &self,
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    unsafe fn encode(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<EncodeArguments>,
     ) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, launch) }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nz_cpp_twin::simt::{self, Grid};
 use nz_onnx::cuda::job::Launch;
 use nz_onnx::cuda::port::{Device, DeviceError, RowCopy, StatusWord};
-use nz_onnx::cuda::{DecodeArguments, ProductArguments};
+use nz_onnx::cuda::{DecodeArguments, EncodeArguments, ProductArguments};
 
 /// Device memory is the process's own.
 #[derive(Default)]
@@ -27,7 +27,7 @@ impl Twin {
         let (x, y) = launch.grid;
         let seed = self.launches.fetch_add(1, Ordering::Relaxed);
         let grid = Grid { x, y, threads: launch.threads, shared: launch.shared as usize, seed };
-        // SAFETY: the caller of `decode` or `multiply` vouches for what the arguments name.
+        // SAFETY: the caller vouches for what the arguments name.
         let outcome =
             unsafe { simt::launch(launch.kernel.name(), &grid, bytemuck::bytes_of(&launch.arguments)) };
         outcome.map_err(|reason| DeviceError::Driver { what: "running a kernel", reason })
@@ -100,6 +100,10 @@ impl Device for Twin {
     }
 
     unsafe fn multiply(&self, _: *mut c_void, launch: &Launch<ProductArguments>) -> Result<(), DeviceError> {
+        self.run(launch)
+    }
+
+    unsafe fn encode(&self, _: *mut c_void, launch: &Launch<EncodeArguments>) -> Result<(), DeviceError> {
         self.run(launch)
     }
 
