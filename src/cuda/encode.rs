@@ -9,8 +9,8 @@ use std::ffi::c_void;
 
 use super::job::{Kernel, Launch, check_address, element, unsupported};
 use super::layout::{
-    BlockEntry, CODES_PADDING, EncodeArguments, MEASURE_SIZE, MEASURED_MISFIT, MEASURED_ROUNDED, SOURCE_CHANGED,
-    SURVEY_COUNTS, SURVEY_SIZE, WARP_SLOTS, WRITE_SIZE,
+    BlockEntry, CODES_PADDING, EncodeArguments, MEASURE_SIZE, MEASURED_MISFIT, MEASURED_ROUNDED,
+    SOURCE_CHANGED, SURVEY_COUNTS, SURVEY_SIZE, WARP_SLOTS, WRITE_SIZE,
 };
 use super::port::{Device, DeviceError};
 use crate::codec::offload::{self, LookedAt, Measured, Outline, STRETCH};
@@ -206,8 +206,7 @@ impl<'a> Encoding<'a> {
         status: u64,
     ) -> Launch<EncodeArguments> {
         let record_room = largest.next_multiple_of(16);
-        let arguments =
-            EncodeArguments { blocks: table, payload, status, record_room, ..self.coded(coding) };
+        let arguments = EncodeArguments { blocks: table, payload, status, record_room, ..self.coded(coding) };
         Launch {
             kernel: Kernel::Write,
             grid: (self.count(), 1),
@@ -292,8 +291,7 @@ impl<'d> Run<'d, '_> {
         let entries: Vec<BlockEntry> = records
             .iter()
             .map(|record| {
-                let entry =
-                    BlockEntry { offset, record: record.size, m: record.m, ..BlockEntry::default() };
+                let entry = BlockEntry { offset, record: record.size, m: record.m, ..BlockEntry::default() };
                 // `Outline` has seen that all of them are within 32 bits.
                 offset = offset.wrapping_add(record.size.into());
                 entry

@@ -53,7 +53,7 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaEncode, kept), offsetof(NzCudaEncode, no_subnormals), offsetof(NzCudaEncode, tiers),
              offsetof(NzCudaEncode, tier_widths), offsetof(NzCudaEncode, places), offsetof(NzCudaEncode, measured),
              offsetof(NzCudaEncode, blocks), offsetof(NzCudaEncode, payload), offsetof(NzCudaEncode, status),
-             offsetof(NzCudaEncode, record_room), NZ_CUDA_SURVEY_COUNTS, NZ_CUDA_SURVEY_SIZE,
+             offsetof(NzCudaEncode, record_room), std::size_t{NZ_CUDA_SURVEY_COUNTS}, std::size_t{NZ_CUDA_SURVEY_SIZE},
          }) {
         numbers.push_back(number);
     }

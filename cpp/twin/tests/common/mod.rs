@@ -3,6 +3,7 @@
 
 pub mod compiler;
 pub mod device;
+pub mod twin;
 pub mod writer;
 
 use nz_onnx::format::{Dtype, TensorSpec};
