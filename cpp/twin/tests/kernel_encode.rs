@@ -3,16 +3,16 @@
 mod common;
 
 use std::collections::HashSet;
-use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::twin::Twin;
 use common::{DTYPES, FILLS, Fill, Rng, specs, tensor};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile};
 use nz_onnx::cuda::job::{Kernel, Launch};
-use nz_onnx::cuda::port::{Device, DeviceError, RowCopy, StatusWord};
-use nz_onnx::cuda::{DecodeArguments, EncodeArguments, EncodeError, ProductArguments, encode};
+use nz_onnx::cuda::port::Device;
+use nz_onnx::cuda::{EncodeArguments, EncodeError, encode};
 use nz_onnx::format::{Dtype, Header, TensorSpec, Transform};
 
 const PROFILES: [Profile; 3] = [Profile::Compact, Profile::Fast, Profile::Gpu];
@@ -161,6 +161,18 @@ fn large_tensors_are_sampled_as_by_the_codec() {
     }
 }
 
+/// More blocks than a survey has thread blocks.
+#[test]
+fn many_blocks_are_coded_as_by_the_codec() {
+    let (twin, mut rng) = (Twin::default(), Rng(85));
+    for (dtype, fill) in [(Dtype::F32, Fill::Upcast), (Dtype::Bf16, Fill::Subnormals)] {
+        let spec = TensorSpec::row_major(dtype, &[100_003]);
+        let src = source(fill, &spec, &mut rng);
+        let header = check(&twin, &src, &spec, &EncodeOptions { block_len: 64, ..Default::default() }, "");
+        assert!(header.blocks().count() > 1024);
+    }
+}
+
 /// Each encode has launches with seeds of their own; many of them give the same.
 #[test]
 fn the_order_of_warps_and_lanes_does_not_matter() {
@@ -174,106 +186,63 @@ fn the_order_of_warps_and_lanes_does_not_matter() {
     }
 }
 
-/// A device on which something writes to the tensor before the launch of one kernel.
-struct Busy {
-    twin: Twin,
-    before: Kernel,
-    /// Whether there will be exponents that the survey has not seen, else the same words in another order.
-    strange: bool,
-    times: AtomicU32,
-}
-
-// SAFETY (of all blocks): the promise is passed on.
-impl Device for Busy {
-    fn allocate(&self, bytes: u64) -> Result<u64, DeviceError> {
-        self.twin.allocate(bytes)
-    }
-    unsafe fn free(&self, address: u64) {
-        // SAFETY: as above.
-        unsafe { self.twin.free(address) }
-    }
-    unsafe fn read(&self, from: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        // SAFETY: as above.
-        unsafe { self.twin.read(from, out) }
-    }
-    unsafe fn write(&self, bytes: &[u8], to: u64) -> Result<(), DeviceError> {
-        // SAFETY: as above.
-        unsafe { self.twin.write(bytes, to) }
-    }
-    unsafe fn wait(&self, stream: *mut c_void) -> Result<(), DeviceError> {
-        // SAFETY: as above.
-        unsafe { self.twin.wait(stream) }
-    }
-    unsafe fn copy_rows(&self, stream: *mut c_void, copy: RowCopy) -> Result<(), DeviceError> {
-        // SAFETY: as above.
-        unsafe { self.twin.copy_rows(stream, copy) }
-    }
-    unsafe fn decode(
-        &self,
-        stream: *mut c_void,
-        launch: &Launch<DecodeArguments>,
-    ) -> Result<(), DeviceError> {
-        // SAFETY: as above.
-        unsafe { self.twin.decode(stream, launch) }
-    }
-    unsafe fn multiply(
-        &self,
-        stream: *mut c_void,
-        launch: &Launch<ProductArguments>,
-    ) -> Result<(), DeviceError> {
-        // SAFETY: as above.
-        unsafe { self.twin.multiply(stream, launch) }
-    }
-    unsafe fn encode(
-        &self,
-        stream: *mut c_void,
-        launch: &Launch<EncodeArguments>,
-    ) -> Result<(), DeviceError> {
-        if launch.kernel == self.before {
-            let source = launch.arguments.source;
-            let mut bytes = self.twin.bytes_at(source);
-            match self.strange {
-                true => bytes.fill(0x01),
-                false => bytes.reverse(),
-            }
-            // SAFETY: the tensor's own memory.
-            unsafe { self.twin.write(&bytes, source) }?;
-            self.times.fetch_add(1, Ordering::Relaxed);
+/// A device on which something writes to the tensor before each launch of `kernel`: words that the survey has not seen, or
+/// the same in another order.
+fn busy(kernel: Kernel, strange: bool, times: &Arc<AtomicU32>) -> Twin {
+    let times = Arc::clone(times);
+    let write = move |twin: &Twin, launch: &Launch<EncodeArguments>| {
+        if launch.kernel != kernel {
+            return;
         }
-        // SAFETY: as above.
-        unsafe { self.twin.encode(stream, launch) }
-    }
-    fn status(&self) -> Result<Box<dyn StatusWord>, DeviceError> {
-        self.twin.status()
-    }
+        let source = launch.arguments.source;
+        let mut bytes = twin.bytes_at(source);
+        match strange {
+            true => bytes.fill(0x01),
+            false => bytes.reverse(),
+        }
+        // SAFETY: the tensor's own memory.
+        unsafe { twin.write(&bytes, source) }.expect("written");
+        times.fetch_add(1, Ordering::Relaxed);
+    };
+    Twin::around_encode(Box::new(write), Box::new(|_, _| {}))
 }
 
 /// It is told, and nothing is written beside the blob: the device looks at what it frees.
 #[test]
 fn a_tensor_that_changes_is_told() {
     let mut rng = Rng(84);
+    let times = Arc::new(AtomicU32::new(0));
     for dtype in DTYPES {
         for strange in [false, true] {
             let spec = TensorSpec::row_major(dtype, &[3, 4001]);
             let src = source(Fill::Weights, &spec, &mut rng);
-            let busy =
-                Busy { twin: Twin::default(), before: Kernel::Write, strange, times: AtomicU32::new(0) };
-            let outcome = encode_on(&busy, &src, &spec, &EncodeOptions::default());
+            let twin = busy(Kernel::Write, strange, &times);
+            let outcome = encode_on(&twin, &src, &spec, &EncodeOptions::default());
             assert!(matches!(outcome, Err(EncodeError::Changed { .. })), "{dtype:?} {strange}: {outcome:?}");
-            assert_eq!(busy.times.into_inner(), 1);
         }
     }
-    // A sample finds no subnormal, then there are only such; the same again when all blocks were looked at.
+    assert_eq!(times.load(Ordering::Relaxed), 6);
+    // A sample finds no subnormal, then there are only such; all blocks are looked at, and there are none again.
     let spec = TensorSpec::row_major(Dtype::Bf16, &[512, 512]);
-    let src = source(Fill::Weights, &spec, &mut rng);
-    let busy =
-        Busy { twin: Twin::default(), before: Kernel::Measure, strange: false, times: AtomicU32::new(0) };
+    let subnormals: Vec<u8> = [0x11, 0].repeat(512 * 512);
+    let (mut turn, measured) = (subnormals.clone(), Arc::clone(&times));
+    turn.rotate_left(1); // 0x1100: normal
+    let swap = move |twin: &Twin, launch: &Launch<EncodeArguments>| {
+        if launch.kernel != Kernel::Write {
+            let bytes = if launch.kernel == Kernel::Survey { &turn } else { &subnormals };
+            // SAFETY: the tensor's own memory.
+            unsafe { twin.write(bytes, launch.arguments.source) }.expect("written");
+            measured.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let twin = Twin::around_encode(Box::new(swap), Box::new(|_, _| {}));
     let options = EncodeOptions { mantissa_bits: Some(2), ..Default::default() };
-    let found = encode_on(&busy, &src, &spec, &options);
-    assert!(busy.times.into_inner() >= 1);
-    if let Ok(blob) = found {
-        assert!(codec::decode(&blob).is_ok(), "a blob of what was there when it was measured");
-    }
+    let src = [0, 0x11].repeat(512 * 512);
+    let outcome = encode_on(&twin, &src, &spec, &options);
+    // The sample is followed by a survey of all, whose coding takes any word but those of other transforms.
+    assert_eq!(times.load(Ordering::Relaxed), 6 + 4, "{outcome:?}");
+    let blob = outcome.expect("a blob of what was measured and written");
+    assert!(codec::decode(&blob).is_ok());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub mod compiler;
 pub mod device;
+pub mod program;
 pub mod twin;
 pub mod writer;
 

@@ -16,6 +16,9 @@ const GUARD: u8 = 0xa5;
 /// As long as allocations are aligned.
 const GUARD_LEN: usize = 256;
 
+/// Told of a launch that encodes.
+pub type Hook = Box<dyn Fn(&Twin, &Launch<EncodeArguments>) + Send + Sync>;
+
 /// Device memory is the process's own.
 #[derive(Default)]
 pub struct Twin {
@@ -23,6 +26,8 @@ pub struct Twin {
     allocated: Mutex<HashMap<u64, usize>>,
     /// Launches so far: each has another order of warps and lanes.
     launches: AtomicU64,
+    /// Called in front of each launch that encodes, and behind it.
+    around_encode: Option<[Hook; 2]>,
 }
 
 /// The layout of so many bytes between guards.
@@ -31,6 +36,12 @@ fn guarded(bytes: usize) -> Option<Layout> {
 }
 
 impl Twin {
+    /// A device that calls `before` in front of each launch that encodes, and `behind` after it.
+    #[allow(dead_code)] // not of use to the ops
+    pub fn around_encode(before: Hook, behind: Hook) -> Self {
+        Twin { around_encode: Some([before, behind]), ..Twin::default() }
+    }
+
     /// The bytes from `address` to the end of the allocation that it is in.
     #[allow(dead_code)] // not of use to the ops
     pub fn bytes_at(&self, address: u64) -> Vec<u8> {
@@ -136,7 +147,14 @@ impl Device for Twin {
     }
 
     unsafe fn encode(&self, _: *mut c_void, launch: &Launch<EncodeArguments>) -> Result<(), DeviceError> {
-        self.run(launch)
+        if let Some([before, _]) = &self.around_encode {
+            before(self, launch);
+        }
+        self.run(launch)?;
+        if let Some([_, behind]) = &self.around_encode {
+            behind(self, launch);
+        }
+        Ok(())
     }
 
     fn status(&self) -> Result<Box<dyn StatusWord>, DeviceError> {
