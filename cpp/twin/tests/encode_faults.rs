@@ -104,7 +104,7 @@ fn tensors_under_sanitizers() {
     let program = sources.build(&["-O1", "-g", SANITIZERS[0], SANITIZERS[1]]);
     let mut rng = Rng(91);
     let place = offset_of!(EncodeArguments, source);
-    for round in 0..60 {
+    for round in 0..25 {
         let dtype = DTYPES[rng.below(3)];
         let spec = specs(dtype).swap_remove(rng.below(13));
         let src = source(FILLS[rng.below(FILLS.len())], &spec, &mut rng);
