@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_common
 import bench_gpu_models
 import bench_peers_gpu
+import bench_sessions
 import nzlib  # noqa: F401  (finds the scripts)
 import numpy as np
 import onnxruntime as ort
@@ -87,3 +89,29 @@ def test_rates_are_of_output():
     found = bench_peers_gpu.rates(lambda: calls.append(1), lambda: waits.append(1), 10**9)
     assert len(found) == bench_peers_gpu.ROUNDS and all(rate > 0 for rate in found)
     assert len(calls) == (bench_peers_gpu.ROUNDS + 1) * bench_peers_gpu.CALLS and len(waits) == 2 * (bench_peers_gpu.ROUNDS + 1)
+
+
+def test_the_whole_table_with_sessions_of_the_cpu(tmp_path, monkeypatch):
+    """All but the provider and the driver's count of memory: models are made, converted, run in turns and compared."""
+
+    def session_of(path, library=None, profile=None):
+        made = bench_sessions.options(library, profile=profile)
+        return ort.InferenceSession(str(path), made, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(bench_gpu_models, "CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(bench_gpu_models, "session_of", session_of)
+    monkeypatch.setattr(bench_gpu_models, "gpu_memory", lambda path, inputs, library: path.stat().st_size + 1.0)
+
+    class Arguments:
+        quick, library = True, nzlib.LIBRARY
+
+    tool = bench_common.Tool(nzlib.TOOL)
+    table, sizes = bench_gpu_models.measure_transformers(Arguments, tool, tmp_path)
+    assert "float16" in sizes and "bfloat16" in sizes
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    assert len(rows) == 3 * (1 + len(bench_gpu_models.VARIANTS))
+    for row in rows:
+        assert len(row["1 token, ms"]["samples"]) >= 5, row
+        if row["variant"] in ("plain", "nz --lossless"):
+            assert float(row["error"]) < 1e-2, row
+    assert [row["target"] is not None for row in rows].count(True) == 2
