@@ -5,6 +5,8 @@
 //! caller's.
 
 #[cfg(feature = "cuda")]
+mod cubin;
+#[cfg(feature = "cuda")]
 pub mod device;
 pub mod encode;
 pub mod job;

@@ -56,6 +56,27 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// Builds the library with machine code of the PTX beside it, and has that looked at.
+///
+/// # Errors
+/// The compiler cannot be had, or the machine code is not what it should be.
+pub fn check_cubins(workspace: &Workspace) -> Result<()> {
+    let mut tests = workspace.cargo();
+    tests.args([
+        "test",
+        "--quiet",
+        "--profile",
+        "quick",
+        "--package",
+        "nz-onnx",
+        "--features",
+        "cubins",
+        "--lib",
+    ]);
+    tests.arg("cuda::cubin").env("NZ_PTXAS", toolkit(workspace)?.join("bin/ptxas"));
+    workspace::run(&mut tests)
+}
+
 /// The files that depend on the kernels' sources, as they have to be.
 fn make(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
     let toolkit = toolkit(workspace)?;
