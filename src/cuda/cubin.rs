@@ -23,7 +23,6 @@ fn best(cubins: &[Cubin], module: &str, (major, minor): (i32, i32)) -> Option<&'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::job::Kernel;
 
     #[test]
     fn devices_get_code_of_their_major_capability() {
@@ -54,6 +53,8 @@ mod tests {
     #[cfg(feature = "cubins")]
     #[test]
     fn cubins_are_machine_code_with_all_kernels() {
+        use crate::cuda::job::Kernel;
+
         if CUBINS.is_empty() {
             assert!(std::env::var_os("NZ_PTXAS").is_none(), "there was an assembler, and it was not used");
             eprintln!("SKIPPED: there was no ptxas when this was built; NZ_PTXAS names one");
