@@ -12,10 +12,12 @@ use std::error::Error;
 use std::ffi::c_void;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result, sys};
 use nz_onnx::codec::{self, EncodeOptions, Profile};
+use nz_onnx::cuda;
 use nz_onnx::cuda::device::{Kernels, is_driver_present};
 use nz_onnx::cuda::job::{DeviceWeight, Output, WeightMemory, check_status};
 use nz_onnx::cuda::product::Operands;
@@ -172,6 +174,53 @@ fn decoding(gpu: &Gpu, side: u64) -> Outcome<Value> {
     }))
 }
 
+/// The whole of it, the host's part and reading back included, beside the CPU's encoder.
+fn encoding(gpu: &Gpu, side: u64) -> Outcome<Value> {
+    let mut rows = Vec::new();
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        let src = weights((side * side) as usize, dtype, dtype);
+        let source = gpu.put(&src)?;
+        gpu.stream.synchronize()?;
+        for (order, spec) in specs(dtype, side, side) {
+            for (name, profile) in PROFILES {
+                let options = EncodeOptions { profile, ..Default::default() };
+                let (mut device, mut host) = (Vec::new(), Vec::new());
+                for round in 0..=gpu.rounds {
+                    let start = Instant::now();
+                    // SAFETY: the tensor lives until this is done, and is on the device by now.
+                    let encoded = unsafe {
+                        cuda::encode(&gpu.kernels, gpu.raw_stream(), gpu.at(&source), &spec, &options)
+                    }?;
+                    let first = start.elapsed();
+                    let start = Instant::now();
+                    let expected = codec::encode(&src, &spec, &options)?;
+                    let second = start.elapsed();
+                    if encoded.blob() != expected {
+                        return Err(format!("{} {order}: the device encodes otherwise", dtype.name()).into());
+                    }
+                    // The first round warms up and is dropped.
+                    if round > 0 {
+                        device.push(first.as_secs_f64());
+                        host.push(second.as_secs_f64());
+                    }
+                }
+                let rate = |times: &[f64]| {
+                    let rates: Vec<f64> =
+                        times.iter().map(|seconds| src.len() as f64 / seconds / 1e9).collect();
+                    samples(rates.into_iter(), 2)
+                };
+                let gain = host.iter().zip(&device).map(|(host, device)| host / device);
+                rows.push(json!([dtype.name(), order, name, rate(&device), rate(&host), samples(gain, 2)]));
+            }
+        }
+    }
+    Ok(json!({
+        "title": format!("Encoding {side} x {side} weights that are on the device, lossless"),
+        "columns": ["dtype", "stored", "profile", "GB/s of source", "CPU, GB/s of source", "times as fast"],
+        "rows": rows,
+    }))
+}
+
 /// A cuBLAS handle on the stream; none if there is no cuBLAS.
 fn cublas(gpu: &Gpu) -> Outcome<Option<blas_sys::cublasHandle_t>> {
     // SAFETY: looks for the library by its name.
@@ -282,9 +331,9 @@ fn run(quick: bool, report: Option<String>) -> Outcome<()> {
     let about = format!(
         "On a {name}: kernels alone, without ONNX Runtime. A time is that of {REPEATS} launches between two events of the \
          device, over their number; they rotate among {COPIES} copies of the weight. Weights are normally distributed. A \
-         product is two launches."
+         product is two launches. Encoding is timed by the host's clock, blob and checksum on the host included."
     );
-    let tables = vec![decoding(&gpu, side)?, products(&gpu, side)?];
+    let tables = vec![decoding(&gpu, side)?, products(&gpu, side)?, encoding(&gpu, side)?];
     let text = format!("{:#}\n", json!({ "about": [about], "tables": tables }));
     match report {
         Some(path) => std::fs::write(path, text)?,

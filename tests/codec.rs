@@ -235,8 +235,8 @@ fn what_a_sample_misses_is_coded_as_a_whole_survey_says() {
     };
     let gauss = tensor(Kind::Gauss, Dtype::F32, n, 14);
     let (few_bits, subnormal) = (rounded(&gauss, Dtype::F32, 3), tensor(Kind::Subnormal, Dtype::F32, n, 14));
-    // In more places than one, of which a sample of some of each block sees at most one.
-    for at in [500_000, 501_000, 502_000] {
+    // In more places than one, of which a sample of some of each block sees at most one; also in the last chunks.
+    for at in [500_000, 501_000, 502_000, n - 2000, n - 1000, n - 1] {
         for (src, k, transform) in [
             (with(&gauss, at, 5), Some(3), Transform::NormalisedSplit),
             (with(&few_bits, at, 5), None, Transform::NormalisedSplit),

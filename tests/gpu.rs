@@ -10,6 +10,7 @@ use common::{DTYPES, KINDS, Kind, Rng, tensor};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference};
 use nz_onnx::cuda::device::{DeviceError, Kernels, is_driver_present};
+use nz_onnx::cuda::encode;
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Output, WeightMemory, check_status};
 use nz_onnx::cuda::product::Operands;
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
@@ -139,6 +140,42 @@ fn a_large_tensor_decodes_bit_for_bit() {
             let blob = codec::encode(&src, &spec, &EncodeOptions { profile, ..Default::default() });
             assert!(decode(&device, &blob.expect("encodes"), dtype) == src, "{rows} x 2^20 of {dtype:?}");
         }
+    }
+}
+
+/// The codec's bytes, of tensors small and large: 10^8 weights, or as many as `NZ_GPU_WEIGHTS` says, in the latter.
+#[test]
+fn tensors_are_encoded_to_the_bytes_of_the_codec() {
+    let Some(device) = device() else { return };
+    let check = |src: &[u8], spec: &TensorSpec, options: &EncodeOptions| {
+        let memory = device.put(src);
+        device.stream.synchronize().expect("done");
+        let (stream, source) = (device.raw_stream(), device.address(&memory));
+        // SAFETY: the tensor lives until this is done, and is on the device by now.
+        let encoded = unsafe { encode(&device.kernels, stream, source, spec, options) }.expect("encodes");
+        let expected = codec::encode(src, spec, options).expect("encodes");
+        assert!(encoded.into_blob() == expected, "{spec:?} {options:?}");
+    };
+    for dtype in DTYPES {
+        for kind in KINDS {
+            for spec in
+                [TensorSpec::row_major(dtype, &[129, 1000]), TensorSpec::column_tiles(dtype, 300, 700, 256)]
+            {
+                let src = tensor(kind, dtype, spec.elements().expect("small") as usize, 5);
+                for profile in [Profile::Compact, Profile::Fast, Profile::Gpu] {
+                    for (mantissa_bits, block_len) in [(None, 4096), (Some(3), 4096), (None, 192)] {
+                        let options =
+                            EncodeOptions { mantissa_bits, profile, block_len, ..Default::default() };
+                        check(&src, &spec, &options);
+                    }
+                }
+            }
+        }
+        let wanted =
+            std::env::var("NZ_GPU_WEIGHTS").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000_000usize);
+        let rows = wanted.div_ceil(1 << 20);
+        let src = tensor(Kind::Gauss, dtype, 1 << 20, 6).repeat(rows);
+        check(&src, &TensorSpec::row_major(dtype, &[rows as u64, 1 << 20]), &EncodeOptions::default());
     }
 }
 

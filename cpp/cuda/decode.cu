@@ -13,15 +13,14 @@ struct Store {
     // Of a block in column tiles that goes to row-major memory: `first` is where the tile's part of the row starts that
     // slot 0 lies in, at `column`. `tile_columns` is 0 in stored order.
     u32 column, tile_columns;
-    u32 reciprocal;            // ceil(2^32 / tile_columns)
+    u32 reciprocal;  // of tile_columns
     u64 columns;
     bool aligned;  // elements of four slots are neighbours, at a multiple of 4
 
     NZ_DEVICE u64 element_of(u32 slot) const {
         if (tile_columns == 0) return (u64)(first + (long long)slot);
         const u32 at = column + slot;
-        // Exact: `at` is below 2^16 where the reciprocal is used, and tiles have less than 2^16 columns.
-        const u32 row = tile_columns > 32768 ? at >= tile_columns : tile_columns == 1 ? at : __umulhi(at, reciprocal);
+        const u32 row = row_of(at, tile_columns, reciprocal);
         return (u64)first + row * columns + (at - row * tile_columns);
     }
 
@@ -118,7 +117,7 @@ NZ_DEVICE Task tile_task(const NzCudaDecode& job, Store<Element>& store) {
     store.column = slot % columns;
     store.first = (long long)(slot / columns * job.columns + first_column);
     store.tile_columns = columns;
-    store.reciprocal = ALL_LANES / columns + 1;
+    store.reciprocal = reciprocal_of(columns);
     store.columns = job.columns;
     store.aligned = columns % 4 == 0 && job.columns % 4 == 0;
     return {job.weight.blocks[job.first_block + blockIdx.y * job.weight.blocks_per_tile + blockIdx.x], n, true};

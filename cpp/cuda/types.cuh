@@ -55,6 +55,22 @@ NZ_DEVICE u32 warp_sum(u32 value) {
     return value;
 }
 
+// The bits that any lane's `value` has.
+NZ_DEVICE u32 warp_union(u32 value) {
+#pragma unroll
+    for (u32 step = 16; step > 0; step >>= 1) value |= __shfl_xor_sync(ALL_LANES, value, step);
+    return value;
+}
+
+// What row_of takes besides: ceil(2^32 / columns).
+NZ_DEVICE u32 reciprocal_of(u32 columns) { return ALL_LANES / columns + 1; }
+
+// `at / columns`, where `at` is at most 4096 more than `columns`, a tile's, which are below 2^16.
+NZ_DEVICE u32 row_of(u32 at, u32 columns, u32 reciprocal) {
+    // Exact: `at` is below 2^16 where the reciprocal is used.
+    return columns > 32768 ? at >= columns : columns == 1 ? at : __umulhi(at, reciprocal);
+}
+
 // Bytes of `low` and `high`, by number: 0 to 3 and 4 to 7, one in each half byte of `selector`.
 NZ_DEVICE u32 select_bytes(u32 low, u32 high, u32 selector) {
 #ifdef NZ_SIMT

@@ -6,12 +6,15 @@
 
 namespace nz {
 
-// float16 to float32, by value.
-NZ_DEVICE float float_of_half(u32 bits) {
+// The word of a float16: the float32 of the same value.
+NZ_DEVICE u32 word_of_half(u32 bits) {
     const float scaled = __uint_as_float((bits & 0x7fffU) << 13) * __uint_as_float(239U << 23);  // times 2^112
     const u32 magnitude = (bits & 0x7c00U) == 0x7c00U ? 0x7f800000U | (bits & 0x3ffU) << 13 : __float_as_uint(scaled);
-    return __uint_as_float(magnitude | (bits & 0x8000U) << 16);
+    return magnitude | (bits & 0x8000U) << 16;
 }
+
+// float16 to float32, by value.
+NZ_DEVICE float float_of_half(u32 bits) { return __uint_as_float(word_of_half(bits)); }
 
 // float32 to float16, half to even.
 NZ_DEVICE u32 half_of_float(float value) {

@@ -1,4 +1,4 @@
-/* What a CUDA kernel is told: the structs that Rust fills (src/cuda/job.rs) and the kernels in cpp/cuda take by value.
+/* What a CUDA kernel is told: the structs that Rust fills (src/cuda/job.rs and others) and the kernels in cpp/cuda take by value.
  *
  * Plain C99 for 64-bit machines. All memory that a pointer names is the device's. Every field was checked by the host
  * against the blob's header; only the payload behind `blob` may hold anything, and may change at any time.
@@ -23,6 +23,7 @@
 /* Bits of the status word. */
 #define NZ_CUDA_DAMAGED_RECORD 1U
 #define NZ_CUDA_INDEX_OUT_OF_RANGE 2U
+#define NZ_CUDA_SOURCE_CHANGED 4U /* a block does not have the size that it was measured with */
 
 /* How decoded weights are laid out. */
 #define NZ_CUDA_STORED 0U    /* slots in stored order, from `first_slot` on */
@@ -139,5 +140,58 @@ typedef struct NzCudaProduct {
     float alpha;
     float beta;
 } NzCudaProduct;
+
+/* What nz_survey counts, 64-bit numbers one after the other: words by exponent, or the place of a subnormal's top bit,
+ * and by leading ones of the mantissa; then weights by the mantissa bits that their blocks need, of words that rounding
+ * changes and of others: with subnormals normalised, and with plain ones. */
+#define NZ_CUDA_ONES 24
+#define NZ_CUDA_JOINT_ROWS 279
+#define NZ_CUDA_WIDTH_COUNTS 576
+#define NZ_CUDA_SURVEY_COUNTS (NZ_CUDA_JOINT_ROWS * NZ_CUDA_ONES + 2 * NZ_CUDA_WIDTH_COUNTS)
+/* Bytes of shared memory of nz_survey: 32-bit counts, and bits that any word of a kind has, twice. */
+#define NZ_CUDA_SURVEY_SIZE (4 * NZ_CUDA_SURVEY_COUNTS + 32)
+/* Weights that a sample is taken out of at one go. */
+#define NZ_CUDA_STRETCH 4096U
+
+/* A block as nz_measure gives it: the record's size in units of 4 bytes, from bit 16 on the stored mantissa bits, and: */
+#define NZ_CUDA_MEASURED_ROUNDED 0x01000000U /* rounding has changed a weight */
+#define NZ_CUDA_MEASURED_MISFIT 0x02000000U  /* the coding is not for this block */
+
+/* Bytes of shared memory behind the places of symbols: counts. */
+#define NZ_CUDA_MEASURE_SIZE 32
+#define NZ_CUDA_WRITE_SIZE 32
+/* Bytes behind a block's codes that are 0, and behind its symbols that are not used. */
+#define NZ_CUDA_CODES_PADDING 48
+
+/* Arguments of nz_survey, nz_measure and nz_write. */
+typedef struct NzCudaEncode {
+    const void *source; /* row-major elements, aligned to their size */
+    unsigned long long elements;
+    /* In column tiles the tensor's shape, and columns of a whole tile; row-major 1 and, twice, all elements. */
+    unsigned long long rows;
+    unsigned long long columns;
+    unsigned long long tile_columns;
+    unsigned int element; /* NZ_CUDA_FLOAT32 ... */
+    unsigned int block_len;
+    unsigned int blocks_per_tile; /* of a whole tile */
+    unsigned int is_tiled;        /* 1: in column tiles */
+    /* Survey: of all blocks, or (sampled_of is not 0) of one in sampled_of weights of each stretch. */
+    unsigned int parts; /* blocks, or stretches */
+    unsigned int sampled_of;
+    unsigned long long *counts; /* NZ_CUDA_SURVEY_COUNTS, added to */
+    /* Measure and write: thread block x encodes block x. */
+    unsigned int transform;     /* NZ_TRANSFORM_FLOAT_SPLIT or NZ_TRANSFORM_NORMALISED */
+    unsigned int kept;          /* mantissa bits that weights are rounded to; 23: none is */
+    unsigned int no_subnormals; /* 1: a subnormal is a misfit */
+    unsigned int tiers;
+    unsigned char tier_widths[NZ_MAX_TIERS];
+    unsigned char places[256]; /* of each symbol: its tier times 16, and its code; of a literal, 16 times `tiers` */
+    unsigned int *measured;    /* a word for each block */
+    const NzCudaBlock *blocks; /* first_slot is not used */
+    unsigned char *payload;    /* aligned to 4 bytes */
+    unsigned int *status;
+    unsigned int record_room; /* bytes of shared memory for a record, a multiple of 16 */
+    unsigned int unused;
+} NzCudaEncode;
 
 #endif /* NZ_CUDA_H */

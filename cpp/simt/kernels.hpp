@@ -9,6 +9,7 @@
 #include "simt.hpp"
 
 #include "decode.cu"
+#include "encode.cu"
 #include "gemv.cu"
 
 namespace simt {
@@ -31,6 +32,9 @@ inline const Kernel kernels[] = {
     {"nz_decode_float32", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float32>},
     {"nz_decode_float16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float16>},
     {"nz_decode_bfloat16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_bfloat16>},
+    {"nz_survey", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_survey>},
+    {"nz_measure", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_measure>},
+    {"nz_write", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_write>},
     {"nz_gemv_rows_1", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_gemv_rows_1>},
     {"nz_gemv_rows_8", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_gemv_rows_8>},
     {"nz_gemv_tiles_1", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_gemv_tiles_1>},

@@ -40,11 +40,11 @@ struct Config {
     std::uint64_t seed = 0;     // 0: warps and lanes in order
 };
 
-enum class Op { run, shuffle, shuffle_up, shuffle_xor, barrier, named_barrier, exited };
+enum class Op { run, shuffle, shuffle_up, shuffle_xor, ballot, barrier, named_barrier, exited };
 
 inline const char* name(Op op) {
     static const char* const names[] = {"no collective", "__shfl_sync",  "__shfl_up_sync", "__shfl_xor_sync",
-                                        "__syncthreads", "barrier.sync", "exit"};
+                                        "__ballot_sync", "__syncthreads", "barrier.sync",   "exit"};
     return names[static_cast<int>(op)];
 }
 
@@ -163,7 +163,10 @@ class Engine {
         const unsigned first = warp * warp_size, end = warp_end(warp);
         for (unsigned i = first; i < end && error_.empty(); ++i) {
             const Thread& lane = threads_[i];
-            if (lane.op != Op::shuffle && lane.op != Op::shuffle_up && lane.op != Op::shuffle_xor) continue;
+            if (lane.op != Op::shuffle && lane.op != Op::shuffle_up && lane.op != Op::shuffle_xor &&
+                lane.op != Op::ballot) {
+                continue;
+            }
             if ((lane.mask >> (i - first) & 1) == 0) return fail(i, "is not in its own mask");
             if (all_arrived(first, end, lane)) complete(first, lane.op, lane.mask);
         }
@@ -183,6 +186,10 @@ class Engine {
     }
 
     void complete(unsigned first, Op op, std::uint32_t mask) {
+        std::uint32_t votes = 0;
+        for (unsigned l = 0; l < warp_size; ++l) {
+            if ((mask >> l & 1) != 0) votes |= std::uint32_t{threads_[first + l].value != 0} << l;
+        }
         for (unsigned l = 0; l < warp_size; ++l) {
             if ((mask >> l & 1) == 0) continue;
             Thread& lane = threads_[first + l];
@@ -192,6 +199,7 @@ class Engine {
             if (op == Op::shuffle_xor) source = (l ^ lane.argument) % warp_size;
             // What a lane outside of the mask gives is undefined.
             lane.result = (mask >> source & 1) != 0 ? threads_[first + source].value : 0xdeadbeef;
+            if (op == Op::ballot) lane.result = votes;
         }
         for (unsigned l = 0; l < warp_size; ++l) {
             if ((mask >> l & 1) != 0) threads_[first + l].op = Op::run;
@@ -289,6 +297,11 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned lanes) {
     return nz_simt_shuffle(simt::Op::shuffle_xor, mask, value, lanes);
 }
 
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    return simt::Engine::current->collective(simt::Op::ballot, mask, predicate != 0);
+}
+
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(std::uint64_t{a} * b >> 32); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
@@ -313,6 +326,12 @@ inline unsigned __float_as_uint(float value) {
     return bits;
 }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+template <class T>
+T atomicAdd(T* address, T value) {
+    const T before = *address;
+    *address = before + value;
+    return before;
+}
 inline unsigned atomicOr(unsigned* address, unsigned bits) {
     const unsigned before = *address;
     *address |= bits;

@@ -251,9 +251,12 @@ fn encode_with(
         }
         std::mem::swap(&mut now, &mut before);
     }
-    let fits = blob.append_all(&mut before)?;
+    // Chunks that were not appended are not kept: they are not empty.
+    if !blob.append_all(&mut before)? {
+        return Ok(None);
+    }
     CHUNKS.set([now, before]);
-    Ok(fits.then(|| blob.finish()))
+    Ok(Some(blob.finish()))
 }
 
 /// Consecutive records; the memory is used again for others.

@@ -12,6 +12,7 @@ mod delta;
 mod encode;
 mod grid;
 mod integer;
+pub(crate) mod offload;
 pub mod reference;
 mod survey;
 pub mod word;

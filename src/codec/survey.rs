@@ -14,6 +14,8 @@ use crate::error::Result;
 use crate::format::{Dtype, Layout, TensorSpec, Tier, Transform, header_bound};
 
 const WIDTHS: usize = 24;
+/// Numbers that [`Survey::from_counts`] takes.
+pub(crate) const COUNTS: usize = (256 + 23) * WIDTHS + 2 * WIDTHS * WIDTHS;
 
 /// Counts from which the size of a tensor follows for any number of mantissa bits.
 pub struct Survey {
@@ -93,7 +95,13 @@ const SAMPLED_FROM: u64 = 1 << 18;
 /// that every part of the tensor has its say.
 const SAMPLED_LEAST: u64 = 1 << 17;
 const SAMPLED_OF: u64 = 16;
-const STRETCH: u64 = 4096;
+pub(super) const STRETCH: u64 = 4096;
+
+/// Of how many weights one is looked at, in each whole stretch of [`STRETCH`] slots, to code a tensor of `elements` weights;
+/// 1 for a small one, of which all blocks are.
+pub(super) fn sampled_of(elements: u64) -> u64 {
+    if elements < SAMPLED_FROM { 1 } else { (elements / SAMPLED_LEAST).min(SAMPLED_OF) }
+}
 
 /// A survey of a part of a large tensor, and of the whole of a small one. Sizes that it gives are guesses, and a
 /// coding is not to be relied on: there can be subnormals, or words that it does not fit, where nobody has looked.
@@ -106,7 +114,7 @@ pub fn survey_sample(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> 
     if elements < SAMPLED_FROM {
         return survey(src, spec, options);
     }
-    let sampled_of = (elements / SAMPLED_LEAST).min(SAMPLED_OF);
+    let sampled_of = sampled_of(elements);
     let looked_at = STRETCH / sampled_of;
     let slots = |stretch: u64| {
         // Somewhere else in each stretch, so that it does not go with the rows of a matrix.
@@ -129,15 +137,7 @@ pub(super) fn sampled_coding(
     if spec.elements()? < SAMPLED_FROM {
         return Ok(None);
     }
-    let survey = survey_sample(src, spec, options)?;
-    let mut coding = survey.coding(options.mantissa_bits);
-    // A lossless coding with all mantissa bits in all blocks gains nothing from normalising.
-    let all_bits = coding.mantissa_bits.is_none() && survey.has_all_bits();
-    // A float16 has none: its words are those of float32.
-    coding.no_subnormals = spec.dtype != Dtype::F16 && !all_bits && !survey.has_subnormals();
-    // A guess, with some room.
-    coding.size += coding.size / 64;
-    Ok(Some(coding))
+    Ok(Some(survey_sample(src, spec, options)?.sampled_coding(options.mantissa_bits)))
 }
 
 /// Surveys what `slots` gives for each of `count` numbers.
@@ -148,16 +148,7 @@ fn survey_slots(
     count: u64,
     slots: impl Fn(u64) -> std::ops::Range<u64> + Sync,
 ) -> Survey {
-    let empty = || Survey {
-        spec: source.spec.clone(),
-        profile,
-        blocks: source.blocks.count(),
-        sampled: false,
-        joint: Box::new([[0; WIDTHS]; 256]),
-        subnormal: Box::new([[0; WIDTHS]; 256]),
-        widths: Box::new([[0; WIDTHS]; WIDTHS]),
-        plain_widths: Box::new([[0; WIDTHS]; WIDTHS]),
-    };
+    let empty = || Survey::empty(source.spec, profile, source.blocks.count());
     (0..count.div_ceil(CHUNK) as usize)
         .into_par_iter()
         .with_min_len(LEAST_CHUNKS)
@@ -214,6 +205,55 @@ impl Counter {
 }
 
 impl Survey {
+    /// The survey of a tensor of `blocks` blocks from counts that were made elsewhere: by exponent, or the place of a
+    /// subnormal's top bit, and by leading ones; then `widths` and `plain_widths`. `sampled_of` as [`sampled_of`] gives it.
+    pub(super) fn from_counts(
+        spec: &TensorSpec,
+        profile: Profile,
+        blocks: u64,
+        counts: &[u64; COUNTS],
+        sampled_of: u64,
+    ) -> Survey {
+        let mut survey = Survey::empty(spec, profile, blocks);
+        let (joint, rest) = counts.split_at(256 * WIDTHS);
+        let (subnormal, rest) = rest.split_at(23 * WIDTHS);
+        let (widths, plain_widths) = rest.split_at(WIDTHS * WIDTHS);
+        let codes = word::SUBNORMAL_CODES as usize..255;
+        survey.joint.as_flattened_mut().copy_from_slice(joint);
+        survey.subnormal[codes].as_flattened_mut().copy_from_slice(subnormal);
+        survey.widths.as_flattened_mut().copy_from_slice(widths);
+        survey.plain_widths.as_flattened_mut().copy_from_slice(plain_widths);
+        if sampled_of > 1 {
+            survey.scale(sampled_of);
+        }
+        survey
+    }
+
+    fn empty(spec: &TensorSpec, profile: Profile, blocks: u64) -> Survey {
+        Survey {
+            spec: spec.clone(),
+            profile,
+            blocks,
+            sampled: false,
+            joint: Box::new([[0; WIDTHS]; 256]),
+            subnormal: Box::new([[0; WIDTHS]; 256]),
+            widths: Box::new([[0; WIDTHS]; WIDTHS]),
+            plain_widths: Box::new([[0; WIDTHS]; WIDTHS]),
+        }
+    }
+
+    /// The coding that a sample calls for. It is not to be relied on.
+    pub(super) fn sampled_coding(&self, mantissa_bits: Option<u8>) -> Coding {
+        let mut coding = self.coding(mantissa_bits);
+        // A lossless coding with all mantissa bits in all blocks gains nothing from normalising.
+        let all_bits = coding.mantissa_bits.is_none() && self.has_all_bits();
+        // A float16 has none: its words are those of float32.
+        coding.no_subnormals = self.spec.dtype != Dtype::F16 && !all_bits && !self.has_subnormals();
+        // A guess, with some room.
+        coding.size += coding.size / 64;
+        coding
+    }
+
     fn merge(mut self, other: Survey) -> Survey {
         let add = |a: &mut [u64], b: &[u64]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         add(self.joint.as_flattened_mut(), other.joint.as_flattened());

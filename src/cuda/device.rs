@@ -9,16 +9,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use cudarc::driver::{CudaContext, CudaFunction, DriverError, LaunchConfig, PushKernelArg, result, sys};
 use cudarc::nvrtc::Ptx;
 
+use super::cubin;
 use super::job::{Kernel, Launch};
-use super::layout::{DecodeArguments, ProductArguments};
+use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
 use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
 
 pub use super::port::DeviceError;
 
 /// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [(&str, &str); 2] =
-    [("decode", include_str!("../../cpp/ptx/decode.ptx")), ("gemv", include_str!("../../cpp/ptx/gemv.ptx"))];
+const MODULES: [(&str, &str); 3] = [
+    ("decode", include_str!("../../cpp/ptx/decode.ptx")),
+    ("encode", include_str!("../../cpp/ptx/encode.ptx")),
+    ("gemv", include_str!("../../cpp/ptx/gemv.ptx")),
+];
 
 /// Whether this machine has a CUDA driver.
 pub fn is_driver_present() -> bool {
@@ -61,13 +65,20 @@ impl Kernels {
         unsafe { context.disable_event_tracking() };
         let mut functions = HashMap::new();
         let compiled = nvrtc::is_wanted()?;
+        let capability = driver("the device's capability", || context.compute_capability())?;
         for (name, source) in MODULES {
-            let code = if compiled {
-                nvrtc::compile(name, driver("the device's capability", || context.compute_capability())?)?
+            let load = |code| driver("loading the kernels", || context.load_module(code));
+            let module = if compiled {
+                load(nvrtc::compile(name, capability)?)?
             } else {
-                Ptx::from_src(source)
+                // A driver that does not take the machine code takes the PTX.
+                let code =
+                    cubin::code_for(name, capability).map(|code| load(Ptx::from_binary(code.to_vec())));
+                match code {
+                    Some(Ok(module)) => module,
+                    _ => load(Ptx::from_src(source))?,
+                }
             };
-            let module = driver("loading the kernels", || context.load_module(code))?;
             for kernel in
                 Kernel::ALL.into_iter().filter(|kernel| source.contains(&format!(" {}(", kernel.name())))
             {
@@ -206,6 +217,15 @@ impl Device for Kernels {
         &self,
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    unsafe fn encode(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<EncodeArguments>,
     ) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, launch) }

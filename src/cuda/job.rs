@@ -29,11 +29,17 @@ pub enum Kernel {
     },
     /// Adds up the parts of a product.
     Sum,
+    /// Counts what the words of a tensor are like.
+    Survey,
+    /// Measures the records that blocks are coded in.
+    Measure,
+    /// Writes them.
+    Write,
 }
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 8] = [
+    pub const ALL: [Kernel; 11] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
@@ -42,6 +48,9 @@ impl Kernel {
         Kernel::Tiles { many: false },
         Kernel::Tiles { many: true },
         Kernel::Sum,
+        Kernel::Survey,
+        Kernel::Measure,
+        Kernel::Write,
     ];
 
     /// Its name in the compiled module.
@@ -56,6 +65,9 @@ impl Kernel {
             Kernel::Tiles { many: false } => "nz_gemv_tiles_1",
             Kernel::Tiles { many: true } => "nz_gemv_tiles_4",
             Kernel::Sum => "nz_gemv_sum",
+            Kernel::Survey => "nz_survey",
+            Kernel::Measure => "nz_measure",
+            Kernel::Write => "nz_write",
         }
     }
 }

@@ -180,3 +180,74 @@ pub struct ProductArguments {
     /// Factor of C.
     pub beta: f32,
 }
+
+/// What `nz_survey` counts.
+pub(super) const SURVEY_COUNTS: usize = crate::codec::offload::COUNTS;
+/// Bytes of shared memory that it takes.
+pub(super) const SURVEY_SIZE: u32 = 4 * SURVEY_COUNTS as u32 + 32;
+/// Bit of a measured block: rounding has changed a weight.
+pub(super) const MEASURED_ROUNDED: u32 = 1 << 24;
+/// Bit of a measured block: the coding is not for it.
+pub(super) const MEASURED_MISFIT: u32 = 2 << 24;
+/// Bytes of shared memory of `nz_measure` behind the places of symbols.
+pub(super) const MEASURE_SIZE: u32 = 32;
+/// The same of `nz_write`.
+pub(super) const WRITE_SIZE: u32 = 32;
+/// Bytes behind a block's codes, and symbols, in shared memory.
+pub(super) const CODES_PADDING: u32 = 48;
+/// Bit of the status word: a block does not have the size that it was measured with.
+pub(super) const SOURCE_CHANGED: u32 = 4;
+
+/// `NzCudaEncode`: the argument of the kernels that encode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct EncodeArguments {
+    /// Row-major elements, at a multiple of their size.
+    pub source: u64,
+    /// Weights.
+    pub elements: u64,
+    /// Rows in column tiles, else 1.
+    pub rows: u64,
+    /// Columns in column tiles, else all weights.
+    pub columns: u64,
+    /// Columns of a whole tile, else all weights.
+    pub tile_columns: u64,
+    /// Element type: 0 float32, 1 float16, 2 bfloat16.
+    pub element: u32,
+    /// Weights a block.
+    pub block_len: u32,
+    /// Blocks of a whole tile.
+    pub blocks_per_tile: u32,
+    /// Whether in column tiles: 0 or 1.
+    pub is_tiled: u32,
+    /// Survey: blocks, or stretches of a sample.
+    pub parts: u32,
+    /// Survey: of how many weights of a stretch one is looked at; 0: all blocks are.
+    pub sampled_of: u32,
+    /// Survey: [`crate::codec::Survey`]'s counts, added to.
+    pub counts: u64,
+    /// The transform, as in the header: 1 or 2.
+    pub transform: u32,
+    /// Mantissa bits that weights are rounded to, or 23.
+    pub kept: u32,
+    /// Whether a subnormal is a misfit: 0 or 1.
+    pub no_subnormals: u32,
+    /// Tiers of the cascade.
+    pub tiers: u32,
+    /// Bits of a code, by tier.
+    pub tier_widths: [u8; 8],
+    /// By symbol: its tier times 16, and its code.
+    pub places: [u8; 256],
+    /// A word for each block that was measured.
+    pub measured: u64,
+    /// The table of blocks that are to be written.
+    pub blocks: u64,
+    /// Where the payload goes, at a multiple of 4.
+    pub payload: u64,
+    /// A word of status bits.
+    pub status: u64,
+    /// Bytes of shared memory for a record.
+    pub record_room: u32,
+    /// Zero.
+    pub unused: u32,
+}

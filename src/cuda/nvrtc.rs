@@ -11,8 +11,9 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
+    ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
     ("words.cuh", include_str!("../../cpp/cuda/words.cuh")),
     ("even.cuh", include_str!("../../cpp/cuda/even.cuh")),
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn sources_are_whole_without_their_includes() {
-        for module in ["decode", "gemv"] {
+        for module in ["decode", "encode", "gemv"] {
             let source = flattened(&format!("{module}.cu"), &mut Vec::new()).expect("all files are here");
             assert!(!source.contains("#include \""), "{module}");
             for text in ["typedef struct NzCudaWeight {", "#define NZ_MAX_TIERS", "struct Sixteen {"] {
@@ -104,7 +105,9 @@ mod tests {
     /// Where NVRTC is, the sources compile for devices old and new; else the message says what is missing.
     #[test]
     fn sources_compile_where_nvrtc_is() {
-        for (module, kernel) in [("decode", "nz_decode_bfloat16"), ("gemv", "nz_gemv_rows_1")] {
+        for (module, kernel) in
+            [("decode", "nz_decode_bfloat16"), ("encode", "nz_write"), ("gemv", "nz_gemv_rows_1")]
+        {
             for capability in [(7, 5), (9, 0)] {
                 match compile(module, capability) {
                     Ok(ptx) => assert!(ptx.to_src().contains(&format!(".entry {kernel}("))),

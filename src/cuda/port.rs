@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::job::Launch;
-use super::layout::{DecodeArguments, ProductArguments};
+use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
 
 /// Why the device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,6 +139,16 @@ pub trait Device: Send + Sync {
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
     ) -> Result<(), DeviceError>;
+
+    /// The same for a step of encoding.
+    ///
+    /// # Safety
+    /// As [`Device::decode`].
+    ///
+    /// # Errors
+    /// As [`Device::decode`].
+    unsafe fn encode(&self, stream: *mut c_void, launch: &Launch<EncodeArguments>)
+    -> Result<(), DeviceError>;
 
     /// A new status word, all bits clear.
     ///

@@ -16,7 +16,7 @@ const PACKAGES: &[&str] = &[
     "nvidia-cuda-runtime==13.0.96",
 ];
 /// `cpp/cuda/<name>.cu` becomes `cpp/ptx/<name>.ptx`.
-const MODULES: &[&str] = &["decode", "gemv"];
+const MODULES: &[&str] = &["decode", "encode", "gemv"];
 /// The oldest compute capability that the PTX is for.
 const TARGET: &str = "compute_75";
 /// The PTX version that goes with it, and with drivers from 520 on. The kernels use nothing newer.
@@ -54,6 +54,27 @@ pub fn check(workspace: &Workspace) -> Result<()> {
         ensure!(found == text, "{} is not what its sources give: run `cargo xtask cuda`", path.display());
     }
     Ok(())
+}
+
+/// Builds the library with machine code of the PTX beside it, and has that looked at.
+///
+/// # Errors
+/// The compiler cannot be had, or the machine code is not what it should be.
+pub fn check_cubins(workspace: &Workspace) -> Result<()> {
+    let mut tests = workspace.cargo();
+    tests.args([
+        "test",
+        "--quiet",
+        "--profile",
+        "quick",
+        "--package",
+        "nz-onnx",
+        "--features",
+        "cubins",
+        "--lib",
+    ]);
+    tests.arg("cuda::cubin").env("NZ_PTXAS", toolkit(workspace)?.join("bin/ptxas"));
+    workspace::run(&mut tests)
 }
 
 /// The files that depend on the kernels' sources, as they have to be.

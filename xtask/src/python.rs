@@ -11,6 +11,7 @@ use crate::workspace::{Workspace, progress, read, run};
 /// The ONNX Runtime that the product is tested with in full and that the demo runs in.
 pub const CURRENT: Environment = Environment {
     onnxruntime: "1.31.1",
+    distribution: "onnxruntime",
     purpose: None,
     packages: &[
         "numpy==2.4.6",
@@ -25,6 +26,7 @@ pub const CURRENT: Environment = Environment {
 /// What the benchmarks compare with.
 pub const BENCH: Environment = Environment {
     onnxruntime: "1.31.1",
+    distribution: "onnxruntime",
     purpose: Some("bench"),
     packages: &[
         "numpy==2.4.6",
@@ -43,6 +45,7 @@ pub const BENCH: Environment = Environment {
 /// What the fidelity benchmark makes inputs and alternatives with.
 pub const FIDELITY: Environment = Environment {
     onnxruntime: "1.31.1",
+    distribution: "onnxruntime",
     purpose: Some("fidelity"),
     packages: &[
         "numpy==2.4.6",
@@ -56,6 +59,21 @@ pub const FIDELITY: Environment = Environment {
     ],
     alone: &[],
 };
+/// What models are measured with on a GPU, and other decoders.
+pub const GPU: Environment = Environment {
+    onnxruntime: "1.31.1",
+    distribution: "onnxruntime-gpu[cuda,cudnn]",
+    purpose: Some("gpu"),
+    packages: &[
+        "numpy==2.4.6",
+        "cupy-cuda13x==14.2.0",
+        "nvidia-nvcomp-cu13==6.0.0.12",
+        "nvidia-libnvcomp-cu13==6.0.0.12",
+    ],
+    alone: &[],
+};
+/// What DFloat11 takes, gigabytes of it: measured where it can be had. It still imports pkg_resources.
+pub const DFLOAT11: &[&str] = &["dfloat11==0.5.0", "torch", "setuptools<81"];
 /// The oldest ONNX Runtime that the execution provider works in.
 pub const OLDEST_PROVIDER: Environment = plain("1.24.4", &["numpy==2.4.6"]);
 /// An ONNX Runtime of two years ago: models must load and run in it too.
@@ -70,8 +88,10 @@ const COMMON: &[&str] = &["onnx==1.23.2", "ml_dtypes>=0.5.4,<0.7", "pytest==9.2.
 
 /// The packages of one virtual environment.
 pub struct Environment {
-    /// Version of the PyPI package `onnxruntime`.
+    /// Version of the PyPI package with ONNX Runtime.
     pub onnxruntime: &'static str,
+    /// That package.
+    distribution: &'static str,
     /// What it is for, when there is another one with this ONNX Runtime.
     purpose: Option<&'static str>,
     packages: &'static [&'static str],
@@ -81,7 +101,7 @@ pub struct Environment {
 }
 
 const fn plain(onnxruntime: &'static str, packages: &'static [&'static str]) -> Environment {
-    Environment { onnxruntime, purpose: None, packages, alone: &[] }
+    Environment { onnxruntime, distribution: "onnxruntime", purpose: None, packages, alone: &[] }
 }
 
 /// A virtual environment that is ready for use.
@@ -97,7 +117,7 @@ impl Environment {
         let name = self.purpose.map_or_else(|| format!("onnxruntime-{}", self.onnxruntime), str::to_owned);
         let folder = workspace.scratch("venv")?.join(name);
         let python = Python { interpreter: folder.join("bin/python"), onnxruntime: self.onnxruntime };
-        let mut requirements = vec![format!("onnxruntime=={}", self.onnxruntime)];
+        let mut requirements = vec![format!("{}=={}", self.distribution, self.onnxruntime)];
         requirements.extend(COMMON.iter().chain(self.packages).map(|&package| package.to_owned()));
         let stamp_file = folder.join("nz-requirements.txt");
         let stamp = format!("{}{}\n{}", base_version()?, requirements.join("\n"), self.alone.join("\n"));

@@ -71,8 +71,9 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     // nvcc is for x86-64 Linux.
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         report.step("PTX of the CUDA kernels", || cuda::check(workspace));
+        report.step("machine code of the CUDA kernels", || cuda::check_cubins(workspace));
     } else {
-        report.left_out("PTX of the CUDA kernels: needs an x86-64 Linux");
+        report.left_out("PTX and machine code of the CUDA kernels: needs an x86-64 Linux");
     }
 
     // On aarch64 itself the step above has run them.

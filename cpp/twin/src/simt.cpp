@@ -45,6 +45,15 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaProduct, tile_width), offsetof(NzCudaProduct, splits),
              offsetof(NzCudaProduct, split_blocks), offsetof(NzCudaProduct, c), offsetof(NzCudaProduct, c_row_stride),
              offsetof(NzCudaProduct, c_column_stride), offsetof(NzCudaProduct, alpha), offsetof(NzCudaProduct, beta),
+             sizeof(NzCudaEncode), offsetof(NzCudaEncode, source), offsetof(NzCudaEncode, elements),
+             offsetof(NzCudaEncode, rows), offsetof(NzCudaEncode, columns), offsetof(NzCudaEncode, tile_columns),
+             offsetof(NzCudaEncode, element), offsetof(NzCudaEncode, block_len),
+             offsetof(NzCudaEncode, blocks_per_tile), offsetof(NzCudaEncode, is_tiled), offsetof(NzCudaEncode, parts),
+             offsetof(NzCudaEncode, sampled_of), offsetof(NzCudaEncode, counts), offsetof(NzCudaEncode, transform),
+             offsetof(NzCudaEncode, kept), offsetof(NzCudaEncode, no_subnormals), offsetof(NzCudaEncode, tiers),
+             offsetof(NzCudaEncode, tier_widths), offsetof(NzCudaEncode, places), offsetof(NzCudaEncode, measured),
+             offsetof(NzCudaEncode, blocks), offsetof(NzCudaEncode, payload), offsetof(NzCudaEncode, status),
+             offsetof(NzCudaEncode, record_room), std::size_t{NZ_CUDA_SURVEY_COUNTS}, std::size_t{NZ_CUDA_SURVEY_SIZE},
          }) {
         numbers.push_back(number);
     }

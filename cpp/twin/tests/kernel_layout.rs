@@ -2,7 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use nz_onnx::cuda::{BlockEntry, DecodeArguments, ProductArguments, WeightArguments};
+use nz_onnx::cuda::{BlockEntry, DecodeArguments, EncodeArguments, ProductArguments, WeightArguments};
 
 macro_rules! numbers {
     ($type:ty: $($field:ident)*) => { [size_of::<$type>(), $(offset_of!($type, $field)),*] };
@@ -18,6 +18,10 @@ fn structs_are_laid_out_alike() {
             indices index_count rows row_len index_size),
         &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks
             tile_width splits split_blocks c c_row_stride c_column_stride alpha beta),
+        &numbers!(EncodeArguments: source elements rows columns tile_columns element block_len blocks_per_tile is_tiled
+            parts sampled_of counts transform kept no_subnormals tiers tier_widths places measured blocks payload status
+            record_room),
+        &[7848, 31_424],
     ];
     let ours: Vec<u64> = ours.concat().into_iter().map(|number| number as u64).collect();
     assert_eq!(ours, nz_cpp_twin::simt::layout());

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::debian::Apt;
 use crate::demo;
-use crate::python::{FIDELITY, Python};
+use crate::python::{DFLOAT11, FIDELITY, GPU, Python};
 use crate::workspace::{self, Workspace, progress};
 
 /// What a part needs to measure.
@@ -91,7 +91,7 @@ fn decode(tools: &Tools, report: &Path) -> Result<()> {
     workspace::run(&mut command)
 }
 
-/// The tests that need a GPU, and then its figures.
+/// The tests that need a GPU, and then the figures of kernels, models and other decoders.
 fn gpu(tools: &Tools, report: &Path) -> Result<()> {
     let weights = if tools.quick { "10000000" } else { "1000000000" };
     let mut tests = tools.workspace.cargo();
@@ -102,7 +102,40 @@ fn gpu(tools: &Tools, report: &Path) -> Result<()> {
     if tools.quick {
         command.arg("--quick");
     }
-    workspace::run(&mut command)
+    workspace::run(&mut command)?;
+    if !report.exists() {
+        // No GPU: that was said, and is no failure unless it was asked to be.
+        return Ok(());
+    }
+    let python = GPU.require(tools.workspace)?;
+    if !tools.quick {
+        let installed = python.pip("install").arg("--quiet").args(DFLOAT11).status();
+        if !installed.is_ok_and(|status| status.success()) {
+            progress("left out: pip could not install DFloat11");
+        }
+    }
+    let models = report.with_extension("models.json");
+    workspace::run(&mut Tools { python: &python, ..*tools }.script("bench_gpu_models.py", &models)?)?;
+    append_report(report, &models)
+}
+
+/// Appends the paragraphs and tables of the report `more` to `report`, and removes it.
+fn append_report(report: &Path, more: &Path) -> Result<()> {
+    let read = |path: &Path| -> Result<serde_json::Value> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("could not read the report {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no valid JSON", path.display()))
+    };
+    let (mut whole, mut added) = (read(report)?, read(more)?);
+    for key in ["about", "tables"] {
+        let (Some(all), Some(new)) = (whole[key].as_array_mut(), added[key].as_array_mut()) else {
+            bail!("a report without {key}: {} or {}", report.display(), more.display());
+        };
+        all.append(new);
+    }
+    std::fs::write(report, format!("{whole:#}\n"))
+        .with_context(|| format!("could not write {}", report.display()))?;
+    std::fs::remove_file(more).with_context(|| format!("could not remove {}", more.display()))
 }
 
 fn encode(tools: &Tools, report: &Path) -> Result<()> {
@@ -208,4 +241,26 @@ fn bench_program(workspace: &Workspace, name: &str) -> Result<PathBuf> {
             _ => None,
         });
     program.with_context(|| format!("cargo named no program for the benchmark {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_joined() {
+        let folder = std::env::temp_dir().join(format!("nz-reports-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("created");
+        let (first, second) = (folder.join("a.json"), folder.join("b.json"));
+        std::fs::write(&first, r#"{"about": ["A."], "tables": [1]}"#).expect("written");
+        std::fs::write(&second, r#"{"about": ["B."], "tables": [2, 3]}"#).expect("written");
+        append_report(&first, &second).expect("two reports");
+        assert!(!second.exists());
+        let text = std::fs::read_to_string(&first).expect("read");
+        let joined: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(joined, serde_json::json!({"about": ["A.", "B."], "tables": [1, 2, 3]}));
+        let missing = append_report(&first, &second).expect_err("it is gone").to_string();
+        assert!(missing.contains("b.json"), "{missing}");
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
 }

@@ -3,6 +3,8 @@
 
 pub mod compiler;
 pub mod device;
+pub mod program;
+pub mod twin;
 pub mod writer;
 
 use nz_onnx::format::{Dtype, TensorSpec};
