@@ -10,6 +10,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known, Profile};
+use super::decode::Decoder;
+use super::encode::runs;
 use crate::arch::{BLOCK, BadRecord, RECORD_ROOM, Scratch, Tables, decode_symbols, encode_symbols};
 use crate::error::{Error, Result};
 use crate::format::{
@@ -18,6 +20,8 @@ use crate::format::{
 
 /// Weights a block: few, so that those that stayed as they were are left out wherever some lie together.
 const BLOCK_LEN: u32 = 1024;
+/// Bytes that the raw bits of a block take at most: 31 of each residual, and padding.
+const RAW_ROOM: usize = BLOCK * 31 / 8 + ALIGN;
 /// Symbols do not tell exponents apart that are less than this below the largest.
 const EXPONENTS: u8 = 40;
 /// Bytes that a record fits in: symbols, and 31 bits of each residual.
@@ -30,14 +34,14 @@ fn mask(len: u32) -> u32 {
 
 /// A dtype's elements as plain numbers.
 #[derive(Clone, Copy)]
-struct Bits {
+pub(super) struct Bits {
     /// Bits an element.
     width: u32,
     mantissa: u32,
 }
 
 impl Bits {
-    fn of(dtype: Dtype) -> Bits {
+    pub fn of(dtype: Dtype) -> Bits {
         Bits { width: 8 * dtype.size() as u32, mantissa: dtype.mantissa_bits().into() }
     }
 
@@ -45,6 +49,28 @@ impl Bits {
         match self.width {
             16 => u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).into(),
             _ => u32::from_le_bytes(std::array::from_fn(|i| bytes[4 * index + i])),
+        }
+    }
+
+    fn load_all(self, bytes: &[u8], out: &mut [u32]) {
+        match self.width {
+            16 => out.iter_mut().zip(bytes.chunks_exact(2)).for_each(|(out, bytes)| {
+                *out = u16::from_le_bytes([bytes[0], bytes[1]]).into();
+            }),
+            _ => out.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(out, bytes)| {
+                *out = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }),
+        }
+    }
+
+    fn store_all(self, bits: &[u32], out: &mut [u8]) {
+        match self.width {
+            16 => out.chunks_exact_mut(2).zip(bits).for_each(|(out, bits)| {
+                out.copy_from_slice(&(*bits as u16).to_le_bytes());
+            }),
+            _ => out.chunks_exact_mut(4).zip(bits).for_each(|(out, bits)| {
+                out.copy_from_slice(&bits.to_le_bytes());
+            }),
         }
     }
 
@@ -166,10 +192,44 @@ fn slots(blocks: &Blocks, block: u64) -> Range<usize> {
 /// # Errors
 /// A length that does not go with the shape, or a payload that would pass 16 GiB.
 pub fn encode_delta(src: &[u8], base: &[u8], dtype: Dtype, shape: &[u64]) -> Result<Vec<u8>> {
+    let spec = TensorSpec::row_major(dtype, shape);
+    encode(src, base, spec, BaseId { hash: payload_hash(base), of_blob: false })
+}
+
+/// Encodes `src`, row-major little-endian elements, as what tells it from those of the blob `base`, whose dtype, shape and
+/// layout it gets. [`super::DeltaDecoder`] decodes it.
+///
+/// # Errors
+/// As [`encode_delta`], or the base is damaged or a delta itself.
+pub fn encode_delta_to_blob(src: &[u8], base: &[u8]) -> Result<Vec<u8>> {
+    let decoder = Decoder::open(base)?;
+    let (header, size) = (decoder.header(), decoder.header().spec.dtype.size());
+    let expected = header.spec.bytes()?;
+    if src.len() as u64 != expected {
+        return Err(Error::invalid(format!("{} bytes given, the base has {expected}", src.len())));
+    }
+    let mut of_base = vec![0; src.len()];
+    decoder.decode_elements(base, 0, &mut of_base)?;
+    let mut in_slots = vec![0; src.len()];
+    for run in runs(&header.spec, 0..header.blocks().elements()) {
+        in_slots[run.at * size..][..run.len * size]
+            .copy_from_slice(&src[run.element * size..][..run.len * size]);
+    }
+    encode(&in_slots, &of_base, header.spec.clone(), BaseId { hash: header.identity(base), of_blob: true })
+}
+
+/// What a delta states of its base.
+struct BaseId {
+    hash: u64,
+    of_blob: bool,
+}
+
+/// Encodes the elements `src` of `spec`, in stored order, to those of the base.
+fn encode(src: &[u8], base: &[u8], spec: TensorSpec, id: BaseId) -> Result<Vec<u8>> {
+    let (dtype, shape) = (spec.dtype, &spec.shape);
     if dtype.is_integer() {
         return Err(Error::invalid(format!("{} has no deltas", dtype.name())));
     }
-    let spec = TensorSpec::row_major(dtype, shape);
     let blocks = Blocks::new(&spec, BLOCK_LEN)?;
     let expected = spec.bytes()?;
     for bytes in [src, base] {
@@ -229,7 +289,12 @@ pub fn encode_delta(src: &[u8], base: &[u8], dtype: Dtype, shape: &[u64]) -> Res
         widths: vec![0; records.len()],
         units: Vec::new(),
         units_of: Units::Tensor,
-        delta: Some(Delta { residual: way.residual, exponent: way.exponent, base_hash: payload_hash(base) }),
+        delta: Some(Delta {
+            residual: way.residual,
+            exponent: way.exponent,
+            base_hash: id.hash,
+            of_blob: id.of_blob,
+        }),
         codebook: None,
         // At most 1024 weights of 9 bytes.
         sizes: records.iter().map(|record| (record.len() / ALIGN) as u16).collect(),
@@ -267,6 +332,11 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
     let Some(delta) = header.delta else {
         return Err(Error::invalid("not a delta: it is decoded without a base"));
     };
+    if delta.of_blob {
+        return Err(Error::invalid(
+            "a delta to a blob: it is decoded with that, and not with plain elements",
+        ));
+    }
     let spec = &header.spec;
     if base.len() as u64 != spec.bytes()? || payload_hash(base) != delta.base_hash {
         return Err(Error::invalid("the base is not the tensor that the delta was made from"));
@@ -279,8 +349,8 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
     let size = spec.dtype.size();
     let mut out = base.to_vec();
     out.par_chunks_mut(header.block_len as usize * size).enumerate().try_for_each_init(
-        Scratch::new,
-        |scratch, (block, out)| {
+        || (Scratch::new(), Sums::new()),
+        |(scratch, sums), (block, out)| {
             let record = &blob[header.record(block)];
             if record.is_empty() {
                 return Ok(());
@@ -288,50 +358,74 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
             let n = slots(blocks, block as u64).len();
             let damaged = |BadRecord| Error::corrupt("the record of a block is damaged");
             let (symbols, rest) = decode_symbols(&tables, record, n, scratch).map_err(damaged)?;
-            add(symbols, rest, &delta, bits, out).map_err(damaged)
+            add(symbols, rest, &delta, bits, out, sums).map_err(damaged)
         },
     )?;
     Ok(out)
 }
 
+/// Buffers of [`add`].
+pub(super) struct Sums {
+    base: [u32; BLOCK],
+    /// Lengths of residuals, then residuals.
+    residuals: [u32; BLOCK],
+    /// Raw bits, with room to read 8 bytes anywhere in them.
+    raw: [u8; RAW_ROOM + 8],
+}
+
+impl Sums {
+    pub fn new() -> Box<Sums> {
+        let empty = [0; BLOCK];
+        Box::new(Sums { base: empty, residuals: empty, raw: [0; RAW_ROOM + 8] })
+    }
+}
+
 /// Adds residuals to the weights of a base, in place.
-fn add(
+pub(super) fn add(
     symbols: &[u8],
     raw: &[u8],
     delta: &Delta,
     bits: Bits,
     out: &mut [u8],
+    sums: &mut Sums,
 ) -> std::result::Result<(), BadRecord> {
-    let size = bits.width as usize / 8;
+    // Three passes, of which the first and the last are the same for all weights.
+    let n = symbols.len();
+    if n > BLOCK || raw.len() > RAW_ROOM || out.len() != n * bits.width as usize / 8 {
+        return Err(BadRecord);
+    }
+    let (base, residuals) = (&mut sums.base[..n], &mut sums.residuals[..n]);
+    bits.load_all(out, base);
+    let mut bad = false;
+    for ((len, &symbol), &base) in residuals.iter_mut().zip(symbols).zip(base.iter()) {
+        let lifted = lift(bits.exponent(base), delta.exponent);
+        let (is_other, own) = (symbol != 0, u32::from(symbol).wrapping_sub(lifted));
+        bad |= is_other & (own.wrapping_sub(1) >= bits.width);
+        *len = if is_other { own } else { 0 };
+    }
+    if bad {
+        return Err(BadRecord);
+    }
+    sums.raw[..raw.len()].copy_from_slice(raw);
+    sums.raw[raw.len()..raw.len() + 8].fill(0);
     let mut at = 0usize;
-    for (&symbol, element) in symbols.iter().zip(out.chunks_exact_mut(size)) {
-        if symbol == 0 {
-            continue;
-        }
-        let base = bits.load(element, 0);
-        let len = u32::from(symbol)
-            .checked_sub(lift(bits.exponent(base), delta.exponent))
-            .filter(|len| (1..=bits.width).contains(len))
-            .ok_or(BadRecord)?;
-        let below = read_bits(raw, at, len - 1).ok_or(BadRecord)?;
-        at += len as usize - 1;
-        let restored = bits.restored(delta.residual, below | 1 << (len - 1), base);
-        element.copy_from_slice(&restored.to_le_bytes()[..size]);
+    for residual in residuals.iter_mut() {
+        let len = *residual;
+        let below = len.saturating_sub(1);
+        // At most 31 bits of each weight before: within the room.
+        let bytes: [u8; 8] = std::array::from_fn(|i| sums.raw[at / 8 + i]);
+        let word = u64::from_le_bytes(bytes) >> (at % 8);
+        *residual = (word & ((1 << below) - 1)) as u32 | ((1u64 << len) >> 1) as u32;
+        at += below as usize;
     }
-    if raw.len() - at.div_ceil(8) < ALIGN { Ok(()) } else { Err(BadRecord) }
-}
-
-/// `len` bits, at most 31, from bit `at` on.
-fn read_bits(bytes: &[u8], at: usize, len: u32) -> Option<u32> {
-    if at + len as usize > 8 * bytes.len() {
-        return None;
+    if at > 8 * raw.len() || raw.len() - at.div_ceil(8) >= ALIGN {
+        return Err(BadRecord);
     }
-    let rest = &bytes[at / 8..];
-    let word = match rest.first_chunk() {
-        Some(eight) => u64::from_le_bytes(*eight),
-        None => rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
-    };
-    Some((word >> (at % 8)) as u32 & mask(len))
+    for (base, &residual) in base.iter_mut().zip(residuals.iter()) {
+        *base = bits.restored(delta.residual, residual, *base);
+    }
+    bits.store_all(base, out);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -358,17 +452,75 @@ mod tests {
         }
     }
 
-    #[test]
-    fn bits_come_back() {
-        let residuals: Vec<u32> = (0..200u32).map(|i| i.wrapping_mul(0x9e37_79b9) >> (i % 32)).collect();
-        let mut bytes = Vec::new();
-        write_bits(&residuals, &mut bytes);
+    /// [`add`], weight by weight.
+    fn added_plainly(symbols: &[u8], raw: &[u8], delta: &Delta, bits: Bits, out: &[u8]) -> Option<Vec<u8>> {
+        let size = bits.width as usize / 8;
         let mut at = 0;
-        for residual in residuals {
-            let len = length(residual).saturating_sub(1);
-            assert_eq!(read_bits(&bytes, at, len), Some(residual & mask(len)));
-            at += len as usize;
+        let mut take = |len: u32| {
+            let mut below = 0;
+            for i in 0..len {
+                below |= u32::from(*raw.get(at / 8)? >> (at % 8) & 1) << i;
+                at += 1;
+            }
+            Some(below)
+        };
+        let mut sums = Vec::new();
+        for (element, &symbol) in out.chunks(size).zip(symbols) {
+            let base = bits.load(element, 0);
+            let mut residual = 0;
+            if symbol != 0 {
+                let len = u32::from(symbol).checked_sub(lift(bits.exponent(base), delta.exponent))?;
+                if !(1..=bits.width).contains(&len) {
+                    return None;
+                }
+                residual = take(len - 1)? | 1 << (len - 1);
+            }
+            sums.extend(&bits.restored(delta.residual, residual, base).to_le_bytes()[..size]);
         }
-        assert_eq!(read_bits(&bytes, at, 31), None);
+        (raw.len() - at.div_ceil(8) < ALIGN).then_some(sums)
+    }
+
+    #[test]
+    fn sums_are_those_of_the_plain_way() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u32
+        };
+        let mut refused = 0;
+        for round in 0..400 {
+            let dtype = [Dtype::F32, Dtype::F16, Dtype::Bf16][round % 3];
+            let (bits, n) = (Bits::of(dtype), 1 + next() as usize % BLOCK);
+            let exponent = if round % 2 == 0 { u8::MAX } else { 3 };
+            let residual = if round % 4 < 2 { Residual::Xor } else { Residual::Difference };
+            let delta = Delta { residual, exponent, base_hash: 0, of_blob: false };
+            let size = bits.width as usize / 8;
+            let base: Vec<u8> = (0..n * size).map(|_| next() as u8).collect();
+            let mut symbols = Vec::new();
+            let mut residuals = Vec::new();
+            for i in 0..n {
+                let len = next() % (bits.width + 1);
+                let lifted = len + lift(bits.exponent(bits.load(&base, i)), exponent);
+                symbols.push(if len == 0 { 0 } else { lifted as u8 });
+                residuals.push(if len == 0 { 0 } else { next() & mask(len - 1) | 1 << (len - 1) });
+            }
+            let mut raw = Vec::new();
+            write_bits(&residuals, &mut raw);
+            raw.resize(raw.len().next_multiple_of(ALIGN), 0);
+            match round % 8 {
+                6 => symbols[n / 2] = next() as u8,
+                7 => raw.truncate(raw.len() / 2),
+                _ => {}
+            }
+            let plain = added_plainly(&symbols, &raw, &delta, bits, &base);
+            let mut out = base.clone();
+            let fast = add(&symbols, &raw, &delta, bits, &mut out, &mut Sums::new());
+            assert_eq!(fast.is_ok(), plain.is_some(), "round {round}");
+            match plain {
+                Some(plain) => assert!(plain == out, "round {round}"),
+                None => refused += 1,
+            }
+        }
+        assert!((20..100).contains(&refused), "{refused} damaged records");
     }
 }
