@@ -35,7 +35,8 @@ Examples:
   nz-onnx convert model.onnx --max-error 0.01
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
   nz-onnx convert model.onnx --optimize native
-  nz-onnx convert tuned.onnx --base model.onnx      what tells the two apart -> tuned.nzd
+  nz-onnx convert tuned.onnx --base model.nz.onnx   shares weights with the base -> tuned.nz.onnx
+  nz-onnx convert tuned.onnx --base model.onnx      to store or send -> tuned.nzd
 
 Without a target (--lossless, --ratio, --size, --bits, --max-error, --snr or
 --mantissa-bits) it is half the weight bytes: per weight the most exact encoding
@@ -270,8 +271,10 @@ pub struct ConvertArgs {
     /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
-    /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning: X.nzd, of which
-    /// `restore` makes the model again, byte for byte. ONNX Runtime does not load it
+    /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning. If FILE is a converted
+    /// model in the same folder: X.nz.onnx, whose weights are those of FILE's data file, changed as they are decoded; both
+    /// models loaded together have FILE's weights in memory once. Else X.nzd, of which `restore` makes the model again, and
+    /// which ONNX Runtime does not load. Either way no weight changes
     #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "SelectArgs", "OptimizeArgs", "profile", "transform"])]
     pub base: Option<PathBuf>,
     /// Do everything but write

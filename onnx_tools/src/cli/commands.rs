@@ -10,7 +10,7 @@ use super::args::{
     Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs, TransformArg,
 };
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
-use crate::delta::{self, DeltaOptions};
+use crate::delta::{self, DeltaOptions, shared};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::calibrate::CalibrateOptions;
@@ -62,7 +62,11 @@ impl Talk<'_> {
 
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
-        if let Some(base) = &args.base {
+        let shared = match &args.base {
+            Some(base) => shared::is_shared(&args.model, base)?,
+            None => false,
+        };
+        if let Some(base) = args.base.as_ref().filter(|_| !shared) {
             let options = DeltaOptions {
                 base: base.clone(),
                 output: args.output.output.clone(),
@@ -75,8 +79,12 @@ impl Talk<'_> {
         }
         refuse_delta(&args.model)?;
         let how = (args.calibrate.as_deref(), &args.optimize);
+        let mut target = args.target.clone();
+        // What is shared with a base is exact.
+        target.lossless |= shared;
         let options = ConvertOptions {
-            plan: self.options(&args.target, &args.select, args.profile, args.transform, how)?,
+            base: args.base.clone(),
+            plan: self.options(&target, &args.select, args.profile, args.transform, how)?,
             optimize: optimizing(&args.optimize, args.calibrate.is_some())?,
             output: args.output.output.clone(),
             force: args.output.force,
@@ -86,7 +94,13 @@ impl Talk<'_> {
         document.warnings.iter().for_each(|warning| self.progress.warn(warning));
         let library = locate::library();
         let context = Context { elapsed: start.elapsed(), library: library.as_deref(), style: self.style };
-        Ok(self.say(&document, false, || report::convert::summary(&document, &context)))
+        let needs = || match &args.base {
+            Some(base) => {
+                format!("It takes weights from the data file of {}, which must stay.\n", base.display())
+            }
+            None => String::new(),
+        };
+        Ok(self.say(&document, false, || report::convert::summary(&document, &context) + &needs()))
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {

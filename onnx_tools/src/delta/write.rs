@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use nz_onnx::codec::{self, EncodeOptions, decode_delta, encode_delta};
-use nz_onnx::format::{Header, Residual, TensorSpec};
+use nz_onnx::format::{Header, TensorSpec};
 
 use super::base::Base;
 use super::container::{Form, Index, Segment, StoredFile, deflate, head, inflate, tail};
 use super::parts::{Part, files};
+use super::shared::delta_name;
 use crate::onnx::{Error, Model, Result, Weight};
 use crate::pipeline::paths::OutputFiles;
 use crate::report::{Progress, delta as report, json};
@@ -128,11 +129,7 @@ fn encode(
             if decode_delta(&blob, &of_base).map_err(failed)? != bytes {
                 return Err(wrong(model, weight));
             }
-            let delta = Header::parse(&blob).map_err(failed)?.delta;
-            let name = match delta.map(|delta| delta.residual) {
-                Some(Residual::Difference) => "delta difference",
-                _ => "delta xor",
-            };
+            let name = delta_name(&Header::parse(&blob).map_err(failed)?).unwrap_or("delta");
             let (base_file, base) = (place.file, place.offset);
             ways.push((Segment { form: Form::Delta as i32, base_file, base, ..segment }, blob, name));
         }

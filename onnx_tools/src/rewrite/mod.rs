@@ -3,6 +3,7 @@
 //! [`decide()`] says what happens to each weight and why; [`splice::build`] makes the converted model as a
 //! [`Rope`] over the original's bytes; [`restore()`] undoes it.
 
+pub mod base;
 pub mod constness;
 mod costly;
 pub mod decide;
@@ -16,6 +17,7 @@ pub mod rope;
 pub mod rules;
 pub mod splice;
 
+pub use base::{BaseBlob, PlanBase};
 pub use decide::{Compression, Decision, Use, UseKind, decide};
 pub use recipe::{BlobFile, Recipe, RecipeBlob};
 pub use restore::{Outcome, Restored, restore};

@@ -24,18 +24,22 @@ use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId, exter
 pub const KEY: &str = "nz.restore";
 /// Version of the recipe.
 const VERSION: u32 = 1;
+/// That of one that takes weights from a base.
+const VERSION_BASE: u32 = 2;
 /// The largest recipe that is read, in bytes: it is decompressed in memory.
 const MAX_RECIPE: u64 = 1 << 30;
 /// The largest gap in an external data file that is kept if it is not zero.
 const MAX_GAP: u64 = 64 << 10;
 
 /// A file of the converted model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlobFile {
     /// The `.onnx` file.
     Model,
     /// The data file beside it.
     Data,
+    /// The base's data file.
+    Base,
 }
 
 /// Where a weight of the original is in the converted model.
@@ -96,6 +100,14 @@ pub(crate) struct StoredBlob {
     pub offset: u64,
     #[prost(uint64, tag = "5")]
     pub len: u64,
+    /// The base's blob that it is a delta to, or that the weight is if `len` is 0: where it is in the base's data file,
+    /// and what its header hashes to.
+    #[prost(uint64, tag = "6")]
+    pub base_offset: u64,
+    #[prost(uint64, tag = "7")]
+    pub base_len: u64,
+    #[prost(fixed64, tag = "8")]
+    pub base_hash: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -167,6 +179,13 @@ pub(crate) struct StoredPart {
     pub segment: Option<StoredSegment>,
 }
 
+impl StoredBlob {
+    /// Whether the weight is the base's blob, and not a delta to it.
+    pub fn is_in_base(&self) -> bool {
+        self.base_len > 0 && self.len == 0
+    }
+}
+
 impl StoredSegment {
     fn new(content: Content) -> Self {
         StoredSegment { content: Some(content) }
@@ -178,7 +197,7 @@ impl Recipe {
     pub(crate) fn new(model: &Model, plan: &Plan, prefix: &Rope) -> Result<Recipe> {
         let (copies, inline) = survey(prefix);
         let mut stored = Stored {
-            version: VERSION,
+            version: if plan.base.is_some() { VERSION_BASE } else { VERSION },
             source_len: model.source().len(),
             prefix_len: prefix.len(),
             data_file: plan.data_file_name.clone(),
@@ -188,7 +207,12 @@ impl Recipe {
         let mut index = BTreeMap::new();
         for (id, _) in plan.compressed() {
             let weight = model.weight(id);
-            let (in_data, offset, len) = located(plan, &inline, id)?;
+            let (root, placement) = plan.place(id)?;
+            let (in_data, offset, len) = match placement {
+                Placement::InBase => (false, 0, 0),
+                _ => located(plan, &inline, id)?,
+            };
+            let base = plan.base_of(root).map(|(_, blob)| blob);
             index.insert(id, stored.blobs.len() as u64);
             let blob = stored.blobs.len() as u64;
             stored.blobs.push(StoredBlob {
@@ -197,6 +221,9 @@ impl Recipe {
                 in_data,
                 offset,
                 len,
+                base_offset: base.map_or(0, |base| base.offset),
+                base_len: base.map_or(0, |base| base.len),
+                base_hash: base.map_or(0, |base| base.hash),
             });
             if let Some((range, form)) = payload_of(weight) {
                 payloads.push((range.clone(), blob, form));
@@ -234,11 +261,11 @@ impl Recipe {
             .read_to_end(&mut bytes)
             .map_err(|e| bad(e.to_string()))?;
         let stored = Stored::decode(bytes.as_slice()).map_err(|e| bad(e.to_string()))?;
-        if stored.version != VERSION {
+        if ![VERSION, VERSION_BASE].contains(&stored.version) {
             return Err(Error::unsupported(
                 converted.path(),
                 format!(
-                    "metadata {KEY} has version {}, this nz-onnx reads {VERSION}; use a newer one",
+                    "metadata {KEY} has version {}, this nz-onnx reads {VERSION} and {VERSION_BASE}; use a newer one",
                     stored.version
                 ),
             ));
@@ -251,11 +278,20 @@ impl Recipe {
         let blob = |b: &StoredBlob| RecipeBlob {
             weight: WeightId(usize::try_from(b.weight).unwrap_or(usize::MAX)),
             name: b.name.clone(),
-            file: if b.in_data { BlobFile::Data } else { BlobFile::Model },
-            offset: b.offset,
-            len: b.len,
+            file: match b.is_in_base() {
+                true => BlobFile::Base,
+                false if b.in_data => BlobFile::Data,
+                false => BlobFile::Model,
+            },
+            offset: if b.is_in_base() { b.base_offset } else { b.offset },
+            len: if b.is_in_base() { b.base_len } else { b.len },
         };
         self.stored.blobs.iter().map(blob).collect()
+    }
+
+    /// Name of the data file beside the model, whether there is one or not.
+    pub fn data_file(&self) -> &str {
+        &self.stored.data_file
     }
 
     /// Length in bytes of the original model's file.

@@ -77,7 +77,8 @@ pub fn convert(
     if !data.is_empty() {
         fs::write(out.with_file_name(&data_file_name), &data).unwrap();
     }
-    let plan = Plan { decisions, placements, data_file_name, metadata: vec![], nchwc_block: None };
+    let plan =
+        Plan { decisions, placements, data_file_name, metadata: vec![], nchwc_block: None, base: None };
     let rope = rewrite::build(&model, &plan).unwrap();
     let mut bytes = Vec::new();
     rope.write_to(&model, &mut bytes, out).unwrap();
