@@ -413,8 +413,10 @@ pub(super) fn add(
         let len = *residual;
         let below = len.saturating_sub(1);
         // At most 31 bits of each weight before: within the room.
-        let bytes: [u8; 8] = std::array::from_fn(|i| sums.raw[at / 8 + i]);
-        let word = u64::from_le_bytes(bytes) >> (at % 8);
+        let Some(bytes) = sums.raw.get(at / 8..).and_then(|rest| rest.first_chunk()) else {
+            return Err(BadRecord);
+        };
+        let word = u64::from_le_bytes(*bytes) >> (at % 8);
         *residual = (word & ((1 << below) - 1)) as u32 | ((1u64 << len) >> 1) as u32;
         at += below as usize;
     }

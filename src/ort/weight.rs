@@ -35,9 +35,9 @@ pub(crate) enum Stored {
     Integers(Dtype),
 }
 
-/// The attribute of a node that names the file of its base's blob, and the one with that blob's [`Header::identity`] where
-/// it is the weight itself.
+/// The attribute of a node that names the file of its base's blob.
 const BASE_FILE: &CStr = c"base_file";
+/// The one with that blob's [`Header::identity`], where it is the weight itself.
 pub(crate) const BASE_HASH: &CStr = c"base_hash";
 
 /// The weight of one node.
