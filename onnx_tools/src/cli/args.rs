@@ -109,10 +109,10 @@ pub enum Command {
     /// Show what convert would do to each weight, and why
     #[command(after_help = EXIT_CODES)]
     Plan(PlanArgs),
-    /// Show what is in a converted model, a plain model or a blob file
+    /// Show what is in a converted model, a plain model, a delta file or a blob file
     #[command(after_help = EXIT_CODES)]
     Inspect(InspectArgs),
-    /// Check a converted model: checksums, weights, and outputs in ONNX Runtime
+    /// Check a converted model: checksums, weights, and outputs in ONNX Runtime; or a delta file
     #[command(after_help = format!("{VERIFY_EXAMPLES}\n\n{EXIT_CODES}"))]
     Verify(VerifyArgs),
     /// Write a converted model back as a plain one
@@ -128,6 +128,7 @@ Examples:
   nz-onnx verify model.nz.onnx                                  checksums
   nz-onnx verify model.nz.onnx --original model.onnx            and every weight
   nz-onnx verify model.nz.onnx --original model.onnx --run      and the outputs of both models
+  nz-onnx verify tuned.nzd --base model.onnx                    that the model comes back
   nz-onnx verify model.nz.onnx --original model.onnx --run --shape input_ids=1,16 --inputs sample.npz
 
 ONNX Runtime (1.17 or later) is taken from --ort-lib, ORT_DYLIB_PATH, the active
@@ -314,15 +315,18 @@ pub struct PlanArgs {
 /// Options of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A converted model, a plain model or a blob
+    /// A converted model, a plain model, a delta file or a blob
     pub file: PathBuf,
 }
 
 /// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The converted model
+    /// The converted model, or a delta file
     pub model: PathBuf,
+    /// The base of a delta file [default: looked for in its folder]
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<PathBuf>,
     /// The model it was made from: compare every weight
     #[arg(long, value_name = "FILE")]
     pub original: Option<PathBuf>,

@@ -161,7 +161,16 @@ impl Talk<'_> {
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {
-        refuse_delta(&args.file)?;
+        if delta::is_delta(&args.file)? {
+            let document = delta::inspect(&args.file)?;
+            let passed = document.parts.iter().all(|part| part.checksum_ok != Some(false));
+            if !passed {
+                self.progress
+                    .warn("a blob does not have the checksum that it states; `nz-onnx verify` says more");
+            }
+            let said = self.say(&document, true, || report::delta::inspect(&document, self.style));
+            return Ok(Outcome { passed, ..said });
+        }
         let document = inspect::inspect(&args.file)?;
         let passed = document.blobs.iter().all(|b| b.checksum_ok);
         if !passed {
@@ -176,7 +185,20 @@ impl Talk<'_> {
 
     fn verify(&self, args: &VerifyArgs) -> Result<Outcome> {
         let start = Instant::now();
-        refuse_delta(&args.model)?;
+        if delta::is_delta(&args.model)? {
+            if args.original.is_some() {
+                let what =
+                    "a delta file, which has its original's SHA-256; --original is for converted models";
+                return Err(Error::Usage(format!("{}: {what}", args.model.display())));
+            }
+            let document = delta::verify(&args.model, args.base.as_deref(), self.progress)?;
+            let text = || report::delta::verify(&document, start.elapsed(), self.style);
+            return Ok(Outcome { passed: document.ok, ..self.say(&document, !document.ok, text) });
+        }
+        if args.base.is_some() {
+            let what = "is no delta file; --base is for those only";
+            return Err(Error::Usage(format!("{}: {what}", args.model.display())));
+        }
         let run = args.run.then(|| RunOptions {
             inputs: args.inputs.clone(),
             shapes: args.shape.iter().map(|s| (s.name.clone(), s.dims.clone())).collect(),
@@ -226,7 +248,7 @@ fn optimizing(args: &OptimizeArgs, calibrating: bool) -> Result<Option<OptimizeO
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
 }
 
-/// Delta files are for `restore` alone.
+/// Delta files are no models.
 fn refuse_delta(path: &Path) -> Result<()> {
     if !delta::is_delta(path)? {
         return Ok(());

@@ -4,12 +4,14 @@
 //! help of the base. [`shared`] is the form that ONNX Runtime loads.
 
 mod base;
+mod check;
 mod container;
 mod parts;
 mod restore;
 pub mod shared;
 mod write;
 
+pub use check::{inspect, verify};
 pub use container::is_delta;
 pub use restore::restore;
 pub use write::{DeltaOptions, convert};
