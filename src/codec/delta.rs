@@ -10,9 +10,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known, Profile};
-use super::decode::Decoder;
+use super::decode::{Decoder, damaged};
 use super::encode::runs;
-use crate::arch::{BLOCK, BadRecord, RECORD_ROOM, Scratch, Tables, decode_symbols, encode_symbols};
+use crate::arch::delta::{Bits, Sums, length, lift, mask};
+use crate::arch::{BLOCK, Backend, BadRecord, RECORD_ROOM, Scratch, Tables, encode_symbols};
 use crate::error::{Error, Result};
 use crate::format::{
     ALIGN, Blocks, Delta, Dtype, Header, Residual, Sections, TensorSpec, Transform, Units, payload_hash,
@@ -20,109 +21,10 @@ use crate::format::{
 
 /// Weights a block: few, so that those that stayed as they were are left out wherever some lie together.
 const BLOCK_LEN: u32 = 1024;
-/// Bytes that the raw bits of a block take at most: 31 of each residual, and padding.
-const RAW_ROOM: usize = BLOCK * 31 / 8 + ALIGN;
 /// Symbols do not tell exponents apart that are less than this below the largest.
 const EXPONENTS: u8 = 40;
 /// Bytes that a record fits in: symbols, and 31 bits of each residual.
 const ROOM: usize = RECORD_ROOM + 4 * BLOCK;
-
-/// The `len` lowest bits.
-fn mask(len: u32) -> u32 {
-    ((1u64 << len) - 1) as u32
-}
-
-/// A dtype's elements as plain numbers.
-#[derive(Clone, Copy)]
-pub(super) struct Bits {
-    /// Bits an element.
-    width: u32,
-    mantissa: u32,
-}
-
-impl Bits {
-    pub fn of(dtype: Dtype) -> Bits {
-        Bits { width: 8 * dtype.size() as u32, mantissa: dtype.mantissa_bits().into() }
-    }
-
-    fn load(self, bytes: &[u8], index: usize) -> u32 {
-        match self.width {
-            16 => u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).into(),
-            _ => u32::from_le_bytes(std::array::from_fn(|i| bytes[4 * index + i])),
-        }
-    }
-
-    fn load_all(self, bytes: &[u8], out: &mut [u32]) {
-        match self.width {
-            16 => out.iter_mut().zip(bytes.chunks_exact(2)).for_each(|(out, bytes)| {
-                *out = u16::from_le_bytes([bytes[0], bytes[1]]).into();
-            }),
-            _ => out.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(out, bytes)| {
-                *out = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            }),
-        }
-    }
-
-    fn store_all(self, bits: &[u32], out: &mut [u8]) {
-        match self.width {
-            16 => out.chunks_exact_mut(2).zip(bits).for_each(|(out, bits)| {
-                out.copy_from_slice(&(*bits as u16).to_le_bytes());
-            }),
-            _ => out.chunks_exact_mut(4).zip(bits).for_each(|(out, bits)| {
-                out.copy_from_slice(&bits.to_le_bytes());
-            }),
-        }
-    }
-
-    fn exponent(self, bits: u32) -> u8 {
-        (bits >> self.mantissa & mask(self.width - 1 - self.mantissa)) as u8
-    }
-
-    /// The place of a value in the order of all: from the largest negative one up.
-    fn place(self, bits: u32) -> u32 {
-        let sign = 1 << (self.width - 1);
-        if bits & sign == 0 { bits | sign } else { !bits & mask(self.width) }
-    }
-
-    /// Undoes [`Bits::place`].
-    fn at_place(self, place: u32) -> u32 {
-        let sign = 1 << (self.width - 1);
-        if place & sign == 0 { !place & mask(self.width) } else { place & !sign }
-    }
-
-    fn residual(self, how: Residual, bits: u32, base: u32) -> u32 {
-        match how {
-            Residual::Xor => bits ^ base,
-            Residual::Difference => {
-                // Its sign goes to the lowest bit, so that small ones of both signs are short.
-                let difference = self.place(bits).wrapping_sub(self.place(base)) << (32 - self.width);
-                let difference = difference as i32 >> (32 - self.width);
-                (difference << 1 ^ difference >> 31) as u32 & mask(self.width)
-            }
-        }
-    }
-
-    /// Undoes [`Bits::residual`].
-    fn restored(self, how: Residual, residual: u32, base: u32) -> u32 {
-        match how {
-            Residual::Xor => residual ^ base,
-            Residual::Difference => {
-                let difference = residual >> 1 ^ 0u32.wrapping_sub(residual & 1);
-                self.at_place(self.place(base).wrapping_add(difference) & mask(self.width))
-            }
-        }
-    }
-}
-
-/// How much is added to the lengths of residuals to a weight of the base.
-fn lift(exponent: u8, from: u8) -> u32 {
-    // The longest residual has 32 bits: no symbol is over 254.
-    u32::from(exponent.saturating_sub(from)).min(222)
-}
-
-fn length(residual: u32) -> u32 {
-    32 - residual.leading_zeros()
-}
 
 /// A way to make symbols.
 #[derive(Clone, Copy)]
@@ -344,7 +246,7 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
     if payload_hash(&blob[header.payload_offset()..]) != header.payload_hash {
         return Err(Error::corrupt("payload checksum differs"));
     }
-    let (bits, blocks) = (Bits::of(spec.dtype), header.blocks());
+    let bits = Bits::of(spec.dtype);
     let tables = Tables::new(&header.tiers);
     let size = spec.dtype.size();
     let mut out = base.to_vec();
@@ -355,106 +257,19 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
             if record.is_empty() {
                 return Ok(());
             }
-            let n = slots(blocks, block as u64).len();
-            let damaged = |BadRecord| Error::corrupt("the record of a block is damaged");
-            let (symbols, rest) = decode_symbols(&tables, record, n, scratch).map_err(damaged)?;
-            add(symbols, rest, &delta, bits, out, sums).map_err(damaged)
+            Backend::active()
+                .decode_delta(&tables, record, &delta, bits, out, (scratch, sums))
+                .map_err(|BadRecord| damaged())
         },
     )?;
     Ok(out)
-}
-
-/// Buffers of [`add`].
-pub(super) struct Sums {
-    base: [u32; BLOCK],
-    /// Lengths of residuals, then residuals.
-    residuals: [u32; BLOCK],
-    /// Raw bits, with room to read 8 bytes anywhere in them.
-    raw: [u8; RAW_ROOM + 8],
-}
-
-impl Sums {
-    pub fn new() -> Box<Sums> {
-        let empty = [0; BLOCK];
-        Box::new(Sums { base: empty, residuals: empty, raw: [0; RAW_ROOM + 8] })
-    }
-}
-
-/// Adds residuals to the weights of a base, in place.
-pub(super) fn add(
-    symbols: &[u8],
-    raw: &[u8],
-    delta: &Delta,
-    bits: Bits,
-    out: &mut [u8],
-    sums: &mut Sums,
-) -> std::result::Result<(), BadRecord> {
-    // Three passes, of which the first and the last are the same for all weights.
-    let n = symbols.len();
-    if n > BLOCK || raw.len() > RAW_ROOM || out.len() != n * bits.width as usize / 8 {
-        return Err(BadRecord);
-    }
-    let (base, residuals) = (&mut sums.base[..n], &mut sums.residuals[..n]);
-    bits.load_all(out, base);
-    let mut bad = false;
-    for ((len, &symbol), &base) in residuals.iter_mut().zip(symbols).zip(base.iter()) {
-        let lifted = lift(bits.exponent(base), delta.exponent);
-        let (is_other, own) = (symbol != 0, u32::from(symbol).wrapping_sub(lifted));
-        bad |= is_other & (own.wrapping_sub(1) >= bits.width);
-        *len = if is_other { own } else { 0 };
-    }
-    if bad {
-        return Err(BadRecord);
-    }
-    sums.raw[..raw.len()].copy_from_slice(raw);
-    sums.raw[raw.len()..raw.len() + 8].fill(0);
-    let mut at = 0usize;
-    for residual in residuals.iter_mut() {
-        let len = *residual;
-        let below = len.saturating_sub(1);
-        // At most 31 bits of each weight before: within the room.
-        let Some(bytes) = sums.raw.get(at / 8..).and_then(|rest| rest.first_chunk()) else {
-            return Err(BadRecord);
-        };
-        let word = u64::from_le_bytes(*bytes) >> (at % 8);
-        *residual = (word & ((1 << below) - 1)) as u32 | ((1u64 << len) >> 1) as u32;
-        at += below as usize;
-    }
-    if at > 8 * raw.len() || raw.len() - at.div_ceil(8) >= ALIGN {
-        return Err(BadRecord);
-    }
-    for (base, &residual) in base.iter_mut().zip(residuals.iter()) {
-        *base = bits.restored(delta.residual, residual, *base);
-    }
-    bits.store_all(base, out);
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn residuals_are_undone() {
-        for dtype in [Dtype::F32, Dtype::F16] {
-            let bits = Bits::of(dtype);
-            let top = mask(bits.width);
-            let values = [0, 1, 2, top, top - 1, 1 << (bits.width - 1), top >> 1, 0x3c00, 0xbc01, 12345];
-            for how in [Residual::Xor, Residual::Difference] {
-                for (a, b) in values.iter().flat_map(|&a| values.map(|b| (a & top, b & top))) {
-                    let residual = bits.residual(how, a, b);
-                    assert!(residual <= top);
-                    assert_eq!(bits.restored(how, residual, b), a, "{how:?} {a:#x} {b:#x}");
-                }
-            }
-            // Neighbours across zero and an octave are short.
-            let one = bits.residual(Residual::Difference, 1, 1 << (bits.width - 1));
-            assert_eq!(length(one), 3);
-            assert_eq!(length(bits.residual(Residual::Difference, 0x3c00, 0x3bff)), 2);
-        }
-    }
-
-    /// [`add`], weight by weight.
+    /// A block, weight by weight.
     fn added_plainly(symbols: &[u8], raw: &[u8], delta: &Delta, bits: Bits, out: &[u8]) -> Option<Vec<u8>> {
         let size = bits.width as usize / 8;
         let mut at = 0;
@@ -480,6 +295,12 @@ mod tests {
             sums.extend(&bits.restored(delta.residual, residual, base).to_le_bytes()[..size]);
         }
         (raw.len() - at.div_ceil(8) < ALIGN).then_some(sums)
+    }
+
+    fn histogram(symbols: &[u8]) -> Histogram {
+        let mut counts = [0; 256];
+        symbols.iter().for_each(|&symbol| counts[usize::from(symbol)] += 1);
+        counts
     }
 
     #[test]
@@ -515,14 +336,21 @@ mod tests {
                 _ => {}
             }
             let plain = added_plainly(&symbols, &raw, &delta, bits, &base);
-            let mut out = base.clone();
-            let fast = add(&symbols, &raw, &delta, bits, &mut out, &mut Sums::new());
-            assert_eq!(fast.is_ok(), plain.is_some(), "round {round}");
-            match plain {
-                Some(plain) => assert!(plain == out, "round {round}"),
-                None => refused += 1,
+            refused += usize::from(plain.is_none());
+            let tiers = cascade::choose_tiers(&histogram(&symbols), Profile::Compact, Known::default());
+            let tables = Tables::new(&tiers);
+            let mut record = vec![0; ROOM];
+            let len = encode_symbols(&tables, &symbols, &mut Scratch::new(), &mut record);
+            record.truncate(len);
+            record.extend(&raw);
+            for backend in Backend::available() {
+                let mut out = base.clone();
+                let buffers = (&mut *Scratch::new(), &mut *Sums::new());
+                let fast = backend.decode_delta(&tables, &record, &delta, bits, &mut out, buffers);
+                assert_eq!(fast.is_ok(), plain.is_some(), "{} round {round}", backend.name);
+                assert!(plain.as_ref().is_none_or(|plain| *plain == out), "{} round {round}", backend.name);
             }
         }
-        assert!((20..100).contains(&refused), "{refused} damaged records");
+        assert!((20..200).contains(&refused), "{refused} damaged records");
     }
 }

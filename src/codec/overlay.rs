@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::decode::{Decoder, damaged};
-use super::delta::{Bits, Sums, add};
 use super::encode::runs;
-use crate::arch::{BLOCK, Backend, BadRecord, Scratch, Tables, decode_symbols};
+use crate::arch::delta::{Bits, Sums};
+use crate::arch::{BLOCK, Backend, BadRecord, Scratch, Tables};
 use crate::error::{Error, Result};
 use crate::format::{Delta, Dtype, Header, payload_hash};
 
@@ -187,8 +187,8 @@ impl DeltaDecoder {
             return Ok(());
         }
         let dtype = self.header.spec.dtype;
-        decode_symbols(&self.tables, record, out.len() / dtype.size(), scratch)
-            .and_then(|(symbols, raw)| add(symbols, raw, &self.delta, Bits::of(dtype), out, sums))
+        Backend::active()
+            .decode_delta(&self.tables, record, &self.delta, Bits::of(dtype), out, (scratch, sums))
             .map_err(|BadRecord| damaged())
     }
 }
