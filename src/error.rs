@@ -18,6 +18,9 @@ pub enum Error {
     /// The blob is valid but made by a later version, or names something this version lacks.
     #[error("unsupported blob: {0}")]
     Unsupported(String),
+    /// The base of a delta is damaged, or not the one that the delta was made to.
+    #[error("{0}")]
+    Base(String),
     /// The caller asked for something that cannot be.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),

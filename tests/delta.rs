@@ -7,9 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::{DTYPES, KINDS, Kind, Rng, tensor};
-use nz_onnx::codec::{self, Decoder, reference};
+use nz_onnx::codec::{self, Decoder, DeltaDecoder, EncodeOptions, GridStep, reference};
 use nz_onnx::error::Error;
-use nz_onnx::format::{Dtype, Header, Residual, Transform};
+use nz_onnx::format::{Dtype, Header, Residual, TensorSpec, Transform};
 
 /// A tensor as one fine-tuning leaves it: each weight of the base changed by about `step`, but for stretches that stay.
 fn tuned(base: &[u8], step: f32, seed: u64) -> Vec<u8> {
@@ -194,6 +194,118 @@ fn golden_deltas_decode_and_are_still_written() {
             assert!(reference::decode_delta(&stored, &base).unwrap() == expected, "{path:?}");
             assert!(codec::decode_delta(&stored, &base).unwrap() == expected, "{path:?}");
             assert!(stored == blob, "{path:?}");
+        }
+    }
+}
+
+/// A delta to a blob, with all that is decoded of it.
+fn check_on_blob(src: &[u8], base: &[u8], spec: &TensorSpec, at: &str) -> Vec<u8> {
+    let delta = codec::encode_delta_to_blob(src, base).unwrap();
+    let decoder = DeltaDecoder::open(&delta, base).unwrap();
+    assert_eq!(decoder.header().spec, *spec);
+    assert!(decoder.decode_bytes(&delta, base).unwrap() == src, "{at}");
+    assert!(reference::decode_delta(&delta, base).unwrap() == src, "reference: {at}");
+    // The weights in stored order, as a blob without a base has them.
+    let plain = codec::encode(src, spec, &EncodeOptions::default()).unwrap();
+    let plain_decoder = Decoder::open(&plain).unwrap();
+    let (n, size) = (spec.elements().unwrap() as usize, spec.dtype.size());
+    let mut expected = vec![0f32; n];
+    plain_decoder.decode_f32(&plain, 0, &mut expected).unwrap();
+    let mut elements = vec![0u8; n * size];
+    plain_decoder.decode_elements(&plain, 0, &mut elements).unwrap();
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let mut rng = Rng(n as u64);
+    for _ in 0..20 {
+        let first = rng.next() as usize % n;
+        let len = 1 + rng.next() as usize % (n - first);
+        let mut floats = vec![0f32; len];
+        decoder.decode_f32(&delta, base, first as u64, &mut floats).unwrap();
+        assert!(bits(&floats) == bits(&expected[first..first + len]), "{at}: {first}+{len}");
+        let mut part = vec![0u8; len * size];
+        decoder.decode_elements(&delta, base, first as u64, &mut part).unwrap();
+        assert!(part == elements[first * size..(first + len) * size], "{at}: {first}+{len}");
+    }
+    let mut floats = vec![0f32; 2];
+    assert!(decoder.decode_f32(&delta, base, n as u64 - 1, &mut floats).is_err());
+    assert!(decoder.decode_f32(&delta[..delta.len() - 4], base, 0, &mut floats[..1]).is_err());
+    assert!(decoder.decode_f32(&delta, &base[..base.len() - 4], 0, &mut floats[..1]).is_err());
+    delta
+}
+
+#[test]
+fn deltas_to_blobs_decode_anywhere() {
+    let grid = EncodeOptions { grid: Some(GridStep { cell: 1, raw_bits: 4 }), ..Default::default() };
+    let cut = EncodeOptions { mantissa_bits: Some(4), ..Default::default() };
+    for dtype in DTYPES {
+        for (spec, options) in [
+            (TensorSpec::row_major(dtype, &[7, 2001]), EncodeOptions::default()),
+            (TensorSpec::column_tiles(dtype, 111, 320, 128), cut),
+            (TensorSpec::column_tiles(dtype, 33, 300, 256), EncodeOptions::default()),
+            (TensorSpec::column_tiles(dtype, 70, 192, 128), grid),
+            (TensorSpec::row_major(dtype, &[1]), EncodeOptions::default()),
+        ] {
+            let n = spec.elements().unwrap() as usize;
+            for (kind, tuned_kind) in [(Kind::Gauss, Kind::Gauss), (Kind::Gauss, Kind::Bits)] {
+                let at = format!("{spec:?} {tuned_kind:?}");
+                let base = codec::encode(&tensor(kind, dtype, n, 3), &spec, &options).unwrap();
+                check_on_blob(&tensor(tuned_kind, dtype, n, 4), &base, &spec, &at);
+                // What the base decodes to is nothing at all.
+                let same = check_on_blob(&codec::decode(&base).unwrap(), &base, &spec, &at);
+                let header = Header::parse(&same).unwrap();
+                assert_eq!(header.payload_offset(), same.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn deltas_to_blobs_know_their_base() {
+    let spec = TensorSpec::column_tiles(Dtype::F32, 64, 128, 128);
+    let [weights, others] = [3, 4].map(|seed| tensor(Kind::Gauss, Dtype::F32, 64 * 128, seed));
+    let [base, other] =
+        [&weights, &others].map(|w| codec::encode(w, &spec, &EncodeOptions::default()).unwrap());
+    let src = tuned(&weights, 1e-4, 5);
+    let delta = codec::encode_delta_to_blob(&src, &base).unwrap();
+    assert!(matches!(DeltaDecoder::open_unverified(&delta, &other), Err(Error::Base(_))));
+    assert!(matches!(DeltaDecoder::open(&delta, &delta), Err(Error::Base(_))), "a delta is no base");
+    assert!(
+        matches!(DeltaDecoder::open(&base, &base), Err(Error::InvalidArgument(_))),
+        "and a base no delta"
+    );
+    assert!(matches!(codec::decode_delta(&delta, &weights), Err(Error::InvalidArgument(_))));
+    assert!(Decoder::open(&delta).is_err());
+    let plain = codec::encode_delta(&src, &weights, Dtype::F32, &[64, 128]).unwrap();
+    assert!(matches!(DeltaDecoder::open(&plain, &base), Err(Error::InvalidArgument(_))));
+    assert!(codec::encode_delta_to_blob(&src[4..], &base).is_err());
+    // The same weights, coded in another way, are another blob.
+    let again =
+        codec::encode(&weights, &spec, &EncodeOptions { block_len: 1024, ..Default::default() }).unwrap();
+    assert!(matches!(DeltaDecoder::open(&delta, &again), Err(Error::Base(_))));
+}
+
+#[test]
+fn damage_to_either_blob_is_found() {
+    let spec = TensorSpec::row_major(Dtype::F16, &[2500]);
+    let weights = tensor(Kind::Gauss, Dtype::F16, 2500, 3);
+    let base = codec::encode(&weights, &spec, &EncodeOptions::default()).unwrap();
+    let src = tensor(Kind::Gauss, Dtype::F16, 2500, 4);
+    let delta = codec::encode_delta_to_blob(&src, &base).unwrap();
+    let mut rng = Rng(1);
+    for round in 0..3000 {
+        let (mut d, mut b) = (delta.clone(), base.clone());
+        let hurt = if round % 2 == 0 { &mut d } else { &mut b };
+        let at = rng.next() as usize % hurt.len();
+        match round % 3 {
+            0 => hurt.truncate(at),
+            1 => hurt[at] ^= 1 << (round % 8),
+            _ => hurt.push(0),
+        }
+        assert!(DeltaDecoder::open(&d, &b).is_err(), "round {round}");
+        assert!(reference::decode_delta(&d, &b).is_err(), "reference: round {round}");
+        // Without the checksums of payloads: an error or other weights, and nothing else.
+        if let Ok(decoder) = DeltaDecoder::open_unverified(&d, &b) {
+            let mut out = vec![0f32; 2500];
+            let _ = decoder.decode_f32(&d, &b, 0, &mut out);
         }
     }
 }

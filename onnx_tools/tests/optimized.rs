@@ -150,6 +150,7 @@ fn weights_in_channel_blocks_are_compressed_and_say_so() {
         data_file_name: "m.nz.onnx.data".to_string(),
         metadata: vec![("nz.nchwc_block".to_string(), "16".to_string())],
         nchwc_block,
+        base: None,
     };
     let made = |plan: &Plan| {
         let path = folder.path().join("made.onnx");

@@ -84,6 +84,7 @@ impl<'a> Planes<'a> {
 ///
 /// # Panics
 /// `n` is over [`BLOCK`].
+#[inline(always)]
 pub(super) fn symbols_first<'s, 'r>(
     tables: &Tables,
     record: &'r [u8],

@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub(crate) mod delta;
 pub mod dense;
 mod generic;
 mod grid;
@@ -15,7 +16,8 @@ mod x86_64;
 
 use std::sync::OnceLock;
 
-use crate::format::{Dtype, GRID_BITS, MAX_BLOCK, Tier, Unit};
+use crate::format::{Delta, Dtype, GRID_BITS, MAX_BLOCK, Tier, Unit};
+use delta::{Bits, Sums};
 pub use grid::{Extent, Grid, STRIP, Step};
 pub(crate) use grid::{FRACTION_ONES, LevelCounts, count_levels};
 use words::WordLoops;
@@ -172,6 +174,8 @@ type EncodeHalves = fn(&Tables, Half, &[u8], &mut Scratch, &mut [u8], &[u8]) -> 
 type DecodeRecords = fn(&Tables, &[Record<'_>], &mut Scratch, &mut [u32], Store) -> Result<(), BadRecord>;
 type DecodeHalves =
     fn(&Tables, &[Record<'_>], &mut Scratch, Half, &mut [u16], Store) -> Result<(), BadRecord>;
+type DecodeDelta =
+    fn(&Tables, &[u8], &Delta, Bits, &mut [u8], (&mut Scratch, &mut Sums)) -> Result<(), BadRecord>;
 type Multiply = fn(&Tables, &[Record<'_>], &mut Scratch, &[f32], &mut [f32]) -> Result<(), BadRecord>;
 
 /// What a backend can do at one go where others decode to words first.
@@ -202,6 +206,7 @@ pub struct Backend {
     encode_halves: Option<EncodeHalves>,
     words: WordLoops,
     fused: Option<Fused>,
+    delta: DecodeDelta,
 }
 
 impl Backend {
@@ -214,6 +219,7 @@ impl Backend {
             encode_halves: None,
             words: words::GENERIC,
             fused: None,
+            delta: delta::decode,
         }];
         #[cfg(target_arch = "x86_64")]
         all.extend(x86_64::available());
@@ -254,6 +260,29 @@ impl Backend {
     ) -> Result<(), BadRecord> {
         check(records, words.len());
         (self.decode)(tables, records, scratch, words, store)
+    }
+
+    /// Adds the residuals in `record`, the block of a delta, to the base's `elements`, which are all that it covers.
+    ///
+    /// Reads nothing outside the record and writes nothing outside `elements`, whatever the record holds.
+    ///
+    /// # Errors
+    /// What a record should be made of does not fill it; `elements` then holds anything.
+    ///
+    /// # Panics
+    /// There are more than [`BLOCK`] elements, or a part of one.
+    pub(crate) fn decode_delta(
+        self,
+        tables: &Tables,
+        record: &[u8],
+        delta: &Delta,
+        bits: Bits,
+        elements: &mut [u8],
+        (scratch, sums): (&mut Scratch, &mut Sums),
+    ) -> Result<(), BadRecord> {
+        let size = bits.width as usize / 8;
+        assert!(elements.len() <= BLOCK * size && elements.len().is_multiple_of(size));
+        (self.delta)(tables, record, delta, bits, elements, (scratch, sums))
     }
 
     /// Decodes records of a 16-bit dtype to elements of it, or returns `None`: this backend must decode such blocks
@@ -430,23 +459,6 @@ impl Backend {
         assert!(words.len() <= BLOCK);
         (self.words.count)(words, counts)
     }
-}
-
-/// The symbols whose tiers and literals stand at the start of `record`, and what follows them.
-///
-/// # Errors
-/// The record is too short.
-///
-/// # Panics
-/// `n` is over [`BLOCK`].
-pub fn decode_symbols<'s, 'r>(
-    tables: &Tables,
-    record: &'r [u8],
-    n: usize,
-    scratch: &'s mut Scratch,
-) -> Result<(&'s [u8], &'r [u8]), BadRecord> {
-    assert!(n <= BLOCK);
-    generic::symbols_first(tables, record, n, scratch)
 }
 
 /// Writes the tiers of `symbols` and their literals to the front of `out`; returns how many bytes they take.

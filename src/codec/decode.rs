@@ -359,6 +359,6 @@ const STREAM_FROM: usize = 16 << 20;
 /// Records that the backend gets at a time.
 const BATCH: usize = 8;
 
-fn damaged() -> Error {
+pub(super) fn damaged() -> Error {
     Error::corrupt("the record of a block is damaged")
 }

@@ -10,7 +10,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known, Profile};
-use crate::arch::{BLOCK, BadRecord, RECORD_ROOM, Scratch, Tables, decode_symbols, encode_symbols};
+use super::decode::{Decoder, damaged};
+use super::encode::runs;
+use crate::arch::delta::{Bits, Sums, length, lift, mask};
+use crate::arch::{BLOCK, Backend, BadRecord, RECORD_ROOM, Scratch, Tables, encode_symbols};
 use crate::error::{Error, Result};
 use crate::format::{
     ALIGN, Blocks, Delta, Dtype, Header, Residual, Sections, TensorSpec, Transform, Units, payload_hash,
@@ -22,81 +25,6 @@ const BLOCK_LEN: u32 = 1024;
 const EXPONENTS: u8 = 40;
 /// Bytes that a record fits in: symbols, and 31 bits of each residual.
 const ROOM: usize = RECORD_ROOM + 4 * BLOCK;
-
-/// The `len` lowest bits.
-fn mask(len: u32) -> u32 {
-    ((1u64 << len) - 1) as u32
-}
-
-/// A dtype's elements as plain numbers.
-#[derive(Clone, Copy)]
-struct Bits {
-    /// Bits an element.
-    width: u32,
-    mantissa: u32,
-}
-
-impl Bits {
-    fn of(dtype: Dtype) -> Bits {
-        Bits { width: 8 * dtype.size() as u32, mantissa: dtype.mantissa_bits().into() }
-    }
-
-    fn load(self, bytes: &[u8], index: usize) -> u32 {
-        match self.width {
-            16 => u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).into(),
-            _ => u32::from_le_bytes(std::array::from_fn(|i| bytes[4 * index + i])),
-        }
-    }
-
-    fn exponent(self, bits: u32) -> u8 {
-        (bits >> self.mantissa & mask(self.width - 1 - self.mantissa)) as u8
-    }
-
-    /// The place of a value in the order of all: from the largest negative one up.
-    fn place(self, bits: u32) -> u32 {
-        let sign = 1 << (self.width - 1);
-        if bits & sign == 0 { bits | sign } else { !bits & mask(self.width) }
-    }
-
-    /// Undoes [`Bits::place`].
-    fn at_place(self, place: u32) -> u32 {
-        let sign = 1 << (self.width - 1);
-        if place & sign == 0 { !place & mask(self.width) } else { place & !sign }
-    }
-
-    fn residual(self, how: Residual, bits: u32, base: u32) -> u32 {
-        match how {
-            Residual::Xor => bits ^ base,
-            Residual::Difference => {
-                // Its sign goes to the lowest bit, so that small ones of both signs are short.
-                let difference = self.place(bits).wrapping_sub(self.place(base)) << (32 - self.width);
-                let difference = difference as i32 >> (32 - self.width);
-                (difference << 1 ^ difference >> 31) as u32 & mask(self.width)
-            }
-        }
-    }
-
-    /// Undoes [`Bits::residual`].
-    fn restored(self, how: Residual, residual: u32, base: u32) -> u32 {
-        match how {
-            Residual::Xor => residual ^ base,
-            Residual::Difference => {
-                let difference = residual >> 1 ^ 0u32.wrapping_sub(residual & 1);
-                self.at_place(self.place(base).wrapping_add(difference) & mask(self.width))
-            }
-        }
-    }
-}
-
-/// How much is added to the lengths of residuals to a weight of the base.
-fn lift(exponent: u8, from: u8) -> u32 {
-    // The longest residual has 32 bits: no symbol is over 254.
-    u32::from(exponent.saturating_sub(from)).min(222)
-}
-
-fn length(residual: u32) -> u32 {
-    32 - residual.leading_zeros()
-}
 
 /// A way to make symbols.
 #[derive(Clone, Copy)]
@@ -166,10 +94,44 @@ fn slots(blocks: &Blocks, block: u64) -> Range<usize> {
 /// # Errors
 /// A length that does not go with the shape, or a payload that would pass 16 GiB.
 pub fn encode_delta(src: &[u8], base: &[u8], dtype: Dtype, shape: &[u64]) -> Result<Vec<u8>> {
+    let spec = TensorSpec::row_major(dtype, shape);
+    encode(src, base, spec, BaseId { hash: payload_hash(base), of_blob: false })
+}
+
+/// Encodes `src`, row-major little-endian elements, as what tells it from those of the blob `base`, whose dtype, shape and
+/// layout it gets. [`super::DeltaDecoder`] decodes it.
+///
+/// # Errors
+/// As [`encode_delta`], or the base is damaged or a delta itself.
+pub fn encode_delta_to_blob(src: &[u8], base: &[u8]) -> Result<Vec<u8>> {
+    let decoder = Decoder::open(base)?;
+    let (header, size) = (decoder.header(), decoder.header().spec.dtype.size());
+    let expected = header.spec.bytes()?;
+    if src.len() as u64 != expected {
+        return Err(Error::invalid(format!("{} bytes given, the base has {expected}", src.len())));
+    }
+    let mut of_base = vec![0; src.len()];
+    decoder.decode_elements(base, 0, &mut of_base)?;
+    let mut in_slots = vec![0; src.len()];
+    for run in runs(&header.spec, 0..header.blocks().elements()) {
+        in_slots[run.at * size..][..run.len * size]
+            .copy_from_slice(&src[run.element * size..][..run.len * size]);
+    }
+    encode(&in_slots, &of_base, header.spec.clone(), BaseId { hash: header.identity(base), of_blob: true })
+}
+
+/// What a delta states of its base.
+struct BaseId {
+    hash: u64,
+    of_blob: bool,
+}
+
+/// Encodes the elements `src` of `spec`, in stored order, to those of the base.
+fn encode(src: &[u8], base: &[u8], spec: TensorSpec, id: BaseId) -> Result<Vec<u8>> {
+    let (dtype, shape) = (spec.dtype, &spec.shape);
     if dtype.is_integer() {
         return Err(Error::invalid(format!("{} has no deltas", dtype.name())));
     }
-    let spec = TensorSpec::row_major(dtype, shape);
     let blocks = Blocks::new(&spec, BLOCK_LEN)?;
     let expected = spec.bytes()?;
     for bytes in [src, base] {
@@ -229,7 +191,12 @@ pub fn encode_delta(src: &[u8], base: &[u8], dtype: Dtype, shape: &[u64]) -> Res
         widths: vec![0; records.len()],
         units: Vec::new(),
         units_of: Units::Tensor,
-        delta: Some(Delta { residual: way.residual, exponent: way.exponent, base_hash: payload_hash(base) }),
+        delta: Some(Delta {
+            residual: way.residual,
+            exponent: way.exponent,
+            base_hash: id.hash,
+            of_blob: id.of_blob,
+        }),
         codebook: None,
         // At most 1024 weights of 9 bytes.
         sizes: records.iter().map(|record| (record.len() / ALIGN) as u16).collect(),
@@ -267,6 +234,11 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
     let Some(delta) = header.delta else {
         return Err(Error::invalid("not a delta: it is decoded without a base"));
     };
+    if delta.of_blob {
+        return Err(Error::invalid(
+            "a delta to a blob: it is decoded with that, and not with plain elements",
+        ));
+    }
     let spec = &header.spec;
     if base.len() as u64 != spec.bytes()? || payload_hash(base) != delta.base_hash {
         return Err(Error::invalid("the base is not the tensor that the delta was made from"));
@@ -274,101 +246,111 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
     if payload_hash(&blob[header.payload_offset()..]) != header.payload_hash {
         return Err(Error::corrupt("payload checksum differs"));
     }
-    let (bits, blocks) = (Bits::of(spec.dtype), header.blocks());
+    let bits = Bits::of(spec.dtype);
     let tables = Tables::new(&header.tiers);
     let size = spec.dtype.size();
     let mut out = base.to_vec();
     out.par_chunks_mut(header.block_len as usize * size).enumerate().try_for_each_init(
-        Scratch::new,
-        |scratch, (block, out)| {
+        || (Scratch::new(), Sums::new()),
+        |(scratch, sums), (block, out)| {
             let record = &blob[header.record(block)];
             if record.is_empty() {
                 return Ok(());
             }
-            let n = slots(blocks, block as u64).len();
-            let damaged = |BadRecord| Error::corrupt("the record of a block is damaged");
-            let (symbols, rest) = decode_symbols(&tables, record, n, scratch).map_err(damaged)?;
-            add(symbols, rest, &delta, bits, out).map_err(damaged)
+            Backend::active()
+                .decode_delta(&tables, record, &delta, bits, out, (scratch, sums))
+                .map_err(|BadRecord| damaged())
         },
     )?;
     Ok(out)
-}
-
-/// Adds residuals to the weights of a base, in place.
-fn add(
-    symbols: &[u8],
-    raw: &[u8],
-    delta: &Delta,
-    bits: Bits,
-    out: &mut [u8],
-) -> std::result::Result<(), BadRecord> {
-    let size = bits.width as usize / 8;
-    let mut at = 0usize;
-    for (&symbol, element) in symbols.iter().zip(out.chunks_exact_mut(size)) {
-        if symbol == 0 {
-            continue;
-        }
-        let base = bits.load(element, 0);
-        let len = u32::from(symbol)
-            .checked_sub(lift(bits.exponent(base), delta.exponent))
-            .filter(|len| (1..=bits.width).contains(len))
-            .ok_or(BadRecord)?;
-        let below = read_bits(raw, at, len - 1).ok_or(BadRecord)?;
-        at += len as usize - 1;
-        let restored = bits.restored(delta.residual, below | 1 << (len - 1), base);
-        element.copy_from_slice(&restored.to_le_bytes()[..size]);
-    }
-    if raw.len() - at.div_ceil(8) < ALIGN { Ok(()) } else { Err(BadRecord) }
-}
-
-/// `len` bits, at most 31, from bit `at` on.
-fn read_bits(bytes: &[u8], at: usize, len: u32) -> Option<u32> {
-    if at + len as usize > 8 * bytes.len() {
-        return None;
-    }
-    let rest = &bytes[at / 8..];
-    let word = match rest.first_chunk() {
-        Some(eight) => u64::from_le_bytes(*eight),
-        None => rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
-    };
-    Some((word >> (at % 8)) as u32 & mask(len))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn residuals_are_undone() {
-        for dtype in [Dtype::F32, Dtype::F16] {
-            let bits = Bits::of(dtype);
-            let top = mask(bits.width);
-            let values = [0, 1, 2, top, top - 1, 1 << (bits.width - 1), top >> 1, 0x3c00, 0xbc01, 12345];
-            for how in [Residual::Xor, Residual::Difference] {
-                for (a, b) in values.iter().flat_map(|&a| values.map(|b| (a & top, b & top))) {
-                    let residual = bits.residual(how, a, b);
-                    assert!(residual <= top);
-                    assert_eq!(bits.restored(how, residual, b), a, "{how:?} {a:#x} {b:#x}");
-                }
+    /// A block, weight by weight.
+    fn added_plainly(symbols: &[u8], raw: &[u8], delta: &Delta, bits: Bits, out: &[u8]) -> Option<Vec<u8>> {
+        let size = bits.width as usize / 8;
+        let mut at = 0;
+        let mut take = |len: u32| {
+            let mut below = 0;
+            for i in 0..len {
+                below |= u32::from(*raw.get(at / 8)? >> (at % 8) & 1) << i;
+                at += 1;
             }
-            // Neighbours across zero and an octave are short.
-            let one = bits.residual(Residual::Difference, 1, 1 << (bits.width - 1));
-            assert_eq!(length(one), 3);
-            assert_eq!(length(bits.residual(Residual::Difference, 0x3c00, 0x3bff)), 2);
+            Some(below)
+        };
+        let mut sums = Vec::new();
+        for (element, &symbol) in out.chunks(size).zip(symbols) {
+            let base = bits.load(element, 0);
+            let mut residual = 0;
+            if symbol != 0 {
+                let len = u32::from(symbol).checked_sub(lift(bits.exponent(base), delta.exponent))?;
+                if !(1..=bits.width).contains(&len) {
+                    return None;
+                }
+                residual = take(len - 1)? | 1 << (len - 1);
+            }
+            sums.extend(&bits.restored(delta.residual, residual, base).to_le_bytes()[..size]);
         }
+        (raw.len() - at.div_ceil(8) < ALIGN).then_some(sums)
+    }
+
+    fn histogram(symbols: &[u8]) -> Histogram {
+        let mut counts = [0; 256];
+        symbols.iter().for_each(|&symbol| counts[usize::from(symbol)] += 1);
+        counts
     }
 
     #[test]
-    fn bits_come_back() {
-        let residuals: Vec<u32> = (0..200u32).map(|i| i.wrapping_mul(0x9e37_79b9) >> (i % 32)).collect();
-        let mut bytes = Vec::new();
-        write_bits(&residuals, &mut bytes);
-        let mut at = 0;
-        for residual in residuals {
-            let len = length(residual).saturating_sub(1);
-            assert_eq!(read_bits(&bytes, at, len), Some(residual & mask(len)));
-            at += len as usize;
+    fn sums_are_those_of_the_plain_way() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u32
+        };
+        let mut refused = 0;
+        for round in 0..400 {
+            let dtype = [Dtype::F32, Dtype::F16, Dtype::Bf16][round % 3];
+            let (bits, n) = (Bits::of(dtype), 1 + next() as usize % BLOCK);
+            let exponent = if round % 2 == 0 { u8::MAX } else { 3 };
+            let residual = if round % 4 < 2 { Residual::Xor } else { Residual::Difference };
+            let delta = Delta { residual, exponent, base_hash: 0, of_blob: false };
+            let size = bits.width as usize / 8;
+            let base: Vec<u8> = (0..n * size).map(|_| next() as u8).collect();
+            let mut symbols = Vec::new();
+            let mut residuals = Vec::new();
+            for i in 0..n {
+                let len = next() % (bits.width + 1);
+                let lifted = len + lift(bits.exponent(bits.load(&base, i)), exponent);
+                symbols.push(if len == 0 { 0 } else { lifted as u8 });
+                residuals.push(if len == 0 { 0 } else { next() & mask(len - 1) | 1 << (len - 1) });
+            }
+            let mut raw = Vec::new();
+            write_bits(&residuals, &mut raw);
+            raw.resize(raw.len().next_multiple_of(ALIGN), 0);
+            match round % 8 {
+                6 => symbols[n / 2] = next() as u8,
+                7 => raw.truncate(raw.len() / 2),
+                _ => {}
+            }
+            let plain = added_plainly(&symbols, &raw, &delta, bits, &base);
+            refused += usize::from(plain.is_none());
+            let tiers = cascade::choose_tiers(&histogram(&symbols), Profile::Compact, Known::default());
+            let tables = Tables::new(&tiers);
+            let mut record = vec![0; ROOM];
+            let len = encode_symbols(&tables, &symbols, &mut Scratch::new(), &mut record);
+            record.truncate(len);
+            record.extend(&raw);
+            for backend in Backend::available() {
+                let mut out = base.clone();
+                let buffers = (&mut *Scratch::new(), &mut *Sums::new());
+                let fast = backend.decode_delta(&tables, &record, &delta, bits, &mut out, buffers);
+                assert_eq!(fast.is_ok(), plain.is_some(), "{} round {round}", backend.name);
+                assert!(plain.as_ref().is_none_or(|plain| *plain == out), "{} round {round}", backend.name);
+            }
         }
-        assert_eq!(read_bits(&bytes, at, 31), None);
+        assert!((20..200).contains(&refused), "{refused} damaged records");
     }
 }

@@ -46,7 +46,7 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
     Ok(elements)
 }
 
-/// Decodes a delta, given the elements of its base.
+/// Decodes a delta, given the elements of its base; one to a blob, given that.
 ///
 /// # Errors
 /// As [`decode`], or `base` is another tensor.
@@ -55,13 +55,23 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>, String> {
     let delta = header.delta.as_ref().ok_or("not a delta")?;
     let payload = &blob[header.payload_offset..];
     check(xxh3_64(payload) == header.payload_hash, "payload checksum differs")?;
-    check(xxh3_64(base) == delta.base_hash, "another base")?;
     let size = header.element_size();
-    check(base.len() == header.elements * size, "size of the base")?;
-    let mut elements = base.to_vec();
+    let mut elements = if delta.of_blob {
+        let own = Header::read(base)?;
+        check(xxh3_64(&base[..own.header_len]) == delta.base_hash, "another base")?;
+        let same = own.dtype == header.dtype && own.shape == header.shape && own.tile == header.tile;
+        check(same, "dtype, shape or layout of the base")?;
+        decode(base)?
+    } else {
+        check(xxh3_64(base) == delta.base_hash, "another base")?;
+        base.to_vec()
+    };
+    check(elements.len() == header.elements * size, "size of the base")?;
+    let mut first = 0;
     for block in 0..header.widths.len() {
-        let first = block * header.block_len;
-        let n = header.block_slots(first);
+        let slot = first;
+        let n = header.block_slots(slot);
+        first += n;
         let record = &payload[header.offsets[block]..header.offsets[block + 1]];
         if record.is_empty() {
             continue;
@@ -71,7 +81,9 @@ pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>, String> {
         let symbols = header.decode_tier(&mut r, 0, codes)?;
         let raw = r.take(record.len() - r.at)?;
         let mut bit = 0;
-        for (symbol, element) in symbols.into_iter().zip(elements[first * size..].chunks_mut(size)) {
+        for (i, symbol) in symbols.into_iter().enumerate() {
+            let at = header.element_of(slot + i);
+            let element = &mut elements[at * size..(at + 1) * size];
             let base = element.iter().rev().fold(0, |bits, &byte| bits << 8 | u64::from(byte));
             let restored = header.restore(delta, symbol, base, raw, &mut bit)?;
             element.copy_from_slice(&restored.to_le_bytes()[..size]);
@@ -101,6 +113,7 @@ struct Tier {
 }
 
 struct Header {
+    header_len: usize,
     payload_offset: usize,
     payload_hash: u64,
     dtype: Dtype,
@@ -136,6 +149,8 @@ struct Grid {
 }
 
 struct Delta {
+    /// Whether the base is a blob.
+    of_blob: bool,
     /// Residuals are differences, and not XOR.
     difference: bool,
     exponent: u8,
@@ -217,14 +232,15 @@ impl Header {
         let known = if in_books {
             13
         } else if is_delta {
-            17
+            49
         } else if on_grid {
             15
         } else {
             3
         };
         check(flags & !known == 0 && flags & 12 != 12, "flags")?;
-        check(!is_delta || layout == 0 && flags & 1 == 1 && mantissa_bits == 0, "delta")?;
+        let fits = (layout == 0 || flags & 32 != 0) && flags & 1 == 1 && mantissa_bits == 0;
+        check(!is_delta || fits, "delta")?;
         let (block_len, tile, payload_hash) = (r.size(2)?, r.size(2)?, r.uint(8)?);
         check(block_len % 64 == 0 && (64..=4096).contains(&block_len), "block length")?;
         check(if layout == 0 { tile == 0 } else { tile > 0 && tile % 64 == 0 && rank == 2 }, "tile width")?;
@@ -283,7 +299,7 @@ impl Header {
         let delta = match is_delta {
             true => {
                 let (exponent, base_hash) = (r.uint(1)? as u8, r.uint(8)?);
-                Some(Delta { difference: flags & 16 != 0, exponent, base_hash })
+                Some(Delta { difference: flags & 16 != 0, of_blob: flags & 32 != 0, exponent, base_hash })
             }
             false => None,
         };
@@ -303,12 +319,14 @@ impl Header {
         for size in sizes.chunks(2) {
             offsets.push(offsets[offsets.len() - 1] + 4 * (usize::from(size[0]) | usize::from(size[1]) << 8));
         }
+        let header_len = r.at;
         let padding = r.take(r.at.next_multiple_of(4) - r.at)?;
         check(padding.iter().all(|&b| b == 0), "padding is not zero")?;
         let payload_offset = r.at;
         check(blob.len() - payload_offset == offsets[blocks], "payload size")?;
         let tile = (layout == 1).then_some(tile);
         Ok(Header {
+            header_len,
             payload_offset,
             payload_hash,
             dtype,

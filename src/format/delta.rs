@@ -16,6 +16,10 @@ pub struct Delta {
     pub residual: Residual,
     /// A symbol is a residual's length in bits, plus as many as the base's biased exponent is above this.
     pub exponent: u8,
-    /// XXH3-64 (seed 0) of the base's row-major elements.
+    /// XXH3-64 (seed 0) of the base's row-major elements; or, of a delta to a blob, that blob's [`Header::identity`].
+    ///
+    /// [`Header::identity`]: super::Header::identity
     pub base_hash: u64,
+    /// Whether the base is a blob of the same dtype, shape and layout.
+    pub of_blob: bool,
 }

@@ -16,6 +16,7 @@ const FLAG_OWN_WIDTHS: u8 = 2;
 const FLAG_BLOCK_UNITS: u8 = 4;
 const FLAG_ROW_UNITS: u8 = 8;
 const FLAG_DIFFERENCE: u8 = 16;
+const FLAG_BASE_BLOB: u8 = 32;
 /// The most tiers that a cascade may have.
 pub(crate) const MAX_TIERS: usize = 8;
 /// Records start at multiples of this many bytes.
@@ -182,10 +183,10 @@ impl Sections {
                     Units::Block => FLAG_BLOCK_UNITS,
                     Units::Row => FLAG_ROW_UNITS,
                 }
-                | match self.delta {
-                    Some(Delta { residual: Residual::Difference, .. }) => FLAG_DIFFERENCE,
-                    _ => 0,
-                },
+                | self.delta.map_or(0, |delta| {
+                    let difference = if delta.residual == Residual::Difference { FLAG_DIFFERENCE } else { 0 };
+                    difference | if delta.of_blob { FLAG_BASE_BLOB } else { 0 }
+                }),
         ]);
         out.extend((self.block_len as u16).to_le_bytes());
         out.extend((tile as u16).to_le_bytes());
@@ -326,15 +327,17 @@ impl Header {
                 Transform::Split | Transform::NormalisedSplit | Transform::Integer => FLAG_OWN_WIDTHS,
                 Transform::Grid => FLAG_OWN_WIDTHS | FLAG_BLOCK_UNITS | FLAG_ROW_UNITS,
                 Transform::Codebook => FLAG_BLOCK_UNITS | FLAG_ROW_UNITS,
-                Transform::Delta => FLAG_DIFFERENCE,
+                Transform::Delta => FLAG_DIFFERENCE | FLAG_BASE_BLOB,
             };
         require(flags & !known == 0, || format!("flags {flags:#x}"))?;
         let is_integer = transform == Transform::Integer;
         require(is_integer == dtype.is_integer(), || format!("{} in transform {transform:?}", dtype.name()))?;
         require(!is_integer || flags & FLAG_LOSSLESS != 0, || "integers that were rounded".into())?;
         let is_delta = transform == Transform::Delta;
-        require(!is_delta || layout == Layout::RowMajor && flags & FLAG_LOSSLESS != 0, || {
-            "a delta that is not row-major and lossless".into()
+        let of_blob = flags & FLAG_BASE_BLOB != 0;
+        require(!is_delta || flags & FLAG_LOSSLESS != 0, || "a delta that is not lossless".into())?;
+        require(!is_delta || of_blob || layout == Layout::RowMajor, || {
+            "a delta to plain elements that is not row-major".into()
         })?;
 
         let shape = (0..rank).map(|_| c.leb128()).collect::<Result<Vec<_>>>()?;
@@ -359,7 +362,7 @@ impl Header {
         let delta = match is_delta {
             true => {
                 let [exponent] = c.array()?;
-                Some(Delta { residual, exponent, base_hash: u64::from_le_bytes(c.array()?) })
+                Some(Delta { residual, exponent, base_hash: u64::from_le_bytes(c.array()?), of_blob })
             }
             false => None,
         };
@@ -438,6 +441,15 @@ impl Header {
             require(have >= least, || format!("record of block {b} is too short"))?;
         }
         Ok(())
+    }
+
+    /// What tells a blob from any other: XXH3-64 (seed 0) of its header, which has the payload's checksum. `blob` is the
+    /// one that this is the header of.
+    ///
+    /// # Panics
+    /// `blob` is shorter than its header.
+    pub fn identity(&self, blob: &[u8]) -> u64 {
+        xxh3_64(&blob[..self.header_len as usize])
     }
 
     /// The map between slots and blocks.

@@ -147,11 +147,16 @@ pub(crate) fn threads() -> usize {
     *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
+/// The input of an op of deltas that is the base's blob.
+const BASE_INPUT: usize = 2;
+
 /// What the host knows of a node when it creates the node's kernel.
+#[derive(Clone, Copy)]
 pub(crate) struct KernelInfo<'a> {
     pub(super) api: Api,
     pub(super) raw: *const OrtKernelInfo,
     cache: Option<&'a Arc<Cache>>,
+    base: Option<usize>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
 
@@ -159,7 +164,17 @@ impl<'a> KernelInfo<'a> {
     /// # Safety
     /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
     pub unsafe fn new(api: Api, raw: *const OrtKernelInfo, cache: Option<&'a Arc<Cache>>) -> Self {
-        KernelInfo { api, raw, cache, lifetime: PhantomData }
+        KernelInfo { api, raw, cache, base: None, lifetime: PhantomData }
+    }
+
+    /// The same of an op whose blob is a delta.
+    pub fn of_delta(self) -> Self {
+        KernelInfo { base: Some(BASE_INPUT), ..self }
+    }
+
+    /// The input that is the base's blob, if the op's blob is a delta.
+    pub fn base(&self) -> Option<usize> {
+        self.base
     }
 
     /// Where the session may keep decoded weights.

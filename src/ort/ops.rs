@@ -63,7 +63,7 @@ pub(crate) struct Definition {
 }
 
 /// All ops of the domain, with their kernels on the CPU.
-pub(crate) static DEFINITIONS: [Definition; 12] = [
+pub(crate) static DEFINITIONS: [Definition; 18] = [
     Definition {
         name: c"Decode",
         provider: None,
@@ -162,6 +162,54 @@ pub(crate) static DEFINITIONS: [Definition; 12] = [
             (OPTIONAL, shape::lstm_state),
         ],
         create: |info| Ok(Box::new(Lstm::new(info)?)),
+    },
+    Definition {
+        name: c"DecodeDelta",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED), (UINT8, REQUIRED)],
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::decode)],
+        create: |info| Ok(Box::new(Decode::new(&info.of_delta())?)),
+    },
+    Definition {
+        name: c"DecodeDeltaMatMul",
+        provider: None,
+        inputs: &[(FLOAT, REQUIRED), (UINT8, REQUIRED), (UINT8, REQUIRED)],
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::matmul)],
+        create: |info| Ok(Box::new(MatMul::new(&info.of_delta())?)),
+    },
+    Definition {
+        name: c"DecodeDeltaMatMul",
+        provider: Some(SCHEMA_ONLY),
+        inputs: &[(FLOAT16, REQUIRED), (UINT8, REQUIRED), (UINT8, REQUIRED)],
+        element: FLOAT16,
+        outputs: &[(REQUIRED, shape::matmul)],
+        create: |info| Ok(Box::new(MatMul::new(&info.of_delta())?)),
+    },
+    Definition {
+        name: c"DecodeDeltaGemm",
+        provider: None,
+        inputs: &[(FLOAT, REQUIRED), (UINT8, REQUIRED), (UINT8, REQUIRED), (FLOAT, OPTIONAL)],
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::gemm)],
+        create: |info| Ok(Box::new(Gemm::new(&info.of_delta())?)),
+    },
+    Definition {
+        name: c"DecodeDeltaGemm",
+        provider: Some(SCHEMA_ONLY),
+        inputs: &[(FLOAT16, REQUIRED), (UINT8, REQUIRED), (UINT8, REQUIRED), (FLOAT16, OPTIONAL)],
+        element: FLOAT16,
+        outputs: &[(REQUIRED, shape::gemm)],
+        create: |info| Ok(Box::new(Gemm::new(&info.of_delta())?)),
+    },
+    Definition {
+        name: c"DecodeDeltaGather",
+        provider: None,
+        inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED), (UINT8, REQUIRED)],
+        element: FLOAT,
+        outputs: &[(REQUIRED, shape::gather)],
+        create: |info| Ok(Box::new(Gather::new(&info.of_delta())?)),
     },
     Definition {
         name: c"register_libnz_onnx_so_before_loading_this_model",

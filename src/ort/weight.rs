@@ -1,12 +1,13 @@
 //! A node's weight: its blob, validated once, and the decoder over it.
 
+use std::ffi::CStr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::api::{HostVersion, KernelContext, KernelInfo, Workers, threads};
 use super::cache::{self, Place};
 use super::ep::Slot;
 use super::fence::{Failure, Result};
-use crate::codec::Decoder;
+use crate::codec::{Decoder, DeltaDecoder, check_base};
 use crate::error::Error;
 use crate::format::{Dtype, Header, Layout, TensorSpec};
 
@@ -34,6 +35,11 @@ pub(crate) enum Stored {
     Integers(Dtype),
 }
 
+/// The attribute of a node that names the file of its base's blob.
+const BASE_FILE: &CStr = c"base_file";
+/// The one with that blob's [`Header::identity`], where it is the weight itself.
+pub(crate) const BASE_HASH: &CStr = c"base_hash";
+
 /// The weight of one node.
 pub(crate) struct Weight {
     /// Which input of the node the blob is.
@@ -43,15 +49,36 @@ pub(crate) struct Weight {
     stored: Stored,
     verify: bool,
     host: HostVersion,
+    base: Base,
     state: State,
+}
+
+/// What a node says of the base that its weight comes from, if from one.
+#[derive(Default)]
+struct Base {
+    /// The input that is its blob, where the weight's own is a delta.
+    input: Option<usize>,
+    name: String,
+    /// Its file, for messages.
+    file: String,
+    /// What the weight's own blob must be, where that is the base's.
+    hash: Option<u64>,
+}
+
+/// A blob that was validated.
+#[derive(Clone)]
+struct Opened {
+    /// Of the blob; of the base's, if it is a delta.
+    decoder: Arc<Decoder>,
+    delta: Option<Arc<DeltaDecoder>>,
 }
 
 enum State {
     /// The blob is an initializer of the node's graph and was validated with the kernel.
-    Constant(Arc<Decoder>, Option<Place>),
+    Constant(Opened, Option<Place>),
     /// The blob comes from elsewhere (an outer graph's initializer, in the body of an If): validated when it
     /// is first seen, and again if another one is seen.
-    Late(RwLock<Option<(Vec<u8>, Arc<Decoder>)>>),
+    Late(RwLock<Option<(Vec<u8>, Opened)>>),
     /// The blob is made from the node's constant input by this library.
     Packed(Arc<Slot>),
 }
@@ -61,6 +88,8 @@ pub(crate) struct Bound<'a> {
     host: HostVersion,
     decoder: Arc<Decoder>,
     blob: &'a [u8],
+    /// What the weight differs from that blob by.
+    delta: Option<(Arc<DeltaDecoder>, &'a [u8])>,
     /// All weights in stored order, if they are kept decoded.
     kept: Option<Arc<Vec<f32>>>,
 }
@@ -79,7 +108,7 @@ impl Bound<'_> {
     /// `y += x W` or, if `transposed`, `y += W x`, where `W` starts at slot `first`, straight from the blob. Says
     /// whether that could be done: if not, the weights must be decoded first.
     pub fn multiply(&self, first: usize, transposed: bool, x: &[f32], y: &mut [f32]) -> Result<bool> {
-        if self.kept.is_some() {
+        if self.kept.is_some() || self.delta.is_some() {
             return Ok(false);
         }
         let multiply = if transposed { Decoder::multiply_columns } else { Decoder::multiply_rows };
@@ -98,7 +127,10 @@ impl Bound<'_> {
 
     /// Decodes weights from slot `first` on, in stored order, to elements of the blob's own dtype.
     pub fn decode_elements(&self, first: usize, out: &mut [u8]) -> Result<()> {
-        let decoded = self.decoder.decode_elements(self.blob, first as u64, out);
+        let decoded = match &self.delta {
+            Some((delta, own)) => delta.decode_elements(own, self.blob, first as u64, out),
+            None => self.decoder.decode_elements(self.blob, first as u64, out),
+        };
         decoded.map_err(|error| Failure::fail(explain(&error)))
     }
 
@@ -108,7 +140,11 @@ impl Bound<'_> {
             out.copy_from_slice(weights);
             return Ok(());
         }
-        self.decoder.decode_f32(self.blob, first as u64, out).map_err(|error| Failure::fail(explain(&error)))
+        let decoded = match &self.delta {
+            Some((delta, own)) => delta.decode_f32(own, self.blob, first as u64, out),
+            None => self.decoder.decode_f32(self.blob, first as u64, out),
+        };
+        decoded.map_err(|error| Failure::fail(explain(&error)))
     }
 }
 
@@ -238,6 +274,12 @@ impl Weight {
     ) -> Result<Weight> {
         let name = info.input_name(input).unwrap_or_default();
         let verify = verify_payload()?;
+        let base = Base {
+            input: info.base(),
+            name: info.base().and_then(|input| info.input_name(input).ok()).unwrap_or_default(),
+            file: info.text(BASE_FILE).unwrap_or_default(),
+            hash: info.int(BASE_HASH).map(|hash| hash as u64),
+        };
         let mut weight = Weight {
             input,
             name,
@@ -245,15 +287,21 @@ impl Weight {
             stored,
             verify,
             host: info.host(),
+            base,
             state: State::Late(RwLock::new(None)),
         };
-        if let Some(blob) = info.constant_input(input)? {
+        let base = weight.base.input.map(|input| info.constant_input(input)).transpose()?;
+        if let Some(blob) = info.constant_input(input)?
+            && !matches!(base, Some(None))
+        {
             let blob = blob.bytes().map_err(|e| e.at(weight.label()))?;
-            let decoder = weight.open(blob)?;
-            let len = usize::try_from(decoder.header().blocks().elements()).unwrap_or(usize::MAX);
-            let floats = !decoder.header().spec.dtype.is_integer();
+            let base = base.flatten().map(|base| base.bytes().map_err(|e| e.at(weight.base_label())));
+            let opened = weight.open(blob, base.transpose()?)?;
+            let header = opened.decoder.header();
+            let len = usize::try_from(header.blocks().elements()).unwrap_or(usize::MAX);
+            let floats = !header.spec.dtype.is_integer();
             let place = info.cache().filter(|_| floats).and_then(|cache| cache.place(len));
-            weight.state = State::Constant(Arc::new(decoder), place);
+            weight.state = State::Constant(opened, place);
         }
         Ok(weight)
     }
@@ -267,6 +315,7 @@ impl Weight {
             stored: Stored::Any,
             verify: false,
             host,
+            base: Base::default(),
             state: State::Packed(slot),
         }
     }
@@ -284,17 +333,38 @@ impl Weight {
                 // ONNX Runtime keeps the input only where it did not hand it over when the session was made.
                 let packed = slot.pack(|| context.required(self.input))?;
                 let decoder = Arc::clone(packed.decoder());
-                Bound { host, decoder, blob: packed.blob(), kept: None }.keep(packed.place(), context)
+                Bound { host, decoder, blob: packed.blob(), delta: None, kept: None }
+                    .keep(packed.place(), context)
             }
-            State::Constant(decoder, place) => {
-                let (decoder, blob) = (Arc::clone(decoder), self.blob(context)?);
-                Bound { host, decoder, blob, kept: None }.keep(place.as_ref(), context)
+            State::Constant(opened, place) => {
+                let (blob, base) = (self.blob(context)?, self.base(context)?);
+                self.bound(opened.clone(), blob, base).keep(place.as_ref(), context)
             }
             State::Late(known) => {
-                let blob = self.blob(context)?;
-                Ok(Bound { host, decoder: self.late(known, blob)?, blob, kept: None })
+                let (blob, base) = (self.blob(context)?, self.base(context)?);
+                Ok(self.bound(self.late(known, blob, base)?, blob, base))
             }
         }
+    }
+
+    fn bound<'a>(&self, opened: Opened, blob: &'a [u8], base: Option<&'a [u8]>) -> Bound<'a> {
+        let (host, Opened { decoder, delta }) = (self.host, opened);
+        match (delta, base) {
+            (Some(delta), Some(base)) => {
+                Bound { host, decoder, blob: base, delta: Some((delta, blob)), kept: None }
+            }
+            _ => Bound { host, decoder, blob, delta: None, kept: None },
+        }
+    }
+
+    /// Whether the weight is a delta: the op then has one input more.
+    pub fn has_base(&self) -> bool {
+        self.base.input.is_some()
+    }
+
+    fn base<'a>(&self, context: &KernelContext<'a>) -> Result<Option<&'a [u8]>> {
+        let read = |input| context.required(input)?.bytes().map_err(|e| e.at(self.base_label()));
+        self.base.input.map(read).transpose()
     }
 
     fn blob<'a>(&self, context: &KernelContext<'a>) -> Result<&'a [u8]> {
@@ -302,27 +372,54 @@ impl Weight {
     }
 
     /// The decoder of a blob that was not there when the kernel was created.
-    fn late(&self, cache: &RwLock<Option<(Vec<u8>, Arc<Decoder>)>>, blob: &[u8]) -> Result<Arc<Decoder>> {
-        let identity = &blob[..IDENTITY.min(blob.len())];
-        if let Some((known, decoder)) = &*cache.read().unwrap_or_else(PoisonError::into_inner)
-            && known == identity
+    fn late(
+        &self,
+        cache: &RwLock<Option<(Vec<u8>, Opened)>>,
+        blob: &[u8],
+        base: Option<&[u8]>,
+    ) -> Result<Opened> {
+        let start = |blob: &[u8]| blob[..IDENTITY.min(blob.len())].to_vec();
+        let identity = [start(blob), base.map(start).unwrap_or_default()].concat();
+        if let Some((known, opened)) = &*cache.read().unwrap_or_else(PoisonError::into_inner)
+            && *known == identity
         {
-            return Ok(Arc::clone(decoder));
+            return Ok(opened.clone());
         }
-        let decoder = Arc::new(self.open(blob)?);
-        *cache.write().unwrap_or_else(PoisonError::into_inner) =
-            Some((identity.to_vec(), Arc::clone(&decoder)));
-        Ok(decoder)
+        let opened = self.open(blob, base)?;
+        *cache.write().unwrap_or_else(PoisonError::into_inner) = Some((identity, opened.clone()));
+        Ok(opened)
     }
 
     fn label(&self) -> String {
         format!("blob '{}' (input {})", self.name, self.input)
     }
 
-    fn open(&self, blob: &[u8]) -> Result<Decoder> {
+    fn base_label(&self) -> String {
+        format!("base '{}' of {}, in {}", self.base.name, self.label(), self.base.file)
+    }
+
+    fn open(&self, blob: &[u8], base: Option<&[u8]>) -> Result<Opened> {
         let open = if self.verify { Decoder::open } else { Decoder::open_unverified };
-        let decoder = open(blob).map_err(|error| Failure::fail(explain(&error)).at(self.label()))?;
-        check_spec(&self.label(), &decoder.header().spec, &self.shape, self.stored)?;
-        Ok(decoder)
+        let open_delta = if self.verify { DeltaDecoder::open } else { DeltaDecoder::open_unverified };
+        let opened = match (base, self.base.hash) {
+            (Some(base), _) => open_delta(blob, base)
+                .map(|delta| Opened { decoder: Arc::clone(delta.base()), delta: Some(Arc::new(delta)) }),
+            (None, None) => open(blob).map(|decoder| Opened { decoder: Arc::new(decoder), delta: None }),
+            // Whatever is wrong with it then, it is another blob.
+            (None, Some(hash)) => open(blob)
+                .map_err(|error| Error::Base(format!("the base: {error}")))
+                .and_then(|decoder| check_base(decoder.header(), blob, hash).map(|()| decoder))
+                .map(|decoder| Opened { decoder: Arc::new(decoder), delta: None }),
+        };
+        let opened = opened.map_err(|error| match error {
+            Error::Base(_) => Failure::fail(format!(
+                "{error}; put the {} back that the model was converted with, or convert the model again with --base",
+                self.base.file
+            ))
+            .at(if base.is_some() { self.base_label() } else { self.label() }),
+            error => Failure::fail(explain(&error)).at(self.label()),
+        })?;
+        check_spec(&self.label(), &opened.decoder.header().spec, &self.shape, self.stored)?;
+        Ok(opened)
     }
 }

@@ -174,10 +174,15 @@ def test_damage_is_an_error(tmp_path):
         delta.write_bytes(bad)
         outcome = nzlib.nz("restore", delta, "--base", base)
         assert outcome.code in (nzlib.CORRUPT, nzlib.UNSUPPORTED, nzlib.USAGE), (place, outcome)
+        verified = nzlib.nz("verify", delta, "--base", base)
+        assert verified.code in (nzlib.CORRUPT, nzlib.UNSUPPORTED, nzlib.USAGE), (place, verified)
+        assert nzlib.nz("inspect", delta).code in range(6), place
     for length in (0, 5, 30, len(good) // 2, len(good) - 1):
         delta.write_bytes(good[:length])
         outcome = nzlib.nz("restore", delta, "--base", base)
         assert outcome.code != nzlib.OK, (length, outcome)
+        for command in ("inspect", "verify"):
+            assert nzlib.nz(command, delta).code in (nzlib.CORRUPT, nzlib.UNSUPPORTED, nzlib.USAGE), length
     assert not list(tmp_path.glob("*restored*"))
 
 
@@ -194,6 +199,54 @@ def test_other_commands_say_what_a_delta_is_for(tmp_path):
     base = nzlib.MODELS / "dtln_1.onnx"
     tune(base, tmp_path / "tuned.onnx", 1e-3)
     assert nzlib.nz("convert", tmp_path / "tuned.onnx", "--base", base).code == nzlib.OK
-    for command in ("convert", "plan", "inspect", "verify"):
+    for command in ("convert", "plan"):
         outcome = nzlib.nz(command, tmp_path / "tuned.nzd")
         assert outcome.code == nzlib.USAGE and "nz-onnx restore" in outcome.stderr, outcome
+
+
+def test_delta_files_are_inspected_and_verified(tmp_path):
+    base, tuned = tmp_path / "base.onnx", tmp_path / "tuned.onnx"
+    shutil.copy(nzlib.MODELS / "stories260k.onnx", base)
+    tune(base, tuned, 1e-3)
+    report = nzlib.nz("convert", tuned, "--base", base, "--json").json
+    delta = tmp_path / "tuned.nzd"
+    before = sorted(tmp_path.iterdir())
+
+    inspected = nzlib.nz("inspect", delta, "--json")
+    assert inspected.code == nzlib.OK, inspected
+    document = inspected.json
+    parts = {part["weight"]: part for part in document["parts"] if part["weight"]}
+    assert parts.keys() == {tensor["name"] for tensor in report["tensors"]}
+    for tensor in report["tensors"]:
+        part = parts[tensor["name"]]
+        for field in ("encoding", "bytes_before", "bytes_after"):
+            assert part[field] == tensor[field], (tensor, part)
+        if part["shape"] is not None:
+            assert part["shape"] == tensor["shape"] and part["dtype"] == tensor["dtype"] and part["checksum_ok"]
+    assert sum(part["bytes_before"] for part in document["parts"]) == tuned.stat().st_size
+    assert document["base"][0]["sha256"] == report["base"]["sha256"]
+    assert document["files"][0]["sha256"] == report["input"]["sha256"]
+    text = nzlib.nz("inspect", delta).stdout
+    assert "delta difference" in text and report["tensors"][0]["name"] in text
+
+    verified = nzlib.nz("verify", delta, "--json")
+    assert verified.code == nzlib.OK and verified.json["ok"], verified
+    assert verified.json["files"][0]["sha256"] == report["input"]["sha256"]
+    assert nzlib.nz("verify", delta, "--base", base).code == nzlib.OK
+    assert nzlib.nz("verify", delta, "--original", tuned).code == nzlib.USAGE
+    assert nzlib.nz("verify", tuned, "--base", base).code == nzlib.USAGE
+    assert sorted(tmp_path.iterdir()) == before, "nothing is written"
+
+    # One byte of a blob: the rest of the file is as it was.
+    content = bytearray(delta.read_bytes())
+    content[len(content) // 2] ^= 4
+    delta.write_bytes(content)
+    inspected = nzlib.nz("inspect", delta, "--json")
+    assert inspected.code == nzlib.CORRUPT, inspected
+    assert [part["checksum_ok"] for part in inspected.json["parts"]].count(False) == 1
+    verified = nzlib.nz("verify", delta, "--json")
+    assert verified.code == nzlib.CORRUPT and verified.json["files"][0]["problem"], verified
+
+    base.unlink()
+    missing = nzlib.nz("verify", delta)
+    assert missing.code == nzlib.USAGE and report["base"]["sha256"] in missing.stderr, missing

@@ -35,7 +35,8 @@ Examples:
   nz-onnx convert model.onnx --max-error 0.01
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
   nz-onnx convert model.onnx --optimize native
-  nz-onnx convert tuned.onnx --base model.onnx      what tells the two apart -> tuned.nzd
+  nz-onnx convert tuned.onnx --base model.nz.onnx   shares weights with the base -> tuned.nz.onnx
+  nz-onnx convert tuned.onnx --base model.onnx      to store or send -> tuned.nzd
 
 Without a target (--lossless, --ratio, --size, --bits, --max-error, --snr or
 --mantissa-bits) it is half the weight bytes: per weight the most exact encoding
@@ -108,10 +109,10 @@ pub enum Command {
     /// Show what convert would do to each weight, and why
     #[command(after_help = EXIT_CODES)]
     Plan(PlanArgs),
-    /// Show what is in a converted model, a plain model or a blob file
+    /// Show what is in a converted model, a plain model, a delta file or a blob file
     #[command(after_help = EXIT_CODES)]
     Inspect(InspectArgs),
-    /// Check a converted model: checksums, weights, and outputs in ONNX Runtime
+    /// Check a converted model: checksums, weights, and outputs in ONNX Runtime; or a delta file
     #[command(after_help = format!("{VERIFY_EXAMPLES}\n\n{EXIT_CODES}"))]
     Verify(VerifyArgs),
     /// Write a converted model back as a plain one
@@ -127,6 +128,7 @@ Examples:
   nz-onnx verify model.nz.onnx                                  checksums
   nz-onnx verify model.nz.onnx --original model.onnx            and every weight
   nz-onnx verify model.nz.onnx --original model.onnx --run      and the outputs of both models
+  nz-onnx verify tuned.nzd --base model.onnx                    that the model comes back
   nz-onnx verify model.nz.onnx --original model.onnx --run --shape input_ids=1,16 --inputs sample.npz
 
 ONNX Runtime (1.17 or later) is taken from --ort-lib, ORT_DYLIB_PATH, the active
@@ -270,8 +272,10 @@ pub struct ConvertArgs {
     /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
-    /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning: X.nzd, of which
-    /// `restore` makes the model again, byte for byte. ONNX Runtime does not load it
+    /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning. If FILE is a converted
+    /// model in the same folder: X.nz.onnx, whose weights are those of FILE's data file, changed as they are decoded; both
+    /// models loaded together have FILE's weights in memory once. Else X.nzd, of which `restore` makes the model again, and
+    /// which ONNX Runtime does not load. Either way no weight changes
     #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "SelectArgs", "OptimizeArgs", "profile", "transform"])]
     pub base: Option<PathBuf>,
     /// Do everything but write
@@ -311,15 +315,18 @@ pub struct PlanArgs {
 /// Options of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A converted model, a plain model or a blob
+    /// A converted model, a plain model, a delta file or a blob
     pub file: PathBuf,
 }
 
 /// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The converted model
+    /// The converted model, or a delta file
     pub model: PathBuf,
+    /// The base of a delta file [default: looked for in its folder]
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<PathBuf>,
     /// The model it was made from: compare every weight
     #[arg(long, value_name = "FILE")]
     pub original: Option<PathBuf>,

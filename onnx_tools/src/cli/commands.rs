@@ -10,7 +10,7 @@ use super::args::{
     Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs, TransformArg,
 };
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
-use crate::delta::{self, DeltaOptions};
+use crate::delta::{self, DeltaOptions, shared};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::calibrate::CalibrateOptions;
@@ -62,7 +62,11 @@ impl Talk<'_> {
 
     fn convert(&self, args: &ConvertArgs) -> Result<Outcome> {
         let start = Instant::now();
-        if let Some(base) = &args.base {
+        let shared = match &args.base {
+            Some(base) => shared::is_shared(&args.model, base)?,
+            None => false,
+        };
+        if let Some(base) = args.base.as_ref().filter(|_| !shared) {
             let options = DeltaOptions {
                 base: base.clone(),
                 output: args.output.output.clone(),
@@ -75,8 +79,12 @@ impl Talk<'_> {
         }
         refuse_delta(&args.model)?;
         let how = (args.calibrate.as_deref(), &args.optimize);
+        let mut target = args.target.clone();
+        // What is shared with a base is exact.
+        target.lossless |= shared;
         let options = ConvertOptions {
-            plan: self.options(&args.target, &args.select, args.profile, args.transform, how)?,
+            base: args.base.clone(),
+            plan: self.options(&target, &args.select, args.profile, args.transform, how)?,
             optimize: optimizing(&args.optimize, args.calibrate.is_some())?,
             output: args.output.output.clone(),
             force: args.output.force,
@@ -86,7 +94,13 @@ impl Talk<'_> {
         document.warnings.iter().for_each(|warning| self.progress.warn(warning));
         let library = locate::library();
         let context = Context { elapsed: start.elapsed(), library: library.as_deref(), style: self.style };
-        Ok(self.say(&document, false, || report::convert::summary(&document, &context)))
+        let needs = || match &args.base {
+            Some(base) => {
+                format!("It takes weights from the data file of {}, which must stay.\n", base.display())
+            }
+            None => String::new(),
+        };
+        Ok(self.say(&document, false, || report::convert::summary(&document, &context) + &needs()))
     }
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
@@ -147,7 +161,16 @@ impl Talk<'_> {
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {
-        refuse_delta(&args.file)?;
+        if delta::is_delta(&args.file)? {
+            let document = delta::inspect(&args.file)?;
+            let passed = document.parts.iter().all(|part| part.checksum_ok != Some(false));
+            if !passed {
+                self.progress
+                    .warn("a blob does not have the checksum that it states; `nz-onnx verify` says more");
+            }
+            let said = self.say(&document, true, || report::delta::inspect(&document, self.style));
+            return Ok(Outcome { passed, ..said });
+        }
         let document = inspect::inspect(&args.file)?;
         let passed = document.blobs.iter().all(|b| b.checksum_ok);
         if !passed {
@@ -162,7 +185,20 @@ impl Talk<'_> {
 
     fn verify(&self, args: &VerifyArgs) -> Result<Outcome> {
         let start = Instant::now();
-        refuse_delta(&args.model)?;
+        if delta::is_delta(&args.model)? {
+            if args.original.is_some() {
+                let what =
+                    "a delta file, which has its original's SHA-256; --original is for converted models";
+                return Err(Error::Usage(format!("{}: {what}", args.model.display())));
+            }
+            let document = delta::verify(&args.model, args.base.as_deref(), self.progress)?;
+            let text = || report::delta::verify(&document, start.elapsed(), self.style);
+            return Ok(Outcome { passed: document.ok, ..self.say(&document, !document.ok, text) });
+        }
+        if args.base.is_some() {
+            let what = "is no delta file; --base is for those only";
+            return Err(Error::Usage(format!("{}: {what}", args.model.display())));
+        }
         let run = args.run.then(|| RunOptions {
             inputs: args.inputs.clone(),
             shapes: args.shape.iter().map(|s| (s.name.clone(), s.dims.clone())).collect(),
@@ -212,7 +248,7 @@ fn optimizing(args: &OptimizeArgs, calibrating: bool) -> Result<Option<OptimizeO
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
 }
 
-/// Delta files are for `restore` alone.
+/// Delta files are no models.
 fn refuse_delta(path: &Path) -> Result<()> {
     if !delta::is_delta(path)? {
         return Ok(());

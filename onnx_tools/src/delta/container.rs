@@ -79,6 +79,9 @@ pub(super) struct Segment {
     pub base_file: u32,
     #[prost(uint64, tag = "6")]
     pub base: u64,
+    /// Name of the weight that they are, if they are one.
+    #[prost(string, tag = "7")]
+    pub weight: String,
 }
 
 /// How a chunk becomes bytes.

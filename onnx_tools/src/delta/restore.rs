@@ -42,7 +42,8 @@ pub fn restore(
         let folder = external::folder(target);
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "make the folder", e))?;
         let mut staged = Staged::create(target)?;
-        weights += restore_file(&source, &base, file, &mut staged)?;
+        weights += restore_file(&source, &base, file, |bytes| staged.write(bytes))?;
+        staged.sync()?;
         bytes += file.len;
         written.push(staged);
     }
@@ -82,10 +83,18 @@ fn targets(path: &Path, index: &Index, output: &Path, force: bool) -> Result<Vec
     Ok(targets)
 }
 
-/// Writes one file; the number of weights decoded for it.
-fn restore_file(source: &Source, base: &FoundBase, file: &StoredFile, staged: &mut Staged) -> Result<usize> {
+/// Hands the bytes of one file to `sink`; the number of weights decoded for it.
+///
+/// # Errors
+/// `sink` fails, a chunk is damaged, or the file does not have its SHA-256 in the end.
+pub(super) fn restore_file(
+    source: &Source,
+    base: &FoundBase,
+    file: &StoredFile,
+    mut sink: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<usize> {
     let mut hash = Sha256::new();
-    let mut weights = 0;
+    let (mut weights, mut len) = (0, 0);
     for segment in &file.segments {
         let bytes = segment_bytes(source, base, segment)?;
         if bytes.len() as u64 != segment.len {
@@ -94,14 +103,14 @@ fn restore_file(source: &Source, base: &FoundBase, file: &StoredFile, staged: &m
         }
         weights += usize::from([Form::Delta, Form::Blob].contains(&segment.form()));
         hash.update(&bytes);
-        staged.write(&bytes)?;
+        len += segment.len;
+        sink(&bytes)?;
     }
-    if staged.position() != file.len || hash.finalize().as_slice() != file.sha256 {
+    if len != file.len || hash.finalize().as_slice() != file.sha256 {
         let what =
             format!("what was restored of {:?} does not have its SHA-256: the file is damaged", file.name);
         return Err(Error::corrupt(source.path(), what));
     }
-    staged.sync()?;
     Ok(weights)
 }
 

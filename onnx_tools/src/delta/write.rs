@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use nz_onnx::codec::{self, EncodeOptions, decode_delta, encode_delta};
-use nz_onnx::format::{Header, Residual, TensorSpec};
+use nz_onnx::format::{Header, TensorSpec};
 
 use super::base::Base;
 use super::container::{Form, Index, Segment, StoredFile, deflate, head, inflate, tail};
 use super::parts::{Part, files};
+use super::shared::delta_name;
 use crate::onnx::{Error, Model, Result, Weight};
 use crate::pipeline::paths::OutputFiles;
 use crate::report::{Progress, delta as report, json};
@@ -111,12 +112,16 @@ fn encode(
     weight: Option<&Weight>,
     bytes: Vec<u8>,
 ) -> Result<(Segment, Vec<u8>, &'static str)> {
-    let segment = Segment { len: part.range.end - part.range.start, ..Default::default() };
+    let segment = Segment {
+        len: part.range.end - part.range.start,
+        weight: weight.map_or(String::new(), |weight| weight.name.clone()),
+        ..Default::default()
+    };
     if bytes.len() >= LEAST
         && let Some(place) = base.same(&bytes)
     {
         let segment =
-            Segment { form: Form::Base as i32, base_file: place.file, base: place.offset, ..segment };
+            Segment { form: Form::Base as i32, base_file: place.file, base: place.offset, ..segment.clone() };
         return Ok((segment, Vec::new(), "base"));
     }
     let mut ways = Vec::new();
@@ -128,24 +133,20 @@ fn encode(
             if decode_delta(&blob, &of_base).map_err(failed)? != bytes {
                 return Err(wrong(model, weight));
             }
-            let delta = Header::parse(&blob).map_err(failed)?.delta;
-            let name = match delta.map(|delta| delta.residual) {
-                Some(Residual::Difference) => "delta difference",
-                _ => "delta xor",
-            };
+            let name = delta_name(&Header::parse(&blob).map_err(failed)?).unwrap_or("delta");
             let (base_file, base) = (place.file, place.offset);
-            ways.push((Segment { form: Form::Delta as i32, base_file, base, ..segment }, blob, name));
+            ways.push((Segment { form: Form::Delta as i32, base_file, base, ..segment.clone() }, blob, name));
         }
         let spec = TensorSpec::row_major(dtype, &weight.shape);
         let blob = codec::encode(&bytes, &spec, &EncodeOptions::default()).map_err(failed)?;
         if codec::decode(&blob).map_err(failed)? != bytes {
             return Err(wrong(model, weight));
         }
-        ways.push((Segment { form: Form::Blob as i32, ..segment }, blob, "float-split lossless"));
+        ways.push((Segment { form: Form::Blob as i32, ..segment.clone() }, blob, "float-split lossless"));
     } else {
         let packed = deflate(&bytes);
         if inflate(&packed, segment.len).is_some_and(|back| back == bytes) {
-            ways.push((Segment { form: Form::Deflate as i32, ..segment }, packed, "deflate"));
+            ways.push((Segment { form: Form::Deflate as i32, ..segment.clone() }, packed, "deflate"));
         }
     }
     ways.push((Segment { form: Form::Plain as i32, ..segment }, bytes, "kept"));

@@ -80,7 +80,7 @@ impl Error {
         use nz_onnx::error::Error as Codec;
         let what = format!("tensor {tensor:?}: {error}");
         match error {
-            Codec::Corrupt(_) | Codec::Truncated { .. } => Error::corrupt(path, what),
+            Codec::Corrupt(_) | Codec::Base(_) | Codec::Truncated { .. } => Error::corrupt(path, what),
             Codec::Unsupported(_) => Error::unsupported(path, what),
             _ => Error::Internal(format!("{}: {what}", path.display())),
         }

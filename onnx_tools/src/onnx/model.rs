@@ -40,6 +40,8 @@ pub struct Blob {
     pub name: String,
     /// Labels of the nodes that decode it.
     pub nodes: Vec<String>,
+    /// The initializer that holds the blob that it is a delta to, if it is one.
+    pub base: Option<WeightId>,
 }
 
 impl Model {
@@ -180,19 +182,20 @@ impl Model {
         for graph in &self.graphs {
             for node in graph.nodes.iter().filter(|n| n.domain == DOMAIN) {
                 let inputs: &[usize] = match node.op.as_str() {
-                    "DecodeMatMul" | "DecodeGemm" => &[1],
+                    "DecodeMatMul" | "DecodeGemm" | "DecodeDeltaMatMul" | "DecodeDeltaGemm" => &[1],
                     "DecodeLSTM" => &[1, 2],
                     _ => &[0],
                 };
-                let named = inputs.iter().filter_map(|&input| node.inputs.get(input));
-                for weight in named.filter_map(|name| self.find_weight(graph.id, name)) {
+                let input = |at: usize| node.inputs.get(at).and_then(|name| self.find_weight(graph.id, name));
+                for weight in inputs.iter().filter_map(|&at| input(at)) {
                     match blobs.iter_mut().find(|b| b.weight == weight) {
                         Some(blob) => blob.nodes.push(node.label()),
                         None => {
                             let name = &self.weight(weight).name;
                             let name =
                                 name.rsplit_once(".nz").map_or(name.as_str(), |(stem, _)| stem).to_string();
-                            blobs.push(Blob { weight, name, nodes: vec![node.label()] });
+                            let base = if node.op.starts_with("DecodeDelta") { input(2) } else { None };
+                            blobs.push(Blob { weight, name, nodes: vec![node.label()], base });
                         }
                     }
                 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use nz_onnx::codec::{self, Coding, Decoder};
+use nz_onnx::codec::{self, Coding, Decoder, DeltaDecoder};
+use nz_onnx::format::Header;
 use rayon::prelude::*;
 
 use super::allocation::{Encoding, Target};
@@ -14,10 +15,11 @@ use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
 use super::planning::{Choice, Options, Prepared, prepare};
 use super::{check, constants};
+use crate::delta::shared::{Shared, SharedBase, delta_name};
 use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId};
 use crate::report::{Progress, json};
 use crate::rewrite::splice::Plan;
-use crate::rewrite::{Compression, Decision, Form, Placement, build};
+use crate::rewrite::{BaseBlob, Compression, Decision, Form, Placement, PlanBase, UseKind, build};
 use crate::staged::{Staged, commit};
 
 /// Alignment of a blob in the data file: ONNX Runtime maps it at that granularity.
@@ -34,6 +36,8 @@ const SYNC_EVERY: u64 = 64 << 20;
 pub struct ConvertOptions {
     /// What to choose.
     pub plan: Options,
+    /// A converted model from whose data file weights are taken, as they are or with a delta.
+    pub base: Option<PathBuf>,
     /// Let ONNX Runtime optimise the model first.
     pub optimize: Option<OptimizeOptions>,
     /// The model to write; beside the input if none.
@@ -48,6 +52,14 @@ pub struct ConvertOptions {
 struct Encoded {
     bytes: u64,
     found: check::Match,
+    base: Option<OfBase>,
+}
+
+/// What a weight has of the base.
+#[derive(Debug, Clone)]
+struct OfBase {
+    blob: BaseBlob,
+    encoding: &'static str,
 }
 
 /// Converts the model at `path`.
@@ -78,6 +90,7 @@ fn convert_to(
     options: &ConvertOptions,
     progress: &Progress,
 ) -> Result<json::Convert> {
+    let base = options.base.as_deref().map(|base| SharedBase::open(base, files)).transpose()?;
     let prepared = prepare(path, &options.plan, progress)?;
     let writer = Writer {
         files,
@@ -87,8 +100,8 @@ fn convert_to(
         unsynced: 0,
         folded: BTreeMap::new(),
     };
-    let (encoded, writer, placements) = transfer(&prepared, writer, progress)?;
-    let mut document = document(&prepared, &encoded, options.plan.target)?;
+    let (encoded, writer, placements) = transfer(&prepared, base.as_ref(), writer, progress)?;
+    let mut document = document(&prepared, base.as_ref(), &encoded, options.plan.target)?;
     if let Some(optimized) = optimized {
         document.input = optimized.input();
         document.optimized = Some(optimized.document());
@@ -97,7 +110,8 @@ fn convert_to(
     if options.dry_run {
         return Ok(document);
     }
-    let staged = writer.finish(&prepared, placements, optimized)?;
+    let base = base.map(|base| plan_base(&base, &encoded)).filter(|base| !base.blobs.is_empty());
+    let staged = writer.finish(&prepared, placements, base, optimized)?;
     document.output = Some(json::Output {
         path: files.model.display().to_string(),
         data_path: staged.data.as_ref().map(|_| files.data.display().to_string()),
@@ -112,6 +126,12 @@ fn convert_to(
     Ok(document)
 }
 
+/// What the plan takes from the base.
+fn plan_base(base: &SharedBase, encoded: &BTreeMap<WeightId, Encoded>) -> PlanBase {
+    let blobs = encoded.iter().filter_map(|(id, encoded)| Some((*id, encoded.base.as_ref()?.blob)));
+    PlanBase { blobs: blobs.collect(), ..base.plan() }
+}
+
 /// A weight that has been read, with the memory that it and its blob take.
 struct Read {
     source: Vec<u8>,
@@ -121,6 +141,7 @@ struct Read {
 /// What the writer is to do about a weight.
 enum Task {
     Place { blob: Vec<u8>, form: Option<Form>, memory: Share },
+    InBase,
     SameAs(WeightId),
     Copy,
 }
@@ -129,7 +150,12 @@ type Transferred<'a> = (BTreeMap<WeightId, Encoded>, Writer<'a>, BTreeMap<Weight
 
 /// Encodes what is to be encoded and puts everything in its place: while one weight is encoded and checked, the next
 /// ones are read and the ones before are written.
-fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress) -> Result<Transferred<'a>> {
+fn transfer<'a>(
+    prepared: &Prepared,
+    base: Option<&SharedBase>,
+    mut writer: Writer<'a>,
+    progress: &Progress,
+) -> Result<Transferred<'a>> {
     let (weights, dry_run) = (prepared.model.weights(), writer.dry_run);
     let mut step = progress.step("encoding", weights.iter().map(|w| work(prepared, w)).sum());
     let budget = Budget::new(weights.iter().map(|w| work(prepared, w)).max().unwrap_or(0));
@@ -149,24 +175,24 @@ fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress
             let task = match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
                 (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
                 (Choice::Encoded { group, encoding, .. }, Decision::Compress(compression)) => next(&reads)
-                    .and_then(|read| encode(prepared, weight, compression, *group, read))
-                    .map(|(blob, found, memory)| {
-                        progress.note(&format!(
-                            "{}: {} -> {} bytes, {}",
-                            weight.name,
-                            weight.bytes,
-                            blob.len(),
-                            Coded::of(*encoding, found.lossless).name()
-                        ));
-                        encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
-                        Task::Place { blob, form: None, memory }
+                    .and_then(|read| encode(prepared, base, weight, compression, *group, read))
+                    .map(|Made { blob, found, base, memory }| {
+                        let coded = match &base {
+                            Some(base) => base.encoding.to_string(),
+                            None => Coded::of(*encoding, found.lossless).name(),
+                        };
+                        let bytes = blob.as_ref().map_or(0, Vec::len) as u64;
+                        progress
+                            .note(&format!("{}: {} -> {bytes} bytes, {coded}", weight.name, weight.bytes));
+                        encoded.insert(weight.id, Encoded { bytes, found, base });
+                        blob.map_or(Task::InBase, |blob| Task::Place { blob, form: None, memory })
                     }),
                 (Choice::Encoded { encoding: Encoding::Folded(how), .. }, _) => next(&reads)
                     .and_then(|Read { source, memory }| {
                         Ok((constants::encode(weight, &source, *how)?, memory))
                     })
                     .map(|((blob, form, found), memory)| {
-                        encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found });
+                        encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found, base: None });
                         Task::Place { blob, form: Some(form), memory }
                     }),
                 _ if weight.is_external() && !dry_run => Ok(Task::Copy),
@@ -226,13 +252,22 @@ fn next(reads: &mpsc::Receiver<Result<Read>>) -> Result<Read> {
 }
 
 /// One weight's blob, compared with the weight, and the memory that it takes.
+struct Made {
+    /// None if it is the base's.
+    blob: Option<Vec<u8>>,
+    found: check::Match,
+    base: Option<OfBase>,
+    memory: Share,
+}
+
 fn encode(
     prepared: &Prepared,
+    base: Option<&SharedBase>,
     weight: &Weight,
     compression: &Compression,
     group: usize,
     Read { source, mut memory }: Read,
-) -> Result<(Vec<u8>, check::Match, Share)> {
+) -> Result<Made> {
     let (model, Compression { spec, block_len, .. }) = (&prepared.model, compression);
     let coding = prepared.groups[group].coding()?;
     let failed = |e| Error::codec(model.path(), &weight.name, e);
@@ -245,13 +280,28 @@ fn encode(
             weight.name
         ))
     })?;
+    // LSTMs read no deltas, and what is decoded before one is summed up in another order.
+    let shares = !compression.uses.iter().any(|u| matches!(u.kind, UseKind::Lstm { .. }));
+    let base = base.filter(|_| shares);
+    let shared = base.map(|base| base.share(&weight.name, &source, spec, blob.len())).transpose()?.flatten();
     drop(source);
     memory.shrink(weight.bytes);
-    Ok((blob, found, memory))
+    Ok(match shared {
+        None => Made { blob: Some(blob), found, base: None, memory },
+        Some(Shared::Same(blob)) => {
+            Made { blob: None, found, base: Some(OfBase { blob, encoding: "base" }), memory }
+        }
+        Some(Shared::Delta(of_base, blob)) => {
+            let encoding = Header::parse(&blob).map_err(failed).map(|header| delta_name(&header))?;
+            let base = OfBase { blob: of_base, encoding: encoding.unwrap_or("delta") };
+            Made { blob: Some(blob), found, base: Some(base), memory }
+        }
+    })
 }
 
 fn document(
     prepared: &Prepared,
+    base: Option<&SharedBase>,
     encoded: &BTreeMap<WeightId, Encoded>,
     target: Target,
 ) -> Result<json::Convert> {
@@ -264,7 +314,13 @@ fn document(
                 Choice::Encoded { copy_of: Some(first), .. } => *first,
                 _ => weight.id,
             };
-            prepared.tensor(weight, encoded.get(&holder).map(|e| (e.bytes, e.found)))
+            let made = encoded.get(&holder);
+            let mut tensor = prepared.tensor(weight, made.map(|e| (e.bytes, e.found)));
+            if let (Some(base), Some(of_base)) = (base, made.and_then(|made| made.base.as_ref())) {
+                tensor.encoding = Some(of_base.encoding.to_string());
+                tensor.reason.get_or_insert_with(|| format!("taken from {}", base.file()));
+            }
+            tensor
         })
         .collect();
     let totals = prepared.totals(tensors.iter());
@@ -320,6 +376,7 @@ impl Writer<'_> {
     fn perform(&mut self, model: &Model, weight: &Weight, task: Task) -> Result<Placement> {
         match task {
             Task::SameAs(first) => Ok(Placement::SameAs(first)),
+            Task::InBase => Ok(Placement::InBase),
             Task::Copy => self.copy(model, weight),
             Task::Place { blob, form, memory } => {
                 self.folded.extend(form.map(|form| (weight.id, form)));
@@ -388,6 +445,7 @@ impl Writer<'_> {
         self,
         prepared: &Prepared,
         placements: BTreeMap<WeightId, Placement>,
+        base: Option<PlanBase>,
         optimized: Option<&Optimized>,
     ) -> Result<Finished> {
         let name = self.files.data.file_name().unwrap_or_default();
@@ -404,6 +462,7 @@ impl Writer<'_> {
             data_file_name: name.to_string_lossy().into_owned(),
             metadata: optimized.map_or(Vec::new(), |o| o.origin.metadata()),
             nchwc_block: optimized.and_then(|o| o.origin.nchwc_block),
+            base,
         };
         let mut model = Staged::create(&self.files.model)?;
         build(&prepared.model, &plan)?.stream(&prepared.model, |chunk| model.write(chunk))?;
@@ -413,14 +472,14 @@ impl Writer<'_> {
             data.sync()?;
         }
         let files = Finished { data: self.data, model };
-        files.check(prepared)?;
+        files.check(prepared, &name.to_string_lossy())?;
         Ok(files)
     }
 }
 
 impl Finished {
     /// Reads both files again: the model must parse, and every blob have its checksums.
-    fn check(&self, prepared: &Prepared) -> Result<()> {
+    fn check(&self, prepared: &Prepared, data_name: &str) -> Result<()> {
         let broken = |what: String| {
             Error::Internal(format!(
                 "{}: the model written is broken: {what}",
@@ -442,14 +501,21 @@ impl Finished {
         blobs.par_iter().try_for_each(|blob| {
             let weight = written.weight(blob.weight);
             let bytes = match (&weight.storage, &data) {
-                (Storage::External { offset, length, .. }, Some(data)) => {
+                (Storage::External { location, offset, length, .. }, Some(data)) if location == data_name => {
                     data.read(&(*offset..*offset + *length))
                 }
                 _ => written.read_weight(weight),
             };
             let bytes = bytes.map_err(|e| broken(e.to_string()))?;
-            Decoder::open(&bytes).map_err(|e| broken(format!("blob {:?}: {e}", weight.name)))?;
-            Ok(())
+            let bad = |e: nz_onnx::error::Error| broken(format!("blob {:?}: {e}", weight.name));
+            match blob.base {
+                None => Decoder::open(&bytes).map(drop).map_err(bad),
+                Some(base) => {
+                    let base = written.read_weight(written.weight(base));
+                    let base = base.map_err(|e| broken(e.to_string()))?;
+                    DeltaDecoder::open(&bytes, &base).map(drop).map_err(bad)
+                }
+            }
         })
     }
 }

@@ -5,15 +5,17 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use nz_onnx::format::{Header, Layout, MAGIC, Transform};
+use nz_onnx::format::{Header, Layout, MAGIC, Transform, payload_hash};
 
 use super::allocation::{Encoding, Folded};
 use super::{constants, optimize};
+use crate::delta::shared::delta_name;
 use crate::onnx::{Error, Model, Result, Source, Weight};
 use crate::report::json;
+use crate::rewrite::base;
 
 /// Metadata keys that `convert` writes.
-const METADATA: [&str; 7] = [
+const METADATA: [&str; 9] = [
     "nz.format",
     "nz.tool",
     "nz.source_sha256",
@@ -21,6 +23,8 @@ const METADATA: [&str; 7] = [
     optimize::ORT_VERSION,
     optimize::ORIGINAL_SHA256,
     optimize::NCHWC_BLOCK,
+    base::FILE,
+    base::SHA256,
 ];
 
 /// Looks at `path`.
@@ -52,10 +56,13 @@ pub fn inspect(path: &Path) -> Result<json::Inspect> {
             found.metadata.insert(key.to_string(), value.to_string());
         }
     }
+    // Whether it is missing, before any blob of it is missed.
+    base::open(&model)?;
     let mut holders = HashSet::new();
     for blob in model.blobs() {
         let holder = model.weight(blob.weight);
         holders.insert(blob.weight);
+        holders.extend(blob.base);
         let bytes = model.read_weight(holder)?;
         let described = describe(&bytes).map_err(|e| Error::codec(path, &holder.name, e))?;
         found.blobs.push(json::Blob {
@@ -158,7 +165,7 @@ fn coded(header: &Header) -> Coded {
 fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
     let header = Header::parse(blob)?;
     let (elements, weight_bytes) = (header.spec.elements()?, header.spec.bytes()?);
-    let checksum_ok = nz_onnx::codec::Decoder::open(blob).is_ok();
+    let checksum_ok = payload_hash(&blob[header.payload_offset()..]) == header.payload_hash;
     Ok(json::Blob {
         name: None,
         weights: Vec::new(),
@@ -172,7 +179,7 @@ fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
             .iter()
             .map(|t| json::Tier { width: t.width, symbols: t.symbols.clone() })
             .collect(),
-        encoding: coded(&header).name(),
+        encoding: delta_name(&header).map_or_else(|| coded(&header).name(), str::to_string),
         mantissa_bits: header.mantissa_bits,
         weight_bytes,
         bytes: header.blob_len,

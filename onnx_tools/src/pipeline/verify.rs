@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use nz_onnx::codec::Decoder;
+use nz_onnx::codec::{Decoder, DeltaDecoder};
 use nz_onnx::error::Error as CodecError;
-use nz_onnx::format::Dtype;
+use nz_onnx::format::{Dtype, TensorSpec};
 
 use super::optimize::{self, Level, Optimized};
 use super::runtime::compare::Distance;
@@ -15,7 +15,7 @@ use super::runtime::{Array, Loaded, Runtime, inputs, locate};
 use super::{check, constants, inspect};
 use crate::onnx::{DOMAIN, Error, Model, Result, Storage, Weight, WeightId};
 use crate::report::{Progress, json};
-use crate::rewrite::{BlobFile, Recipe, RecipeBlob};
+use crate::rewrite::{BlobFile, Recipe, RecipeBlob, base};
 
 /// Largest relative error of an output when no weight was changed and all are float32: what another order of
 /// summation makes of it.
@@ -101,9 +101,13 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &Progress) -> Resu
         None => None,
     };
     let weights = reference.as_ref().and_then(Reference::weights);
+    let mut problems = Vec::new();
+    match base::open_checked(&model) {
+        Err(error @ Error::Corrupt { .. }) => problems.push(error.to_string()),
+        outcome => drop(outcome?),
+    }
     let mut blobs = check_blobs(&model, weights, progress)?;
     blobs.extend(constants::check(&model, weights)?);
-    let mut problems = Vec::new();
     let run = match (&options.run, &reference, &ort) {
         (Some(options), Some(reference), Some(ort)) => {
             run(&model, &reference.original, ort, &blobs, options, &mut problems)?
@@ -212,14 +216,14 @@ impl Reference {
     }
 }
 
-/// Where a blob's bytes start, in the data file or not: what tells blobs apart.
-type Place = (bool, u64);
+/// Where a blob's bytes start: what tells blobs apart.
+type Place = (BlobFile, u64);
 
 fn check_blobs(model: &Model, original: Option<&Model>, progress: &Progress) -> Result<Vec<json::BlobCheck>> {
     let mut sources: HashMap<Place, Vec<RecipeBlob>> = HashMap::new();
     if original.is_some() {
         for blob in Recipe::read(model)?.blobs() {
-            sources.entry((blob.file == BlobFile::Data, blob.offset)).or_default().push(blob);
+            sources.entry((blob.file, blob.offset)).or_default().push(blob);
         }
     }
     let blobs = model.blobs();
@@ -229,24 +233,26 @@ fn check_blobs(model: &Model, original: Option<&Model>, progress: &Progress) -> 
     let mut seen = HashSet::new();
     for blob in blobs {
         let holder = model.weight(blob.weight);
-        let place = place(holder);
+        let place = place(model, holder);
         if place.is_some_and(|place| !seen.insert(place)) {
             continue;
         }
         let bytes = model.read_weight(holder)?;
-        if let Err(error @ CodecError::Unsupported(_)) = Decoder::open_unverified(&bytes) {
+        let base = blob.base.map(|base| model.read_weight(model.weight(base))).transpose()?;
+        let bytes = Bytes { blob: &bytes, base: base.as_deref() };
+        if let Err(error @ CodecError::Unsupported(_)) = bytes.spec() {
             return Err(Error::codec(model.path(), &blob.name, error));
         }
         match original {
-            None => checks.push(alone(&blob.name, &bytes)),
+            None => checks.push(alone(&blob.name, bytes)),
             Some(original) => {
                 let sources = place.and_then(|place| sources.remove(&place)).unwrap_or_default();
                 for source in &sources {
-                    checks.push(compared(original, Some(source.weight), &source.name, &bytes)?);
+                    checks.push(compared(original, Some(source.weight), &source.name, bytes)?);
                 }
                 // A small blob that several graphs read is in each of them; the recipe names one.
                 if sources.is_empty() {
-                    checks.push(compared(original, None, &blob.name, &bytes)?);
+                    checks.push(compared(original, None, &blob.name, bytes)?);
                 }
             }
         }
@@ -255,20 +261,57 @@ fn check_blobs(model: &Model, original: Option<&Model>, progress: &Progress) -> 
     Ok(checks)
 }
 
-fn place(holder: &Weight) -> Option<Place> {
+fn place(model: &Model, holder: &Weight) -> Option<Place> {
     match &holder.storage {
-        Storage::Plain(range) => Some((false, range.start)),
-        Storage::External { offset, .. } => Some((true, *offset)),
+        Storage::Plain(range) => Some((BlobFile::Model, range.start)),
+        Storage::External { location, offset, .. } => {
+            let in_base = model.metadata(base::FILE) == Some(location);
+            Some((if in_base { BlobFile::Base } else { BlobFile::Data }, *offset))
+        }
         _ => None,
     }
 }
 
+/// A blob, and the one that it is a delta to, if it is one.
+#[derive(Clone, Copy)]
+struct Bytes<'a> {
+    blob: &'a [u8],
+    base: Option<&'a [u8]>,
+}
+
+impl Bytes<'_> {
+    /// Dtype, shape and layout.
+    fn spec(self) -> nz_onnx::error::Result<TensorSpec> {
+        match self.base {
+            None => Ok(Decoder::open_unverified(self.blob)?.header().spec.clone()),
+            Some(base) => Ok(DeltaDecoder::open_unverified(self.blob, base)?.header().spec.clone()),
+        }
+    }
+
+    /// The weight's elements, and whether they are the original's, all checksums compared.
+    fn decode(self) -> nz_onnx::error::Result<(Vec<u8>, bool)> {
+        match self.base {
+            None => {
+                let decoder = Decoder::open(self.blob)?;
+                Ok((decoder.decode_bytes(self.blob)?, decoder.header().is_lossless()))
+            }
+            Some(base) => Ok((DeltaDecoder::open(self.blob, base)?.decode_bytes(self.blob, base)?, true)),
+        }
+    }
+
+    /// The weight against its source.
+    fn against(self, elements: &[u8], spec: &TensorSpec) -> nz_onnx::error::Result<check::Match> {
+        match self.base {
+            None => check::against_source(self.blob, elements, spec),
+            Some(_) if self.decode()?.0 == elements => Ok(check::Match::EXACT),
+            Some(_) => Err(CodecError::Corrupt("decodes to other weights than the original's".to_string())),
+        }
+    }
+}
+
 /// A blob by itself: header, payload and decoded weight against their checksums.
-fn alone(name: &str, bytes: &[u8]) -> json::BlobCheck {
-    let decoded = Decoder::open(bytes).and_then(|decoder| {
-        decoder.decode_bytes(bytes)?;
-        Ok(decoder.header().is_lossless())
-    });
+fn alone(name: &str, bytes: Bytes<'_>) -> json::BlobCheck {
+    let decoded = bytes.decode().map(|(_, lossless)| lossless);
     json::BlobCheck {
         name: name.to_string(),
         checksum_ok: decoded.is_ok(),
@@ -281,7 +324,12 @@ fn alone(name: &str, bytes: &[u8]) -> json::BlobCheck {
 }
 
 /// A blob against the weight that it was made of: the one of that number, or else of that name.
-fn compared(original: &Model, number: Option<WeightId>, name: &str, bytes: &[u8]) -> Result<json::BlobCheck> {
+fn compared(
+    original: &Model,
+    number: Option<WeightId>,
+    name: &str,
+    bytes: Bytes<'_>,
+) -> Result<json::BlobCheck> {
     let own = alone(name, bytes);
     if !own.checksum_ok {
         return Ok(json::BlobCheck { matches_original: Some(false), ..own });
@@ -297,7 +345,7 @@ fn compared(original: &Model, number: Option<WeightId>, name: &str, bytes: &[u8]
         return Ok(differs("the original has no weight of this name".to_string()));
     };
     let failed = |e| Error::codec(original.path(), name, e);
-    let spec = Decoder::open_unverified(bytes).map_err(failed)?.header().spec.clone();
+    let spec = bytes.spec().map_err(failed)?;
     if weight.dtype() != Some(spec.dtype) || weight.shape != spec.shape {
         return Ok(differs(format!(
             "is {} {:?}, but {} {:?} in the original",
@@ -308,7 +356,7 @@ fn compared(original: &Model, number: Option<WeightId>, name: &str, bytes: &[u8]
         )));
     }
     let elements = original.read_weight(weight)?;
-    Ok(match check::against_source(bytes, &elements, &spec) {
+    Ok(match bytes.against(&elements, &spec) {
         Ok(found) => json::BlobCheck {
             matches_original: Some(true),
             max_relative_error: Some(found.max_relative_error),

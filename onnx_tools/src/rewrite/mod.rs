@@ -3,6 +3,7 @@
 //! [`decide()`] says what happens to each weight and why; [`splice::build`] makes the converted model as a
 //! [`Rope`] over the original's bytes; [`restore()`] undoes it.
 
+pub mod base;
 mod carried;
 pub mod constness;
 mod costly;
@@ -18,6 +19,7 @@ pub mod rope;
 pub mod rules;
 pub mod splice;
 
+pub use base::{BaseBlob, PlanBase};
 pub use carried::Carried;
 pub use decide::{Compression, Decision, Use, UseKind, decide};
 pub use recipe::{BlobFile, Constant, Recipe, RecipeBlob};

@@ -68,6 +68,44 @@ pub(crate) struct Reading<'a> {
     pub weight: &'a Weight,
     pub usage: &'a Use,
     pub blob: String,
+    pub base: Option<ReadingBase>,
+}
+
+/// The base's blob that a weight is, or that its blob is a delta to.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadingBase {
+    /// Its file.
+    pub file: String,
+    /// What tells it from any other.
+    pub hash: u64,
+    /// Its name where the weight is read, if the weight's blob is a delta.
+    pub delta: Option<String>,
+}
+
+impl Reading<'_> {
+    /// The name of the base's blob, if the weight's is a delta to it.
+    fn delta(&self) -> Option<&String> {
+        self.base.as_ref()?.delta.as_ref()
+    }
+
+    /// What comes behind "Decode" in the name of the op.
+    fn infix(&self) -> &'static str {
+        if self.delta().is_some() { "Delta" } else { "" }
+    }
+
+    /// What the node says of the base.
+    fn base_attributes(&self) -> Vec<proto::Attribute> {
+        let Some(base) = &self.base else { return Vec::new() };
+        let file = proto::Attribute {
+            name: Some("base_file".to_string()),
+            s: Some(base.file.clone().into_bytes()),
+            r#type: Some(attribute_type::STRING),
+            ..Default::default()
+        };
+        // A delta has the hash itself.
+        let hash = base.delta.is_none().then(|| int("base_hash", base.hash as i64));
+        std::iter::once(file).chain(hash).collect()
+    }
 }
 
 /// The node fields that take the place of `node`.
@@ -99,12 +137,12 @@ fn decode(model: &Model, names: &mut Names, reading: &Reading<'_>, out: &mut Rop
     push(
         out,
         proto::Node {
-            input: vec![reading.blob.clone(), after.clone()],
+            input: [&reading.blob, after].into_iter().chain(reading.delta()).cloned().collect(),
             output: vec![value.clone()],
             name: Some(names.fresh(&format!("{weight}.nz.decode"))),
-            op_type: Some(format!("Decode{}", of_integers(reading.weight))),
+            op_type: Some(format!("Decode{}{}", reading.infix(), of_integers(reading.weight))),
             domain: Some(DOMAIN.to_string()),
-            attribute: vec![shape(reading.weight)],
+            attribute: std::iter::once(shape(reading.weight)).chain(reading.base_attributes()).collect(),
         },
     );
     if reading.usage.transposed {
@@ -170,35 +208,36 @@ fn fuse(
         Some(name) => name.clone(),
         None => String::new(),
     };
+    let mut addend = None;
     let gather = match reading.weight.dtype() {
-        Some(Dtype::U8) => "DecodeGatherUint8",
-        Some(Dtype::I8) => "DecodeGatherInt8",
-        _ => "DecodeGather",
+        Some(Dtype::U8) => "GatherUint8",
+        Some(Dtype::I8) => "GatherInt8",
+        _ => "Gather",
     };
-    let (op, input, mut attribute) = match &reading.usage.kind {
+    let (op, mut input, mut attribute) = match &reading.usage.kind {
         UseKind::MatMul { trans_b } => {
             let x = activation(0, out);
-            ("DecodeMatMul", vec![x, reading.blob.clone()], vec![flag("transB", *trans_b)])
+            ("MatMul", vec![x, reading.blob.clone()], vec![flag("transB", *trans_b)])
         }
         UseKind::Gemm { trans_b } => {
             let a = activation(0, out);
             let c = activation(2, out);
-            let mut input = vec![a, reading.blob.clone()];
-            if !c.is_empty() {
-                input.push(c);
-            }
+            let input = vec![a, reading.blob.clone()];
+            addend = Some(c).filter(|c| !c.is_empty());
             let attribute = vec![
                 float("alpha", node.float("alpha", 1.0)),
                 float("beta", node.float("beta", 1.0)),
                 flag("transA", node.int("transA", 0) != 0),
                 flag("transB", *trans_b),
             ];
-            ("DecodeGemm", input, attribute)
+            ("Gemm", input, attribute)
         }
         // Indices are integers: no cast.
         _ => (gather, vec![reading.blob.clone(), inputs[1].clone()], Vec::new()),
     };
+    input.extend(reading.delta().cloned().into_iter().chain(addend));
     attribute.push(shape(reading.weight));
+    attribute.extend(reading.base_attributes());
     let mut output = node.outputs.clone();
     let result = casts.then(|| {
         let float32 = names.fresh(&format!("{}.nz.f32", output[0]));
@@ -208,7 +247,7 @@ fn fuse(
         input,
         output: output.clone(),
         name: None,
-        op_type: Some(op.to_string()),
+        op_type: Some(format!("Decode{}{op}", reading.infix())),
         attribute,
         domain: Some(DOMAIN.to_string()),
     };

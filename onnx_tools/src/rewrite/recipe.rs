@@ -28,20 +28,22 @@ use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId, exter
 pub const KEY: &str = "nz.restore";
 /// Version of the recipe.
 const VERSION: u32 = 1;
-/// Version of one with weights in a form of [`super::fold`], which version 1 does not know.
-const FOLDED_VERSION: u32 = 2;
+/// That of one that takes weights from a base, or with weights in a form of [`super::fold`]: version 1 knows neither.
+const LATER_VERSION: u32 = 2;
 /// The largest recipe that is read, in bytes: it is decompressed in memory.
 const MAX_RECIPE: u64 = 1 << 30;
 /// The largest gap in an external data file that is kept if it is not zero.
 const MAX_GAP: u64 = 64 << 10;
 
 /// A file of the converted model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlobFile {
     /// The `.onnx` file.
     Model,
     /// The data file beside it.
     Data,
+    /// The base's data file.
+    Base,
 }
 
 /// Where a weight of the original is in the converted model.
@@ -106,6 +108,14 @@ pub(crate) struct StoredBlob {
     pub len: u64,
     #[prost(message, optional, tag = "6")]
     pub constant: Option<StoredConstant>,
+    /// The base's blob that it is a delta to, or that the weight is if `len` is 0: where it is in the base's data file,
+    /// and what its header hashes to.
+    #[prost(uint64, tag = "7")]
+    pub base_offset: u64,
+    #[prost(uint64, tag = "8")]
+    pub base_len: u64,
+    #[prost(fixed64, tag = "9")]
+    pub base_hash: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -177,6 +187,13 @@ pub(crate) struct StoredPart {
     pub segment: Option<StoredSegment>,
 }
 
+impl StoredBlob {
+    /// Whether the weight is the base's blob, and not a delta to it.
+    pub fn is_in_base(&self) -> bool {
+        self.base_len > 0 && self.len == 0
+    }
+}
+
 impl StoredSegment {
     fn new(content: Content) -> Self {
         StoredSegment { content: Some(content) }
@@ -188,7 +205,7 @@ impl Recipe {
     pub(crate) fn new(model: &Model, plan: &Plan, prefix: &Rope) -> Result<Recipe> {
         let (copies, inline) = survey(prefix);
         let mut stored = Stored {
-            version: if plan.folded.is_empty() { VERSION } else { FOLDED_VERSION },
+            version: if plan.folded.is_empty() && plan.base.is_none() { VERSION } else { LATER_VERSION },
             source_len: model.source().len(),
             prefix_len: prefix.len(),
             data_file: plan.data_file_name.clone(),
@@ -198,12 +215,17 @@ impl Recipe {
         let mut index = BTreeMap::new();
         for id in plan.changed() {
             let weight = model.weight(id);
-            let (in_data, mut offset, mut len) = located(plan, &inline, id)?;
+            let (root, placement) = plan.place(id)?;
+            let (in_data, mut offset, mut len) = match placement {
+                Placement::InBase => (false, 0, 0),
+                _ => located(plan, &inline, id)?,
+            };
+            let base = plan.base_of(root).map(|(_, blob)| blob);
             let constant = match plan.folded.get(&id) {
                 None => None,
                 Some(form) => {
                     let ranges = inline.get(&id).map_or(&[][..], Vec::as_slice);
-                    let found = place_of(weight, form, plan.place(id)?.1, ranges)?;
+                    let found = place_of(weight, form, placement, ranges)?;
                     (offset, len) = (found.1.start, found.1.end - found.1.start);
                     Some(found.0)
                 }
@@ -217,6 +239,9 @@ impl Recipe {
                 offset,
                 len,
                 constant,
+                base_offset: base.map_or(0, |base| base.offset),
+                base_len: base.map_or(0, |base| base.len),
+                base_hash: base.map_or(0, |base| base.hash),
             });
             if let Some((range, form)) = payload_of(weight) {
                 payloads.push((range.clone(), blob, form));
@@ -254,11 +279,11 @@ impl Recipe {
             .read_to_end(&mut bytes)
             .map_err(|e| bad(e.to_string()))?;
         let stored = Stored::decode(bytes.as_slice()).map_err(|e| bad(e.to_string()))?;
-        if !(VERSION..=FOLDED_VERSION).contains(&stored.version) {
+        if !(VERSION..=LATER_VERSION).contains(&stored.version) {
             return Err(Error::unsupported(
                 converted.path(),
                 format!(
-                    "metadata {KEY} has version {}, this nz-onnx reads {FOLDED_VERSION}; use a newer one",
+                    "metadata {KEY} has version {}, this nz-onnx reads {LATER_VERSION}; use a newer one",
                     stored.version
                 ),
             ));
@@ -274,12 +299,21 @@ impl Recipe {
         let blob = |b: &StoredBlob| RecipeBlob {
             weight: WeightId(usize::try_from(b.weight).unwrap_or(usize::MAX)),
             name: b.name.clone(),
-            file: if b.in_data { BlobFile::Data } else { BlobFile::Model },
-            offset: b.offset,
-            len: b.len,
+            file: match b.is_in_base() {
+                true => BlobFile::Base,
+                false if b.in_data => BlobFile::Data,
+                false => BlobFile::Model,
+            },
+            offset: if b.is_in_base() { b.base_offset } else { b.offset },
+            len: if b.is_in_base() { b.base_len } else { b.len },
             constant: b.constant.and_then(|constant| constant.read()),
         };
         self.stored.blobs.iter().map(blob).collect()
+    }
+
+    /// Name of the data file beside the model, whether there is one or not.
+    pub fn data_file(&self) -> &str {
+        &self.stored.data_file
     }
 
     /// Length in bytes of the original model's file.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use nz_onnx::codec::Decoder;
+use nz_onnx::codec::{Decoder, DeltaDecoder, check_base};
 use sha2::{Digest, Sha256};
 
+use super::base;
 use super::fold;
 use super::recipe::{Content, Form, Recipe, StoredBlob, StoredCopy, StoredFile, StoredSegment, StoredTensor};
 use crate::onnx::source::hex;
@@ -95,10 +96,12 @@ fn targets(model: &Model, recipe: &Recipe, out: &Path, overwrite: bool) -> Resul
         let path = external::join(out, &file.location).map_err(|what| Error::corrupt(model.path(), what))?;
         targets.push(path);
     }
+    let base = base::open(model)?.map(|source| source.path().to_path_buf());
     let real = |path: &Path| std::fs::canonicalize(path).ok();
     for path in targets.iter().map(PathBuf::as_path).chain([out]) {
         let Some(found) = real(path) else { continue };
-        let own = [model.path(), &data].into_iter().any(|own| real(own).as_ref() == Some(&found));
+        let mut own = [model.path(), &data].into_iter().chain(base.as_deref());
+        let own = own.any(|own| real(own).as_ref() == Some(&found));
         if own {
             return Err(Error::Usage(format!(
                 "{}: restoring would replace the converted model itself; restore to another folder",
@@ -127,6 +130,7 @@ struct Kitchen<'a> {
     model: &'a Model,
     recipe: &'a Recipe,
     data: Option<Source>,
+    base: Option<Source>,
     rounded: BTreeSet<String>,
 }
 
@@ -159,7 +163,8 @@ impl<'a> Kitchen<'a> {
         } else {
             None
         };
-        Ok(Kitchen { model, recipe, data, rounded: BTreeSet::new() })
+        let base = base::open_checked(model)?;
+        Ok(Kitchen { model, recipe, data, base, rounded: BTreeSet::new() })
     }
 
     fn file(&self, in_data: bool) -> Result<&Source> {
@@ -234,20 +239,50 @@ impl<'a> Kitchen<'a> {
         Ok(out)
     }
 
-    /// A weight decoded, and whether it has its own bits.
+    /// The elements of a weight, and whether they are the original's.
     fn elements(&self, blob: &StoredBlob) -> Result<(Vec<u8>, bool)> {
-        let source = self.file(blob.in_data)?;
         if let Some(constant) = blob.constant.and_then(|constant| constant.read()) {
-            let stored = constant.bytes(source, blob.offset, blob.len)?;
+            let stored = constant.bytes(self.file(blob.in_data)?, blob.offset, blob.len)?;
             let elements = fold::decode(&stored, constant.how, constant.scales);
             let elements = elements.ok_or_else(|| self.bad("a constant has another size than it should"))?;
             return Ok((elements, constant.exact));
         }
-        let end = blob.offset.checked_add(blob.len).ok_or_else(|| self.bad("a blob is too long"))?;
-        let bytes = source.read(&(blob.offset..end))?;
-        let codec = |e| Error::codec(source.path(), &blob.name, e);
-        let decoder = Decoder::open(&bytes).map_err(codec)?;
-        Ok((decoder.decode_bytes(&bytes).map_err(codec)?, decoder.header().is_lossless()))
+        let read = |source: &Source, offset: u64, len: u64| {
+            let end = offset.checked_add(len).ok_or_else(|| self.bad("a blob is too long"))?;
+            source.read(&(offset..end))
+        };
+        let of_base = match (&self.base, blob.base_len) {
+            (_, 0) => None,
+            (Some(source), len) => Some((source, read(source, blob.base_offset, len)?)),
+            (None, _) => return Err(self.bad("it names a base that it does not have")),
+        };
+        let own = match blob.is_in_base() {
+            true => None,
+            false => {
+                let source = self.file(blob.in_data)?;
+                Some((source, read(source, blob.offset, blob.len)?))
+            }
+        };
+        match (own, of_base) {
+            (Some((source, own)), Some((_, base))) => {
+                let codec = |e| Error::codec(source.path(), &blob.name, e);
+                let elements = DeltaDecoder::open(&own, &base).and_then(|d| d.decode_bytes(&own, &base));
+                Ok((elements.map_err(codec)?, true))
+            }
+            (Some((source, bytes)), None) => {
+                let codec = |e| Error::codec(source.path(), &blob.name, e);
+                let decoder = Decoder::open(&bytes).map_err(codec)?;
+                Ok((decoder.decode_bytes(&bytes).map_err(codec)?, decoder.header().is_lossless()))
+            }
+            (None, Some((source, bytes))) => {
+                let codec = |e| Error::codec(source.path(), &blob.name, e);
+                let decoder = Decoder::open(&bytes).map_err(codec)?;
+                check_base(decoder.header(), &bytes, blob.base_hash).map_err(codec)?;
+                // Where the base was rounded, it is what the original already was.
+                Ok((decoder.decode_bytes(&bytes).map_err(codec)?, true))
+            }
+            (None, None) => Err(self.bad("a blob is nowhere")),
+        }
     }
 
     fn data_file(&mut self, file: &StoredFile, path: &Path) -> Result<Staged> {

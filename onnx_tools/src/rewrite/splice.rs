@@ -6,11 +6,12 @@ use std::ops::Range;
 use nz_onnx::codec::allocation::Folded;
 use prost::Message;
 
+use super::base::{BaseBlob, PlanBase};
 use super::carried::Carried;
 use super::decide::{Compression, Decision};
 use super::fold;
 use super::names::Names;
-use super::nodes::{self, Reading, Rewrite};
+use super::nodes::{self, Reading, ReadingBase, Rewrite};
 use super::recipe;
 use super::rope::Rope;
 use crate::onnx::graph::Part;
@@ -35,7 +36,9 @@ pub enum Placement {
     },
     /// In the model: for small ones.
     Inline(Vec<u8>),
-    /// The same blob as that weight's, whose placement is one of the other two.
+    /// In the base's data file, where [`Plan::base`] says: it is the base's own.
+    InBase,
+    /// The same blob as that weight's, whose placement is one of the others.
     SameAs(WeightId),
 }
 
@@ -67,6 +70,8 @@ pub struct Plan {
     /// Channels a block in the weights of `com.microsoft.nchwc` nodes, if the model has any: the library refuses it
     /// where ONNX Runtime takes another number.
     pub nchwc_block: Option<u32>,
+    /// What weights come from a base, if any.
+    pub base: Option<PlanBase>,
 }
 
 impl Plan {
@@ -80,6 +85,12 @@ impl Plan {
             },
             found => Ok((id, found)),
         }
+    }
+
+    /// The base's blob that a weight is, or that its blob is a delta to.
+    pub(crate) fn base_of(&self, root: WeightId) -> Option<(&PlanBase, BaseBlob)> {
+        let base = self.base.as_ref()?;
+        Some((base, *base.blobs.get(&root)?))
     }
 
     /// Whether the model that is made needs the library.
@@ -122,7 +133,8 @@ pub fn build(model: &Model, plan: &Plan) -> Result<Rope> {
     for (key, value) in [("nz.format", FORMAT), ("nz.tool", &tool), ("nz.source_sha256", model.sha256()?)] {
         metadata(&mut out, key, value);
     }
-    for (key, value) in &plan.metadata {
+    let of_base = plan.base.as_ref().map(PlanBase::metadata);
+    for (key, value) in plan.metadata.iter().chain(of_base.iter().flatten()) {
         metadata(&mut out, key, value);
     }
     // Last, so that it stands behind everything it refers to.
@@ -160,6 +172,8 @@ struct Splicer<'a> {
     /// Blobs that each graph holds, and their names there. ONNX Runtime takes a body's constants from that
     /// body only, so a blob is an initializer of every graph that reads it; in the data file it is one.
     blobs: BTreeMap<(GraphId, WeightId), String>,
+    /// The same of the base's blobs that those are deltas to.
+    bases: BTreeMap<(GraphId, WeightId), String>,
 }
 
 impl<'a> Splicer<'a> {
@@ -174,6 +188,7 @@ impl<'a> Splicer<'a> {
             shapes: BTreeMap::new(),
             external_constants: HashMap::new(),
             blobs: BTreeMap::new(),
+            bases: BTreeMap::new(),
         };
         for weight in model.weights().iter().filter(|w| w.is_external()) {
             if let Origin::Constant { node } = weight.origin {
@@ -188,7 +203,7 @@ impl<'a> Splicer<'a> {
         }
         for (id, compression) in plan.compressed() {
             let weight = model.weight(id);
-            let (root, _) = plan.place(id)?;
+            let (root, placement) = plan.place(id)?;
             splicer.dropped.extend(&compression.dropped);
             splicer.carried.extend(&compression.carried);
             splicer.shapes.extend(compression.shapes.iter().map(|(node, shape)| (*node, shape.as_slice())));
@@ -203,8 +218,15 @@ impl<'a> Splicer<'a> {
                     .entry((graph, root))
                     .or_insert_with(|| names.fresh(&format!("{}.nz", model.weight(root).name)))
                     .clone();
+                let base = plan.base_of(root).map(|(base, blob)| {
+                    let delta = (*placement != Placement::InBase).then(|| {
+                        let fresh = || names.fresh(&format!("{}.nz.base", model.weight(root).name));
+                        splicer.bases.entry((graph, root)).or_insert_with(fresh).clone()
+                    });
+                    ReadingBase { file: base.file.clone(), hash: blob.hash, delta }
+                });
                 let rewrite = splicer.rewrites.entry((graph, usage.reader.node)).or_default();
-                rewrite.add(Reading { weight, usage, blob });
+                rewrite.add(Reading { weight, usage, blob, base });
             }
         }
         Ok(splicer)
@@ -259,11 +281,15 @@ impl<'a> Splicer<'a> {
             }
         }
         out.append(constants);
-        for ((_, root), name) in self.blobs.range((id, WeightId(0))..=(id, WeightId(usize::MAX))) {
-            let (_, placement) = self.plan.place(*root)?;
+        let here = (id, WeightId(0))..=(id, WeightId(usize::MAX));
+        let bases = self.bases.range(here.clone()).map(|(key, name)| (key, name, &Placement::InBase));
+        let blobs = self.blobs.range(here).map(|(key, name)| Ok((key, name, self.plan.place(key.1)?.1)));
+        for blob in blobs.chain(bases.map(Ok)).collect::<Result<Vec<_>>>()? {
+            let ((_, root), name, placement) = blob;
             let len = match placement {
                 Placement::External { len, .. } => *len,
                 Placement::Inline(bytes) => bytes.len() as u64,
+                Placement::InBase => self.plan.base_of(*root).map_or(0, |(_, blob)| blob.len),
                 Placement::SameAs(_) => 0,
             };
             let dim = i64::try_from(len).map_err(|_| Error::Internal("a blob beyond 63 bits".to_string()))?;
@@ -273,7 +299,7 @@ impl<'a> Splicer<'a> {
                 name: Some(name.clone()),
                 ..Default::default()
             });
-            tensor.append(self.data(*root, placement));
+            tensor.append(self.data(*root, placement)?);
             out.field(5, tensor);
             // Before IR 4 every initializer of the main graph is an input too; a body's inputs are its node's.
             if is_old && id == GraphId(0) {
@@ -305,7 +331,7 @@ impl<'a> Splicer<'a> {
         let len = match placement {
             Placement::External { len, .. } => *len,
             Placement::Inline(bytes) => bytes.len() as u64,
-            Placement::SameAs(_) => 0,
+            Placement::InBase | Placement::SameAs(_) => 0,
         };
         let shape =
             weight.shape.iter().map(|&dim| i64::try_from(dim)).collect::<std::result::Result<Vec<_>, _>>();
@@ -338,14 +364,14 @@ impl<'a> Splicer<'a> {
             let fields =
                 proto::Tensor { dims, data_type: Some(dtype), name: Some(name), ..Default::default() };
             let mut tensor = owned(&fields);
-            tensor.append(self.part(weight.id, placement, part));
+            tensor.append(self.part(weight.id, placement, part)?);
             out.field(5, tensor);
         }
         Ok(out)
     }
 
     /// The fields of a tensor that say that its data is a part of what is placed there.
-    fn part(&self, id: WeightId, placement: &Placement, part: Range<u64>) -> Rope {
+    fn part(&self, id: WeightId, placement: &Placement, part: Range<u64>) -> Result<Rope> {
         let part = match placement {
             Placement::External { offset, .. } => {
                 Placement::External { offset: offset + part.start, len: part.end - part.start }
@@ -492,29 +518,38 @@ impl<'a> Splicer<'a> {
             }
         }
         let (root, placement) = self.plan.place(weight.id)?;
-        out.append(self.data(root, placement));
+        out.append(self.data(root, placement)?);
         Ok(out)
     }
 
     /// The fields of a tensor that say where its data is.
-    fn data(&self, root: WeightId, placement: &Placement) -> Rope {
+    fn data(&self, root: WeightId, placement: &Placement) -> Result<Rope> {
         let mut out = Rope::new();
+        let external = |location: &str, offset: u64, len: u64| {
+            let entry = |key: &str, value: String| proto::StringStringEntry {
+                key: Some(key.to_string()),
+                value: Some(value),
+            };
+            owned(&proto::Tensor {
+                external_data: vec![
+                    entry("location", location.to_string()),
+                    entry("offset", offset.to_string()),
+                    entry("length", len.to_string()),
+                ],
+                data_location: Some(1),
+                ..Default::default()
+            })
+        };
         match placement {
             Placement::External { offset, len } => {
-                let entry = |key: &str, value: String| proto::StringStringEntry {
-                    key: Some(key.to_string()),
-                    value: Some(value),
-                };
-                let tensor = proto::Tensor {
-                    external_data: vec![
-                        entry("location", self.plan.data_file_name.clone()),
-                        entry("offset", offset.to_string()),
-                        entry("length", len.to_string()),
-                    ],
-                    data_location: Some(1),
-                    ..Default::default()
-                };
-                out.append(owned(&tensor));
+                out.append(external(&self.plan.data_file_name, *offset, *len));
+            }
+            Placement::InBase => {
+                let of_base = self.plan.base_of(root);
+                let (base, blob) = of_base.ok_or_else(|| {
+                    Error::Internal(format!("weight {} is said to be in a base that has it not", root.0))
+                })?;
+                out.append(external(&base.file, blob.offset, blob.len));
             }
             Placement::Inline(bytes) => {
                 let mut raw = Rope::new();
@@ -523,7 +558,7 @@ impl<'a> Splicer<'a> {
             }
             Placement::SameAs(_) => {}
         }
-        out
+        Ok(out)
     }
 }
 

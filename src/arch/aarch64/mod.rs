@@ -13,6 +13,7 @@ pub(super) fn available() -> Vec<Backend> {
         encode_halves: None,
         words: words::GENERIC,
         fused: None,
+        delta: super::delta::decode,
     }]
 }
 

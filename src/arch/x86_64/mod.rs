@@ -4,12 +4,13 @@ mod avx2;
 mod avx512;
 pub(super) mod dense;
 
+use super::delta::{self, Bits, Sums};
 use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
 use super::{
     Backend, BadRecord, Extent, Fused, Grid, Half, Products, Record, Scratch, Store, Tables, generic, grid,
     pack,
 };
-use crate::format::{Dtype, Unit};
+use crate::format::{Delta, Dtype, Unit};
 
 /// The backends that this processor can run, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -25,6 +26,7 @@ pub(super) fn available() -> Vec<Backend> {
             encode_halves: None,
             words: AVX2_WORDS,
             fused: Some(Fused { unit: avx2::WHOLE, grids: false, halves: avx2_halves, products: None }),
+            delta: delta_avx2,
         });
         if avx512::is_available() {
             out.push(Backend {
@@ -42,6 +44,7 @@ pub(super) fn available() -> Vec<Backend> {
                         columns: avx512::multiply_columns,
                     }),
                 }),
+                delta: delta_avx512,
             });
         }
     }
@@ -100,6 +103,54 @@ fn avx2_halves(
         // SAFETY: only `available` hands this function out, after it has seen these features.
         unsafe { avx2::decode_halves(tables, record, scratch, format, out, store) }
     })
+}
+
+fn delta_avx2(
+    tables: &Tables,
+    record: &[u8],
+    of: &Delta,
+    bits: Bits,
+    elements: &mut [u8],
+    buffers: (&mut Scratch, &mut Sums),
+) -> Result<(), BadRecord> {
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn compiled(
+        tables: &Tables,
+        record: &[u8],
+        of: &Delta,
+        bits: Bits,
+        elements: &mut [u8],
+        buffers: (&mut Scratch, &mut Sums),
+    ) -> Result<(), BadRecord> {
+        delta::decode_inline(tables, record, of, bits, elements, buffers)
+    }
+    // SAFETY: only `available` hands this function out, after it has seen these features.
+    unsafe { compiled(tables, record, of, bits, elements, buffers) }
+}
+
+fn delta_avx512(
+    tables: &Tables,
+    record: &[u8],
+    of: &Delta,
+    bits: Bits,
+    elements: &mut [u8],
+    (scratch, sums): (&mut Scratch, &mut Sums),
+) -> Result<(), BadRecord> {
+    #[target_feature(enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl")]
+    fn add(
+        symbols: &[u8],
+        raw: &[u8],
+        of: &Delta,
+        bits: Bits,
+        elements: &mut [u8],
+        sums: &mut Sums,
+    ) -> Result<(), BadRecord> {
+        delta::add_inline(symbols, raw, of, bits, elements, sums)
+    }
+    let n = elements.len() / (bits.width as usize / 8);
+    let (symbols, raw) = avx512::symbols_first(tables, record, n, scratch)?;
+    // SAFETY: only `available` hands this function out, after it has seen these features.
+    unsafe { add(symbols, raw, of, bits, elements, sums) }
 }
 
 fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8], _: &[u8]) -> (u8, usize) {

@@ -5,13 +5,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::shared::{Memory, Shared, told};
+use crate::codec::check_base;
 use crate::cuda::job::{DeviceWeight, WeightMemory, check_status};
 use crate::cuda::port::{Device, StatusWord};
 use crate::error::Error;
 use crate::format::{Dtype, Header};
 use crate::ort::api::{Api, KernelContext, KernelInfo, Tensor, element};
 use crate::ort::fence::{Failure, Result};
-use crate::ort::weight::{IDENTITY, Stored, attribute_shape, check_spec, explain, verify_payload};
+use crate::ort::weight::{BASE_HASH, IDENTITY, Stored, attribute_shape, check_spec, explain, verify_payload};
 
 /// Bytes of a header that are read at first.
 const FIRST_READ: u64 = 64 << 10;
@@ -27,6 +28,8 @@ pub(super) struct Weight {
     shape: Vec<u64>,
     stored: Stored,
     verify: bool,
+    /// What the blob's header must be, if the blob is that of a base.
+    base_hash: Option<u64>,
     state: State,
 }
 
@@ -75,6 +78,7 @@ impl Weight {
             shape,
             stored,
             verify: verify_payload()?,
+            base_hash: info.int(BASE_HASH).map(|hash| hash as u64),
             state: State::Late(RwLock::new(None)),
         };
         if let Some(blob) = info.constant_input(input)? {
@@ -165,6 +169,9 @@ impl Weight {
                 outcome => break outcome.map_err(explained)?,
             }
         };
+        if let Some(hash) = self.base_hash {
+            check_base(&header, &start, hash).map_err(explained)?;
+        }
         check_spec(&self.label(), &header.spec, &self.shape, self.stored)?;
         if self.verify && payload_hash(shared.device(), address, &header)? != header.payload_hash {
             return Err(explained(Error::corrupt("payload checksum differs")));

@@ -82,7 +82,7 @@ impl Kernel for Gemm {
         let a = context.required(0)?;
         let m = rows_of(a.dims(), k, self.trans_a)?;
         let values = a.floats()?;
-        let c = context.input(2)?;
+        let c = context.input(if self.weight.has_base() { 3 } else { 2 })?;
         let c = match &c {
             None => None,
             Some(c) => {

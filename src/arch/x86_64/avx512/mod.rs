@@ -34,6 +34,17 @@ pub(super) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512vpopcntdq")
 }
 
+/// The `n` symbols whose tiers and literals stand at the start of `record`, and what follows them.
+pub(super) fn symbols_first<'a>(
+    tables: &Tables,
+    record: &'a [u8],
+    n: usize,
+    scratch: &'a mut Scratch,
+) -> Result<(&'a [u8], &'a [u8]), BadRecord> {
+    // SAFETY: only a backend that `super::available` hands out comes here, after it has seen the features.
+    unsafe { symbols::symbols_first(tables, record, n, scratch) }
+}
+
 pub(super) fn decode(
     tables: &Tables,
     records: &[Record<'_>],

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::lane::{bits_of, lanes, load, load_at, store_at, take};
 use crate::arch::generic::bitmaps;
-use crate::arch::{BadRecord, PADDED, Tables, TierTable};
+use crate::arch::{BadRecord, PADDED, Scratch, Tables, TierTable};
 use crate::format::MAX_TIERS;
 
 /// Calls `sink` with each stretch of at most 64 codes of a plane of `width` (1 to 4) bits: the place of its
@@ -183,6 +183,32 @@ pub(super) fn symbols<'a, const N: usize>(
         }
     }
     Ok(jobs.map(|job| &job.below[..job.n]))
+}
+
+/// Decodes all tiers of a block at the start of `record`, and returns its symbols and what follows them.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn symbols_first<'a>(
+    tables: &Tables,
+    record: &'a [u8],
+    n: usize,
+    scratch: &'a mut Scratch,
+) -> Result<(&'a [u8], &'a [u8]), BadRecord> {
+    let mut tail = record;
+    let first = take(&mut tail, tables.tiers[0].width, n)?;
+    // Where the tiers end, by the escapes of each.
+    let (mut rest, mut plane, mut codes) = (tail, first, n);
+    for (t, tier) in tables.tiers.iter().enumerate() {
+        let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
+        codes = count_escapes(tier.width, plane, codes);
+        plane = take(&mut rest, width, codes)?;
+    }
+    let tail = &tail[..tail.len() - rest.len()];
+    let (symbols_of, below) = (&mut scratch.symbols, &mut scratch.below);
+    let [found] = symbols(tables, [Job { first, tail, ahead: &[], n, symbols: symbols_of, below }])?;
+    Ok((found, rest))
 }
 
 /// The symbols of a tier's `n` codes, at most 64, those of its escapes taken from `below` in turn.

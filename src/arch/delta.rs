@@ -1,0 +1,255 @@
+//! Deltas: from symbols, raw bits and a base's weights to the weights.
+
+use super::{BLOCK, BadRecord, Scratch, Tables, generic};
+use crate::format::{ALIGN, Delta, Dtype, Residual};
+
+/// Bytes that the raw bits of a block take at most: 31 of each residual, and padding.
+const RAW_ROOM: usize = BLOCK * 31 / 8 + ALIGN;
+
+/// The `len` lowest bits.
+pub(crate) fn mask(len: u32) -> u32 {
+    ((1u64 << len) - 1) as u32
+}
+
+/// A dtype's elements as plain numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Bits {
+    /// Bits an element.
+    pub width: u32,
+    mantissa: u32,
+}
+
+impl Bits {
+    pub fn of(dtype: Dtype) -> Bits {
+        Bits { width: 8 * dtype.size() as u32, mantissa: dtype.mantissa_bits().into() }
+    }
+
+    #[inline(always)]
+    pub fn load(self, bytes: &[u8], index: usize) -> u32 {
+        match self.width {
+            16 => u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).into(),
+            _ => u32::from_le_bytes(std::array::from_fn(|i| bytes[4 * index + i])),
+        }
+    }
+
+    #[inline(always)]
+    fn load_all(self, bytes: &[u8], out: &mut [u32]) {
+        match self.width {
+            16 => out.iter_mut().zip(bytes.chunks_exact(2)).for_each(|(out, bytes)| {
+                *out = u16::from_le_bytes([bytes[0], bytes[1]]).into();
+            }),
+            _ => out.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(out, bytes)| {
+                *out = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }),
+        }
+    }
+
+    #[inline(always)]
+    fn store_all(self, bits: &[u32], out: &mut [u8]) {
+        match self.width {
+            16 => out.chunks_exact_mut(2).zip(bits).for_each(|(out, bits)| {
+                out.copy_from_slice(&(*bits as u16).to_le_bytes());
+            }),
+            _ => out.chunks_exact_mut(4).zip(bits).for_each(|(out, bits)| {
+                out.copy_from_slice(&bits.to_le_bytes());
+            }),
+        }
+    }
+
+    #[inline(always)]
+    pub fn exponent(self, bits: u32) -> u8 {
+        (bits >> self.mantissa & mask(self.width - 1 - self.mantissa)) as u8
+    }
+
+    /// The place of a value in the order of all: from the largest negative one up.
+    #[inline(always)]
+    fn place(self, bits: u32) -> u32 {
+        let sign = 1 << (self.width - 1);
+        if bits & sign == 0 { bits | sign } else { !bits & mask(self.width) }
+    }
+
+    /// Undoes [`Bits::place`].
+    #[inline(always)]
+    fn at_place(self, place: u32) -> u32 {
+        let sign = 1 << (self.width - 1);
+        if place & sign == 0 { !place & mask(self.width) } else { place & !sign }
+    }
+
+    #[inline(always)]
+    pub fn residual(self, how: Residual, bits: u32, base: u32) -> u32 {
+        match how {
+            Residual::Xor => bits ^ base,
+            Residual::Difference => {
+                // Its sign goes to the lowest bit, so that small ones of both signs are short.
+                let difference = self.place(bits).wrapping_sub(self.place(base)) << (32 - self.width);
+                let difference = difference as i32 >> (32 - self.width);
+                (difference << 1 ^ difference >> 31) as u32 & mask(self.width)
+            }
+        }
+    }
+
+    /// Undoes [`Bits::residual`].
+    #[inline(always)]
+    pub fn restored(self, how: Residual, residual: u32, base: u32) -> u32 {
+        match how {
+            Residual::Xor => residual ^ base,
+            Residual::Difference => {
+                let difference = residual >> 1 ^ 0u32.wrapping_sub(residual & 1);
+                self.at_place(self.place(base).wrapping_add(difference) & mask(self.width))
+            }
+        }
+    }
+}
+
+/// How much is added to the lengths of residuals to a weight of the base.
+#[inline(always)]
+pub(crate) fn lift(exponent: u8, from: u8) -> u32 {
+    // The longest residual has 32 bits: no symbol is over 254.
+    u32::from(exponent.saturating_sub(from)).min(222)
+}
+
+pub(crate) fn length(residual: u32) -> u32 {
+    32 - residual.leading_zeros()
+}
+
+/// Memory that decoding a block of a delta needs beside its output.
+pub(crate) struct Sums {
+    base: [u32; BLOCK],
+    /// Lengths of residuals, then residuals.
+    residuals: [u32; BLOCK],
+    /// Raw bits, with room to read 8 bytes anywhere in them.
+    raw: [u8; RAW_ROOM + 8],
+}
+
+impl Sums {
+    pub fn new() -> Box<Sums> {
+        let empty = [0; BLOCK];
+        Box::new(Sums { base: empty, residuals: empty, raw: [0; RAW_ROOM + 8] })
+    }
+}
+
+/// A block of a delta in plain Rust, in loops that a compiler can vectorise: adds the residuals in `record` to the base's
+/// elements.
+pub(super) fn decode(
+    tables: &Tables,
+    record: &[u8],
+    delta: &Delta,
+    bits: Bits,
+    elements: &mut [u8],
+    (scratch, sums): (&mut Scratch, &mut Sums),
+) -> Result<(), BadRecord> {
+    decode_inline(tables, record, delta, bits, elements, (scratch, sums))
+}
+
+#[inline(always)]
+pub(super) fn decode_inline(
+    tables: &Tables,
+    record: &[u8],
+    delta: &Delta,
+    bits: Bits,
+    elements: &mut [u8],
+    (scratch, sums): (&mut Scratch, &mut Sums),
+) -> Result<(), BadRecord> {
+    let n = elements.len() / (bits.width as usize / 8);
+    let (symbols, raw) = generic::symbols_first(tables, record, n, scratch)?;
+    add_inline(symbols, raw, delta, bits, elements, sums)
+}
+
+/// Adds residuals to the weights of a base, in place.
+#[inline(always)]
+pub(super) fn add_inline(
+    symbols: &[u8],
+    raw: &[u8],
+    delta: &Delta,
+    bits: Bits,
+    elements: &mut [u8],
+    sums: &mut Sums,
+) -> Result<(), BadRecord> {
+    if raw.len() > RAW_ROOM {
+        return Err(BadRecord);
+    }
+    // What does not change within a block does not change within the loops either, where they are compiled for it.
+    match (bits.width, delta.residual) {
+        (16, Residual::Xor) => {
+            add(symbols, raw, delta, Bits { width: 16, ..bits }, Residual::Xor, elements, sums)
+        }
+        (16, how) => add(symbols, raw, delta, Bits { width: 16, ..bits }, how, elements, sums),
+        (_, Residual::Xor) => {
+            add(symbols, raw, delta, Bits { width: 32, ..bits }, Residual::Xor, elements, sums)
+        }
+        (_, how) => add(symbols, raw, delta, Bits { width: 32, ..bits }, how, elements, sums),
+    }
+}
+
+#[inline(always)]
+fn add(
+    symbols: &[u8],
+    raw: &[u8],
+    delta: &Delta,
+    bits: Bits,
+    how: Residual,
+    elements: &mut [u8],
+    sums: &mut Sums,
+) -> Result<(), BadRecord> {
+    // Three passes, of which the first and the last are the same for all weights.
+    let n = symbols.len();
+    let (base, residuals) = (&mut sums.base[..n], &mut sums.residuals[..n]);
+    bits.load_all(elements, base);
+    let mut bad = false;
+    for ((len, &symbol), &base) in residuals.iter_mut().zip(symbols).zip(base.iter()) {
+        let lifted = lift(bits.exponent(base), delta.exponent);
+        let (is_other, own) = (symbol != 0, u32::from(symbol).wrapping_sub(lifted));
+        bad |= is_other & (own.wrapping_sub(1) >= bits.width);
+        *len = if is_other { own } else { 0 };
+    }
+    if bad {
+        return Err(BadRecord);
+    }
+    sums.raw[..raw.len()].copy_from_slice(raw);
+    sums.raw[raw.len()..raw.len() + 8].fill(0);
+    let mut at = 0usize;
+    for residual in residuals.iter_mut() {
+        let len = *residual;
+        let below = len.saturating_sub(1);
+        // At most 31 bits of each weight before: within the room.
+        let Some(bytes) = sums.raw.get(at / 8..).and_then(|rest| rest.first_chunk()) else {
+            return Err(BadRecord);
+        };
+        let word = u64::from_le_bytes(*bytes) >> (at % 8);
+        *residual = (word & ((1 << below) - 1)) as u32 | ((1u64 << len) >> 1) as u32;
+        at += below as usize;
+    }
+    if at > 8 * raw.len() || raw.len() - at.div_ceil(8) >= ALIGN {
+        return Err(BadRecord);
+    }
+    for (base, &residual) in base.iter_mut().zip(residuals.iter()) {
+        *base = bits.restored(how, residual, *base);
+    }
+    bits.store_all(base, elements);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn residuals_are_undone() {
+        for dtype in [Dtype::F32, Dtype::F16] {
+            let bits = Bits::of(dtype);
+            let top = mask(bits.width);
+            let values = [0, 1, 2, top, top - 1, 1 << (bits.width - 1), top >> 1, 0x3c00, 0xbc01, 12345];
+            for how in [Residual::Xor, Residual::Difference] {
+                for (a, b) in values.iter().flat_map(|&a| values.map(|b| (a & top, b & top))) {
+                    let residual = bits.residual(how, a, b);
+                    assert!(residual <= top);
+                    assert_eq!(bits.restored(how, residual, b), a, "{how:?} {a:#x} {b:#x}");
+                }
+            }
+            // Neighbours across zero and an octave are short.
+            let one = bits.residual(Residual::Difference, 1, 1 << (bits.width - 1));
+            assert_eq!(length(one), 3);
+            assert_eq!(length(bits.residual(Residual::Difference, 0x3c00, 0x3bff)), 2);
+        }
+    }
+}
