@@ -231,6 +231,8 @@ pub fn encode_delta(src: &[u8], base: &[u8], dtype: Dtype, shape: &[u64]) -> Res
         units_of: Units::Tensor,
         delta: Some(Delta { residual: way.residual, exponent: way.exponent, base_hash: payload_hash(base) }),
         codebook: None,
+        base_bits: 0,
+        layers: Vec::new(),
         // At most 1024 weights of 9 bytes.
         sizes: records.iter().map(|record| (record.len() / ALIGN) as u16).collect(),
         payload_hash: payload_hash(&payload),

@@ -27,10 +27,10 @@ pub(super) fn words(
     for_blocks(tables, records, scratch, |_, record, symbols| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
-        let kind = grid::kind(record.grid);
+        let kind = grid::kind(record);
         match stream {
-            true => for_kinds!(kind, record.m, write_words, [true], (tables, record, symbols, here)),
-            false => for_kinds!(kind, record.m, write_words, [false], (tables, record, symbols, here)),
+            true => for_kinds!(kind, write_words, [true], (tables, record, symbols, here)),
+            false => for_kinds!(kind, write_words, [false], (tables, record, symbols, here)),
         }
     })
 }

@@ -25,11 +25,11 @@ pub(super) fn rows(
     for_blocks(tables, records, scratch, |i, record, symbols| {
         let x = &x[i * step..];
         let x = &x[..record.len / width];
-        let (kind, sums) = (grid::kind(record.grid), &mut sums);
+        let (kind, sums) = (grid::kind(record), &mut sums);
         match width {
-            64 => for_kinds!(kind, record.m, block_rows, [1], (tables, record, symbols, x, sums)),
-            128 => for_kinds!(kind, record.m, block_rows, [2], (tables, record, symbols, x, sums)),
-            _ => for_kinds!(kind, record.m, block_rows, [4], (tables, record, symbols, x, sums)),
+            64 => for_kinds!(kind, block_rows, [1], (tables, record, symbols, x, sums)),
+            128 => for_kinds!(kind, block_rows, [2], (tables, record, symbols, x, sums)),
+            _ => for_kinds!(kind, block_rows, [4], (tables, record, symbols, x, sums)),
         }
     })?;
     scatter(&sums, y);
@@ -127,8 +127,8 @@ pub(super) fn columns(
     let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
     let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
     for_blocks(tables, records, scratch, |_, record, symbols| {
-        let kind = grid::kind(record.grid);
-        for_kinds!(kind, record.m, block_columns, [], (tables, record, symbols, &mut dot))
+        let kind = grid::kind(record);
+        for_kinds!(kind, block_columns, [], (tables, record, symbols, &mut dot))
     })
 }
 
