@@ -152,6 +152,7 @@ pub(crate) struct KernelInfo<'a> {
     pub(super) api: Api,
     pub(super) raw: *const OrtKernelInfo,
     cache: Option<&'a Arc<Cache>>,
+    bits: Option<f64>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
 
@@ -159,7 +160,17 @@ impl<'a> KernelInfo<'a> {
     /// # Safety
     /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
     pub unsafe fn new(api: Api, raw: *const OrtKernelInfo, cache: Option<&'a Arc<Cache>>) -> Self {
-        KernelInfo { api, raw, cache, lifetime: PhantomData }
+        KernelInfo { api, raw, cache, bits: None, lifetime: PhantomData }
+    }
+
+    /// The same for a session that reads so many bits a weight at most.
+    pub fn within(self, bits: Option<f64>) -> Self {
+        KernelInfo { bits, ..self }
+    }
+
+    /// The most bits a weight that the session reads; `None`: all.
+    pub fn bits(&self) -> Option<f64> {
+        self.bits
     }
 
     /// Where the session may keep decoded weights.

@@ -42,6 +42,8 @@ pub(crate) struct Weight {
     shape: Vec<u64>,
     stored: Stored,
     verify: bool,
+    /// The most bits a weight that are read.
+    bits: Option<f64>,
     host: HostVersion,
     state: State,
 }
@@ -244,6 +246,7 @@ impl Weight {
             shape,
             stored,
             verify,
+            bits: info.bits(),
             host: info.host(),
             state: State::Late(RwLock::new(None)),
         };
@@ -266,6 +269,7 @@ impl Weight {
             shape: slot.shape().to_vec(),
             stored: Stored::Any,
             verify: false,
+            bits: None,
             host,
             state: State::Packed(slot),
         }
@@ -320,8 +324,15 @@ impl Weight {
     }
 
     fn open(&self, blob: &[u8]) -> Result<Decoder> {
-        let open = if self.verify { Decoder::open } else { Decoder::open_unverified };
-        let decoder = open(blob).map_err(|error| Failure::fail(explain(&error)).at(self.label()))?;
+        let explained = |error: Error| Failure::fail(explain(&error)).at(self.label());
+        let mut decoder = Decoder::open_unverified(blob).map_err(explained)?;
+        if let Some(bits) = self.bits {
+            let depth = decoder.header().depth_within(bits);
+            decoder = decoder.to_depth(depth);
+        }
+        if self.verify {
+            decoder.verify(blob).map_err(explained)?;
+        }
         check_spec(&self.label(), &decoder.header().spec, &self.shape, self.stored)?;
         Ok(decoder)
     }
