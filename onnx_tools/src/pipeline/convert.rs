@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::allocation::Target;
 use super::check;
 use super::inspect::Coded;
+use super::layering::Layers;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
@@ -80,7 +81,8 @@ fn convert_to(
 ) -> Result<json::Convert> {
     let prepared = prepare(path, &options.plan, progress)?;
     let writer = Writer { files, dry_run: options.dry_run, data: None, inline: 0, unsynced: 0 };
-    let (encoded, writer, placements) = transfer(&prepared, writer, progress)?;
+    let layers = options.plan.layers.as_ref();
+    let (encoded, writer, placements) = transfer(&prepared, layers, writer, progress)?;
     let mut document = document(&prepared, &encoded, options.plan.target)?;
     if let Some(optimized) = optimized {
         document.input = optimized.input();
@@ -122,7 +124,12 @@ type Transferred<'a> = (BTreeMap<WeightId, Encoded>, Writer<'a>, BTreeMap<Weight
 
 /// Encodes what is to be encoded and puts everything in its place: while one weight is encoded and checked, the next
 /// ones are read and the ones before are written.
-fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress) -> Result<Transferred<'a>> {
+fn transfer<'a>(
+    prepared: &Prepared,
+    layers: Option<&Layers>,
+    mut writer: Writer<'a>,
+    progress: &Progress,
+) -> Result<Transferred<'a>> {
     let (weights, dry_run) = (prepared.model.weights(), writer.dry_run);
     let mut step = progress.step("encoding", weights.iter().map(|w| work(prepared, w)).sum());
     let budget = Budget::new(weights.iter().map(|w| work(prepared, w)).max().unwrap_or(0));
@@ -142,7 +149,7 @@ fn transfer<'a>(prepared: &Prepared, mut writer: Writer<'a>, progress: &Progress
             let task = match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
                 (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
                 (Choice::Encoded { group, encoding, .. }, Decision::Compress(compression)) => next(&reads)
-                    .and_then(|read| encode(prepared, weight, compression, *group, read))
+                    .and_then(|read| encode(prepared, weight, (compression, layers), *group, read))
                     .map(|(blob, found, memory)| {
                         progress.note(&format!(
                             "{}: {} -> {} bytes, {}",
@@ -207,14 +214,17 @@ fn next(reads: &mpsc::Receiver<Result<Read>>) -> Result<Read> {
 fn encode(
     prepared: &Prepared,
     weight: &Weight,
-    compression: &Compression,
+    (compression, layers): (&Compression, Option<&Layers>),
     group: usize,
     Read { source, mut memory }: Read,
 ) -> Result<(Vec<u8>, check::Match, Share)> {
     let (model, Compression { spec, block_len, .. }) = (&prepared.model, compression);
     let coding = prepared.groups[group].coding()?;
     let failed = |e| Error::codec(model.path(), &weight.name, e);
-    let blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    let mut blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    if let Some(layers) = layers {
+        blob = layers.apply(blob, &source, spec).map_err(failed)?;
+    }
     let found = check::against_source(&blob, &source, spec).map_err(|e| {
         // The encoder is at fault here, not the file; or the file has changed since it was surveyed.
         Error::Internal(format!(

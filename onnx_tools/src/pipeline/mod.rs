@@ -5,6 +5,7 @@ pub mod check;
 pub mod convert;
 pub mod env;
 pub mod inspect;
+pub mod layering;
 pub mod optimize;
 pub mod overlap;
 pub mod paths;
