@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::fs;
+use std::path::PathBuf;
+
 use common::{DTYPES, KINDS, Kind, check_products, specs, tensor};
 use nz_onnx::arch::Backend;
 use nz_onnx::codec::{self, Decoder, EncodeOptions, GridStep, reference, word};
@@ -118,9 +121,10 @@ fn products_are_those_of_decoded_weights_at_every_depth() {
                 at_depth(&codec::encode(src, spec, &options).unwrap(), ends)
             },
         );
-        check_products(|_| 12, |src, spec, k, block_len| {
-            at_depth(&codec::encode(src, spec, &grid(k, block_len)).unwrap(), ends)
-        });
+        check_products(
+            |_| 12,
+            |src, spec, k, block_len| at_depth(&codec::encode(src, spec, &grid(k, block_len)).unwrap(), ends),
+        );
     }
 }
 
@@ -226,4 +230,41 @@ fn what_cannot_be_layered_is_told() {
     let mut later = blob.clone();
     later[8] = 9;
     assert!(matches!(Header::parse(&later), Err(Error::Unsupported(what)) if what.contains("coder 9")));
+}
+
+#[test]
+fn golden_layers_decode_and_are_still_written() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/layers");
+    for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
+        let tiles = TensorSpec::column_tiles(dtype, 40, 192, 128);
+        let (subnormal, gauss) = (Kind::Subnormal, Kind::Gauss);
+        let lossless = EncodeOptions { block_len: 1024, ..Default::default() };
+        for (suffix, kind, spec, options) in [
+            ("lossless", gauss, TensorSpec::row_major(dtype, &[5, 1000]), lossless),
+            ("subnormal", subnormal, tiles.clone(), EncodeOptions { mantissa_bits: Some(6), ..lossless }),
+            ("grid", gauss, tiles, grid(9, 4096)),
+        ] {
+            let src = tensor(kind, dtype, spec.elements().unwrap() as usize, 42);
+            let plain = codec::encode(&src, &spec, &options).unwrap();
+            let blob = codec::layer(&plain, &[2, 5, 14]).unwrap().unwrap();
+            let path = folder.join(format!("v1_3_{name}_{suffix}.nzb"));
+            let write = !path.exists() && std::env::var_os("NZ_WRITE_GOLDEN").is_some();
+            if write {
+                fs::write(&path, &blob).unwrap();
+            }
+            let stored = fs::read(&path).unwrap();
+            assert!(stored == blob, "{path:?}");
+            let header = Header::parse(&stored).unwrap();
+            for depth in 0..=header.layers.len() {
+                let path = path.with_extension(format!("{depth}.bin"));
+                if write {
+                    fs::write(&path, reference::decode_to(&blob, depth).unwrap()).unwrap();
+                }
+                let expected = fs::read(&path).unwrap();
+                assert!(reference::decode_to(&stored, depth).unwrap() == expected, "{path:?}");
+                let decoder = Decoder::open_unverified(&stored).unwrap().to_depth(depth);
+                assert!(decoder.decode_bytes(&stored).unwrap() == expected, "{path:?}");
+            }
+        }
+    }
 }

@@ -40,7 +40,9 @@ impl<'a> Refinement<'a> {
     /// Each layer's planes, and the raw bits that they hold, of a block with `m` in its record.
     pub(super) fn layers(&self, m: u8) -> impl Iterator<Item = (&'a [u8], u8, u8)> {
         let mut from = m;
-        self.layers[..self.count].iter().map(move |&(bytes, to)| (bytes, std::mem::replace(&mut from, to), to))
+        self.layers[..self.count]
+            .iter()
+            .map(move |&(bytes, to)| (bytes, std::mem::replace(&mut from, to), to))
     }
 
     /// Mantissa bits that words may have in the end, where the record gives `m`.
@@ -55,11 +57,7 @@ impl<'a> Refinement<'a> {
 ///
 /// # Errors
 /// The layers' bytes are fewer than their planes take.
-pub(super) fn refine(
-    record: &Record<'_>,
-    scratch: &mut Scratch,
-    words: &mut [u32],
-) -> Result<(), BadRecord> {
+pub(super) fn refine(record: &Record<'_>, scratch: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
     refine_inline(record, scratch, words)
 }
 

@@ -47,10 +47,7 @@ pub(super) fn encode_inline(
 fn pack_raw_bits(words: &[u32], m: u8, codes: &mut [u8], field: &mut [u16], planes: &mut &mut [u8]) {
     let a = m.min(HEAD_BITS);
     let shift = 23 - u32::from(a);
-    field
-        .iter_mut()
-        .zip(words)
-        .for_each(|(f, w)| *f = (((w & 0x7f_ffff) >> shift) << 1 | w >> 31) as u16);
+    field.iter_mut().zip(words).for_each(|(f, w)| *f = (((w & 0x7f_ffff) >> shift) << 1 | w >> 31) as u16);
     pack_field(a + 1, field, codes, planes);
     if m > a {
         let (shift, mask) = (23 - u32::from(m), (1u32 << (m - a)) - 1);

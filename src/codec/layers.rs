@@ -4,9 +4,7 @@ use rayon::prelude::*;
 
 use crate::arch::{Scratch, Tables, split_record};
 use crate::error::{Error, Result};
-use crate::format::{
-    ALIGN, Header, LAYER_ALIGN, MAX_LAYERS, Sections, Transform, payload_hash,
-};
+use crate::format::{ALIGN, Header, LAYER_ALIGN, MAX_LAYERS, Sections, Transform, payload_hash};
 
 /// Blocks of which a thread takes the records apart at a time.
 const CHUNK: usize = 32;

@@ -47,9 +47,7 @@ pub fn decode_to(blob: &[u8], depth: usize) -> Result<Vec<u8>, String> {
                             let half = 2 * grid.groups[row] + (word >> 31) as usize;
                             header.in_book(word, grid.units[row], &books[half])
                         }
-                        None => {
-                            header.on_grid(word, header.layers.known(depth, grid.k), grid.units[row])
-                        }
+                        None => header.on_grid(word, header.layers.known(depth, grid.k), grid.units[row]),
                     }
                 }
                 None => header.element(word),

@@ -388,8 +388,7 @@ impl Header {
             }
             false => None,
         };
-        let (base_bits, entries) =
-            if is_layered { parse_layers(&mut c)? } else { (most, Vec::new()) };
+        let (base_bits, entries) = if is_layered { parse_layers(&mut c)? } else { (most, Vec::new()) };
         let body = &blob[..c.at];
         require(header_hash(body) == u32::from_le_bytes(c.array()?), || "header checksum differs".into())?;
 

@@ -82,9 +82,7 @@ pub(super) fn place(
             let slots = blocks.slots(block as u64);
             let n = (slots.end - slots.start) as usize;
             let size = layer_block_bytes(n, from.min(m), bits.min(m)) / super::ALIGN;
-            at = at
-                .checked_add(size as u32)
-                .ok_or_else(|| Error::corrupt("a layer of over 16 GiB"))?;
+            at = at.checked_add(size as u32).ok_or_else(|| Error::corrupt("a layer of over 16 GiB"))?;
             offsets.push(at);
         }
         let layer = Layer { bits, start: end.next_multiple_of(LAYER_ALIGN), hash, offsets };

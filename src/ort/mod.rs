@@ -24,8 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
 use api::{Api, HostVersion};
-use cache::Cache;
 pub use bits::{BITS_OPTION, BITS_VARIABLE};
+use cache::Cache;
 pub use cache::{CACHE_OPTION, CACHE_VARIABLE};
 pub use cuda::emulate;
 pub use ep::{LOG_VARIABLE, PROVIDER, STATS_VARIABLE};
@@ -120,11 +120,7 @@ fn shared_domain(api: Api) -> Result<*mut OrtCustomOpDomain> {
     Ok(domain)
 }
 
-fn new_domain(
-    api: Api,
-    cache: Option<&Arc<Cache>>,
-    bits: Option<f64>,
-) -> Result<*mut OrtCustomOpDomain> {
+fn new_domain(api: Api, cache: Option<&Arc<Cache>>, bits: Option<f64>) -> Result<*mut OrtCustomOpDomain> {
     let mut domain = ptr::null_mut();
     // SAFETY: the name is a C string that the host copies.
     api.check(unsafe { (api.table().CreateCustomOpDomain)(DOMAIN_C.as_ptr(), &mut domain) })?;

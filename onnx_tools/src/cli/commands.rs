@@ -220,20 +220,16 @@ fn optimizing(args: &OptimizeArgs, calibrating: bool) -> Result<Option<OptimizeO
 }
 
 /// The layers asked for, if they go with the rest.
-fn layers(
-    wanted: Option<&Layers>,
-    profile: ProfileArg,
-    transform: TransformArg,
-) -> Result<Option<Layers>> {
+fn layers(wanted: Option<&Layers>, profile: ProfileArg, transform: TransformArg) -> Result<Option<Layers>> {
     let clash = match (wanted, profile, transform) {
         (None, ..) => None,
         (_, _, TransformArg::Codebook) => Some(
             "--layers cannot be had with --transform codebook, whose weights have no bits that could be left out\nhelp: \
              --transform cut, grid or auto",
         ),
-        (_, ProfileArg::Gpu, _) => {
-            Some("--layers cannot be had with --profile gpu: GPUs read no layers\nhelp: --profile compact or fast")
-        }
+        (_, ProfileArg::Gpu, _) => Some(
+            "--layers cannot be had with --profile gpu: GPUs read no layers\nhelp: --profile compact or fast",
+        ),
         _ => None,
     };
     clash.map_or_else(|| Ok(wanted.cloned()), |clash| Err(Error::Usage(clash.to_string())))

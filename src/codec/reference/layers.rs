@@ -122,8 +122,7 @@ fn pieces(from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// Bytes of `n` weights in a layer that has their raw bits `from..to`.
 fn bytes_of(from: usize, to: usize, n: usize) -> usize {
-    let planes = pieces(from, to).flat_map(|(first, end)| {
-        [8, 4, 2, 1].into_iter().filter(move |&width| (end - first) & width != 0)
-    });
+    let planes = pieces(from, to)
+        .flat_map(|(first, end)| [8, 4, 2, 1].into_iter().filter(move |&width| (end - first) & width != 0));
     planes.map(|width| (n * width).div_ceil(8)).sum::<usize>().next_multiple_of(4)
 }

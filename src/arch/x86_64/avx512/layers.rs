@@ -11,11 +11,7 @@ use crate::format::{HEAD_BITS, field_planes, layer_planes};
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-pub(super) fn refine(
-    record: &Record<'_>,
-    scratch: &mut Scratch,
-    words: &mut [u32],
-) -> Result<(), BadRecord> {
+pub(super) fn refine(record: &Record<'_>, scratch: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
     layers::refine_inline(record, scratch, words)
 }
 
@@ -45,12 +41,7 @@ pub(super) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     /// The planes of a block of `n` weights whose record has `m` bits: those at the front of `planes`, and of `layers`.
-    pub fn new(
-        m: u8,
-        layers: &Refinement<'a>,
-        planes: &mut &'a [u8],
-        n: usize,
-    ) -> Result<Self, BadRecord> {
+    pub fn new(m: u8, layers: &Refinement<'a>, planes: &mut &'a [u8], n: usize) -> Result<Self, BadRecord> {
         let mut parts = Parts {
             parts: [Part::default(); MOST],
             ends: [0; 3],

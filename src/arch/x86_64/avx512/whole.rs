@@ -267,7 +267,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     )]
     pub fn words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
         match &self.grid {
-            Some(grid) if KIND & !grid::LAYERED != grid::NONE => grid::rounded::<KIND>(self.values::<J>(grid, g, arrange)),
+            Some(grid) if KIND & !grid::LAYERED != grid::NONE => {
+                grid::rounded::<KIND>(self.values::<J>(grid, g, arrange))
+            }
             _ => self.coded_words::<J>(g, arrange),
         }
     }
