@@ -214,8 +214,15 @@ pub(super) fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
             }
         }
         _ => {
-            for (values, &byte) in out[..n].chunks_mut(8).zip(plane) {
-                values.iter_mut().enumerate().for_each(|(i, v)| *v = byte >> i & 1);
+            let (eights, left) = out[..n].as_chunks_mut::<8>();
+            for (values, &byte) in eights.iter_mut().zip(plane) {
+                // Bit `i` alone in byte `i`, and then as 0 or 1.
+                let bits = (u64::from(byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+                let carried = (bits & 0x7f7f_7f7f_7f7f_7f7f) + 0x7f7f_7f7f_7f7f_7f7f;
+                *values = ((carried | bits) >> 7 & 0x0101_0101_0101_0101).to_le_bytes();
+            }
+            if let Some(&byte) = plane.get(n / 8) {
+                left.iter_mut().enumerate().for_each(|(i, v)| *v = byte >> i & 1);
             }
         }
     }

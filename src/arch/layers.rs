@@ -14,7 +14,7 @@ pub struct Refinement<'a> {
     count: usize,
     /// Bits below those of all layers used, for the middle of what words may be that are cut there.
     pub(super) centre: u32,
-    /// The least magnitude that gets these bits.
+    /// The least magnitude that gets these bits: that of an exponent.
     pub(super) least: u32,
 }
 
@@ -23,7 +23,8 @@ impl<'a> Refinement<'a> {
     /// magnitude of at least `least` then get the bits `centre`.
     ///
     /// # Panics
-    /// There are more than [`MAX_LAYERS`], bits descend or are over 23, or `centre` has bits above those below.
+    /// There are more than [`MAX_LAYERS`], bits descend or are over 23, `centre` is no bit below those, or `least` has a
+    /// mantissa.
     pub fn new(layers: impl Iterator<Item = (&'a [u8], u8)>, m: u8, centre: u32, least: u32) -> Self {
         let mut refinement = Refinement { layers: [(&[], 0); MAX_LAYERS], count: 0, centre, least };
         let mut most = m;
@@ -33,7 +34,7 @@ impl<'a> Refinement<'a> {
             refinement.layers[refinement.count] = layer;
             refinement.count += 1;
         }
-        assert!(centre >> (23 - most) == 0);
+        assert!(centre >> (23 - most) == 0 && centre.count_ones() <= 1 && least << 9 == 0);
         refinement
     }
 

@@ -330,7 +330,7 @@ impl Decoder {
         let least = match spec.dtype {
             // A subnormal has no place for more bits.
             Dtype::F16 => 113 << 23,
-            _ => 1,
+            _ => 1 << 23,
         };
         Some(Refinement::new(parts, self.header.record_bits(block), centre, least))
     }

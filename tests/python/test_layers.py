@@ -26,7 +26,7 @@ def cut(words, dtype, known):
     """The words of weights of which so many mantissa bits are known, as docs/format.md has them."""
     if known >= MANTISSA[dtype]:
         return words
-    least = np.uint32(113 << 23 if dtype == TensorProto.FLOAT16 else 1)
+    least = np.uint32((113 if dtype == TensorProto.FLOAT16 else 1) << 23)
     kept = words & np.uint32(0xFFFFFFFF >> (23 - known) << (23 - known))
     centre = np.where(kept & 0x7FFFFFFF >= least, np.uint32(1 << (22 - known)), np.uint32(0))
     return kept | centre
@@ -66,6 +66,11 @@ def session(path, bits=None):
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def plain_outputs(path, x):
+    """The outputs of a model without nodes of ours."""
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
 def depths(path):
     """Raw bits and bits a weight of each depth of the model's first layered weight."""
     outcome = nz("inspect", path, "--json")
@@ -88,10 +93,10 @@ def test_outputs_are_those_of_weights_cut_at_that_depth(dtype, tmp_path):
     errors = []
     for rows in (1, 3):
         x = rng.standard_normal((rows, SIZE)).astype(np.float32)
-        exact = ort.InferenceSession(str(plain), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        exact = plain_outputs(plain, x)
         for known, bits, _ in found:
             same = write(tmp_path / "cut.onnx", weights, dtype, known)
-            expected = ort.InferenceSession(str(same), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+            expected = plain_outputs(same, x)
             y = session(layered, bits + 1e-6).run(None, {"x": x})[0]
             assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
             errors.append(np.abs(y - exact).max() / np.abs(exact).max())
@@ -114,22 +119,22 @@ def test_outputs_are_those_of_weights_cut_at_that_depth(dtype, tmp_path):
 def test_rounded_weights_have_layers_too(options, tmp_path):
     rng = np.random.default_rng(2)
     weights = (rng.standard_normal((SIZE, SIZE)) * 0.05).astype(np.float32)
-    plain = write(tmp_path / "plain.onnx", weights, TensorProto.FLOAT)
-    whole, layered = tmp_path / "whole.nz.onnx", tmp_path / "layered.nz.onnx"
-    convert(plain, whole, *options)
+    plain, restored = tmp_path / "plain.onnx", tmp_path / "restored.onnx"
+    write(plain, weights, TensorProto.FLOAT)
+    layered = tmp_path / "layered.nz.onnx"
     report = convert(plain, layered, *options, "--layers=2,6")
     if options:
         assert report["totals"]["ratio"] <= 0.505
     found = depths(layered)
     x = rng.standard_normal((2, SIZE)).astype(np.float32)
-    exact = ort.InferenceSession(str(plain), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    exact = plain_outputs(plain, x)
     outputs = [session(layered, bits + 1e-6).run(None, {"x": x})[0] for _, bits, _ in found]
-    if report["tensors"][0]["encoding"] == convert(plain, whole, *options, "--force")["tensors"][0]["encoding"]:
-        assert np.array_equal(outputs[-1], session(whole).run(None, {"x": x})[0])
     errors = [np.abs(y - exact).max() / np.abs(exact).max() for y in outputs]
     assert len(errors) == 3 and sorted(errors, reverse=True) == errors and errors[0] < 0.2
     assert nz("verify", layered, "--original", plain).code == OK
-    assert nz("restore", layered, "-o", tmp_path / "restored.onnx").code == OK
+    assert nz("restore", layered, "-o", restored).code == OK
+    made = plain_outputs(restored, x)
+    assert np.abs(outputs[-1] - made).max() <= 1e-5 * np.abs(made).max()
 
 
 def test_resident_memory_falls_with_bits(tmp_path, say):
@@ -141,7 +146,8 @@ def test_resident_memory_falls_with_bits(tmp_path, say):
     np.savez(inputs, x=np.ones((1, size), np.float32))
     found, resident, outputs = depths(layered), [], []
     for _, bits, _ in found:
-        environment = {"NZ_BITS": f"{bits + 1e-6:.6f}"}
+        # A little more than the first weight takes: no two take the same.
+        environment = {"NZ_BITS": f"{bits + 0.1:.6f}"}
         with Worker(layered, inputs, library=LIBRARY, environment=environment) as worker:
             worker.load()
             worker.run(3)
@@ -151,7 +157,9 @@ def test_resident_memory_falls_with_bits(tmp_path, say):
         say(f"{bits:.2f} bits: weights {bytes_ * count / MIB:.1f} MiB, resident {rss / MIB:.1f} MiB")
     for i in range(len(found) - 1):
         less = (found[i + 1][2] - found[i][2]) * count
-        assert 0.9 * less <= resident[i + 1] - resident[i] <= 1.1 * less + 2 * MIB
+        # Where the file system has huge pages, the one in which reading ends counts whole.
+        assert less - 2 * MIB * count <= resident[i + 1] - resident[i] <= less + 2 * MIB
+    assert resident[-1] - resident[0] >= 0.85 * (found[-1][2] - found[0][2]) * count
     # What the default says when nothing is set.
     with Worker(layered, inputs, library=LIBRARY) as worker:
         worker.load()
@@ -183,7 +191,8 @@ def test_wrong_bits_are_an_error(text, tmp_path):
     weights = np.random.default_rng(3).standard_normal((SIZE, SIZE)).astype(np.float32)
     plain = write(tmp_path / "plain.onnx", weights, TensorProto.FLOAT)
     convert(plain, tmp_path / "model.nz.onnx", "--lossless", "--layers")
-    with pytest.raises(Exception, match=f"session option nz.bits is '{text}': set it to 'all', or .*from 1 to 32"):
+    wanted = f"session option nz.bits is '{text}': set it to 'all', or .*from 1 to 32"
+    with pytest.raises(Exception, match=wanted):
         session(tmp_path / "model.nz.onnx", text)
 
 

@@ -105,9 +105,8 @@ impl Header {
         let known = self.layers.known(layers.len(), m);
         if self.grid.is_none() && known < m {
             for word in words {
-                let exponent = *word >> 23 & 255;
-                let whole = if self.dtype == Dtype::F16 { exponent >= 113 } else { *word << 1 != 0 };
-                *word |= if whole { 1 << (22 - known) } else { 0 };
+                let least = if self.dtype == Dtype::F16 { 113 } else { 1 };
+                *word |= if *word >> 23 & 255 >= least { 1 << (22 - known) } else { 0 };
             }
         }
         Ok(())

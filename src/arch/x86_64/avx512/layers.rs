@@ -28,15 +28,22 @@ struct Part<'a> {
     mask: u32,
     /// How far 32 bits are turned to the left for that, for each quarter of a group.
     turns: [i32; 4],
+    /// From the plane to that of the next block, if it lies in a layer.
+    ahead: usize,
 }
+
+/// For each byte of words but the symbols, from the lowest up, the four quarters of a group.
+pub(super) type Group = [[__m512i; 4]; 3];
 
 /// The raw planes of a block.
 pub(super) struct Parts<'a> {
     parts: [Part<'a>; MOST],
     /// Where in `parts` those of each byte end: those of the lowest come first.
     ends: [usize; 3],
-    centre: u32,
-    least: u32,
+    /// What is added to each byte of words that were cut.
+    centre: [u8; 3],
+    /// The least symbol of such words.
+    least: u8,
 }
 
 impl<'a> Parts<'a> {
@@ -45,8 +52,9 @@ impl<'a> Parts<'a> {
         let mut parts = Parts {
             parts: [Part::default(); MOST],
             ends: [0; 3],
-            centre: layers.centre,
-            least: layers.least,
+            // The upper one has the sign below the mantissa.
+            centre: [layers.centre as u8, (layers.centre >> 8) as u8, (layers.centre >> 15) as u8 & 0xfe],
+            least: (layers.least >> 23) as u8,
         };
         let a = m.min(HEAD_BITS);
         let mut left = a + 1;
@@ -55,26 +63,26 @@ impl<'a> Parts<'a> {
             let plane = take(planes, width, n)?;
             // In a byte, the mantissa is at the top and the sign at the bottom.
             if left > 0 || a == HEAD_BITS {
-                parts.push(2, plane, width, 0..width, 8 - (a + 1) + left)?;
+                parts.push(2, (plane, 0), width, 0..width, 8 - (a + 1) + left)?;
             } else {
-                parts.push(2, plane, width, 0..1, 0)?;
-                parts.push(2, plane, width, 1..width, 8 - a)?;
+                parts.push(2, (plane, 0), width, 0..1, 0)?;
+                parts.push(2, (plane, 0), width, 1..width, 8 - a)?;
             }
         }
         for (width, shift) in layer_planes(a, m) {
-            parts.push_at(take(planes, width, n)?, width, shift)?;
+            parts.push_at((take(planes, width, n)?, 0), width, shift)?;
         }
         for (bytes, from, to) in layers.layers(m) {
             let mut planes = bytes;
             for (width, shift) in layer_planes(from, to) {
-                parts.push_at(take(&mut planes, width, n)?, width, shift)?;
+                parts.push_at((take(&mut planes, width, n)?, bytes.len()), width, shift)?;
             }
         }
         Ok(parts)
     }
 
-    /// One more plane, whose lowest bit is bit `shift` of a word.
-    fn push_at(&mut self, plane: &'a [u8], width: u8, shift: u8) -> Result<(), BadRecord> {
+    /// One more plane, with how far the next block's is from it, whose lowest bit is bit `shift` of a word.
+    fn push_at(&mut self, plane: (&'a [u8], usize), width: u8, shift: u8) -> Result<(), BadRecord> {
         match shift {
             // Below the sign's place in the byte.
             16.. => self.push(2, plane, width, 0..width, shift - 15),
@@ -87,7 +95,7 @@ impl<'a> Parts<'a> {
     fn push(
         &mut self,
         byte: usize,
-        plane: &'a [u8],
+        (plane, ahead): (&'a [u8], usize),
         width: u8,
         bits: std::ops::Range<u8>,
         to: u8,
@@ -106,57 +114,102 @@ impl<'a> Parts<'a> {
             let place = (quarter as i32 * i32::from(width)) % 8;
             (i32::from(to) - place - i32::from(bits.start)).rem_euclid(32)
         });
-        self.parts[at] = Part { plane, width, mask, turns };
+        self.parts[at] = Part { plane, width, mask, turns, ahead };
         Ok(())
     }
 
-    /// Byte `BYTE`, from the lowest up, of the words of quarter `J` of group `g`.
+    /// The words of group `g`, whose symbols these are, but for those: for each quarter sign and upper mantissa as heads
+    /// are, and if there are any the bytes below. Lowest byte first.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn byte<const BYTE: usize, const J: usize>(&self, g: usize) -> __m512i {
+    pub fn group<const HIGH: u8, const LOW: u8>(&self, g: usize, symbols: &[u8]) -> Group {
+        let zero = [_mm512_setzero_si512(); 4];
+        let low = if LOW == 0 { zero } else { self.byte::<0>(g, symbols) };
+        let high = if HIGH == 0 { zero } else { self.byte::<1>(g, symbols) };
+        [low, high, self.byte::<2>(g, symbols)]
+    }
+
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn byte<const BYTE: usize>(&self, g: usize, symbols: &[u8]) -> [__m512i; 4] {
         let first = if BYTE == 0 { 0 } else { self.ends[BYTE - 1] };
-        let mut v = _mm512_setzero_si512();
+        let [mut a, mut b, mut c, mut d] = [_mm512_setzero_si512(); 4];
         for part in &self.parts[first..self.ends[BYTE]] {
+            part.prefetch(g);
             let mask = _mm512_set1_epi32(part.mask as i32);
-            let bits = match part.width {
-                8 => vector(part.plane, g * 4 + J),
-                4 => vector(part.plane, g * 2 + J / 2),
-                2 => vector(part.plane, g),
+            let [planes_a, planes_b, planes_c, planes_d] = match part.width {
+                8 => {
+                    let plane = |quarter| vector(part.plane, g * 4 + quarter);
+                    [plane(0), plane(1), plane(2), plane(3)]
+                }
+                4 => {
+                    let (one, two) = (vector(part.plane, g * 2), vector(part.plane, g * 2 + 1));
+                    [one, one, two, two]
+                }
+                2 => [vector(part.plane, g); 4],
                 _ => {
-                    let at = (g * 4 + J) * 8;
-                    let bitmap = part.plane[at..at + 8].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-                    v = _mm512_mask_add_epi8(v, bitmap, v, mask);
+                    let bitmap = |quarter: usize| {
+                        let bytes = &part.plane[(g * 4 + quarter) * 8..][..8];
+                        bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+                    };
+                    let bitmaps = [bitmap(0), bitmap(1), bitmap(2), bitmap(3)];
+                    a = _mm512_mask_add_epi8(a, bitmaps[0], a, mask);
+                    b = _mm512_mask_add_epi8(b, bitmaps[1], b, mask);
+                    c = _mm512_mask_add_epi8(c, bitmaps[2], c, mask);
+                    d = _mm512_mask_add_epi8(d, bitmaps[3], d, mask);
                     continue;
                 }
             };
-            let turned = _mm512_rolv_epi32(bits, _mm512_set1_epi32(part.turns[J]));
-            v = _mm512_ternarylogic_epi64::<0xea>(turned, mask, v); // turned & mask | v
+            a = part.with::<0>(planes_a, mask, a);
+            b = part.with::<1>(planes_b, mask, b);
+            c = part.with::<2>(planes_c, mask, c);
+            d = part.with::<3>(planes_d, mask, d);
         }
-        v
+        if self.centre[BYTE] != 0 {
+            a = self.centred::<BYTE>(a, vector(symbols, g * 4));
+            b = self.centred::<BYTE>(b, vector(symbols, g * 4 + 1));
+            c = self.centred::<BYTE>(c, vector(symbols, g * 4 + 2));
+            d = self.centred::<BYTE>(d, vector(symbols, g * 4 + 3));
+        }
+        [a, b, c, d]
     }
 
-    /// Words that were cut, in the middle of what they may have been.
+    /// Bytes of words that were cut, with the bit that puts these in the middle of what they may have been.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn centred(&self, words: [__m512i; 4]) -> [__m512i; 4] {
-        if self.centre == 0 {
-            return words;
-        }
-        let [a, b, c, d] = words;
-        [self.centred_vector(a), self.centred_vector(b), self.centred_vector(c), self.centred_vector(d)]
+    fn centred<const BYTE: usize>(&self, bytes: __m512i, symbols: __m512i) -> __m512i {
+        let cut = _mm512_cmpge_epu8_mask(symbols, _mm512_set1_epi8(self.least as i8));
+        _mm512_mask_add_epi8(bytes, cut, bytes, _mm512_set1_epi8(self.centre[BYTE] as i8))
     }
+}
 
+impl Part<'_> {
+    /// `bytes` with the bits of quarter `J`, which are somewhere in `plane`.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    fn centred_vector(&self, words: __m512i) -> __m512i {
-        let magnitude = _mm512_and_si512(words, _mm512_set1_epi32(i32::MAX));
-        let cut = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(self.least as i32));
-        _mm512_mask_or_epi32(words, cut, words, _mm512_set1_epi32(self.centre as i32))
+    fn with<const J: usize>(&self, plane: __m512i, mask: __m512i, bytes: __m512i) -> __m512i {
+        let turned = _mm512_rolv_epi32(plane, _mm512_set1_epi32(self.turns[J]));
+        _mm512_ternarylogic_epi64::<0xea>(turned, mask, bytes) // turned & mask | bytes
+    }
+
+    /// Asks for group `g` of the next block, if the plane lies in a layer.
+    #[inline]
+    fn prefetch(&self, g: usize) {
+        if self.ahead > 0 {
+            let len = usize::from(self.width) * 32;
+            let next = self.plane.as_ptr().wrapping_add(self.ahead + g * len);
+            for line in (0..len).step_by(64) {
+                // SAFETY: a prefetch of any address is harmless; SSE is part of x86-64.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast()) };
+            }
+        }
     }
 }

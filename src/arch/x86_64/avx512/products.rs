@@ -85,11 +85,11 @@ fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize, con
     x: &[f32],
     totals: &mut Sums,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     // A copy of their own, so that they stay in registers.
     let mut sums = *totals;
     for (g, x) in x.chunks_exact(4 / V).enumerate() {
-        block.prefetch(g);
+        block.start(g);
         add::<V, 0>(&mut sums, x, block.words::<0>(g, |v| v));
         add::<V, 1>(&mut sums, x, block.words::<1>(g, |v| v));
         add::<V, 2>(&mut sums, x, block.words::<2>(g, |v| v));
@@ -182,10 +182,10 @@ fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8>(
     symbols: &[u8],
     state: &mut Dot<'_>,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
     for g in 0..block.groups() {
-        block.prefetch(g);
+        block.start(g);
         dot.add(block.words::<0>(g, |v| v));
         dot.add(block.words::<1>(g, |v| v));
         dot.add(block.words::<2>(g, |v| v));

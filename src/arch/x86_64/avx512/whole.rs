@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::grid;
 use super::lane::{load, take};
-use super::layers::Parts;
+use super::layers::{Group, Parts};
 use super::symbols::{Job, symbols};
 use crate::arch::{BadRecord, Grid, PADDED, Record, Scratch, Tables};
 use crate::format::HEAD_BITS;
@@ -165,6 +165,8 @@ pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const
     grid: Option<Grid<'a>>,
     /// The raw planes in place of those fields, if some lie in layers.
     parts: Option<Parts<'a>>,
+    /// What the parts have for the group that was started.
+    group: Group,
 }
 
 impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a, HEAD, HIGH, LOW, KIND> {
@@ -193,6 +195,7 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
             ahead: &record.ahead[record.ahead.len() / 2..],
             grid: record.grid,
             parts,
+            group: [[_mm512_setzero_si512(); 4]; 3],
         })
     }
 
@@ -201,12 +204,17 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         self.symbols.len() / GROUP
     }
 
-    /// Asks for this group's share of what comes later.
+    /// Asks for this group's share of what comes later. To be called before the group's other methods.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn prefetch(&self, g: usize) {
+    pub fn start(&mut self, g: usize) {
+        if let Some(parts) = &self.parts
+            && KIND & grid::LAYERED != 0
+        {
+            self.group = parts.group::<HIGH, LOW>(g, self.symbols);
+        }
         let share = self.ahead.len().div_ceil(self.groups()).next_multiple_of(64);
         let start = (g * share).min(self.ahead.len());
         crate::arch::prefetch(&self.ahead[start..(start + share).min(self.ahead.len())]);
@@ -229,9 +237,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     )]
     pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
         let symbols = arrange(self.symbols::<J>(g));
-        let heads = match &self.parts {
-            Some(parts) if KIND & grid::LAYERED != 0 => parts.byte::<2, J>(g),
-            _ => self.head.head::<HEAD, J>(g),
+        let heads = match KIND & grid::LAYERED {
+            0 => self.head.head::<HEAD, J>(g),
+            _ => self.group[2][J],
         };
         let heads = arrange(heads);
         let (low, high) = (_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols));
@@ -249,11 +257,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         if HIGH == 0 {
             return [zero; 2];
         }
-        let (high, low) = match &self.parts {
-            Some(parts) if KIND & grid::LAYERED != 0 => {
-                (parts.byte::<1, J>(g), if LOW == 0 { zero } else { parts.byte::<0, J>(g) })
-            }
-            _ => (self.high.top::<HIGH, J>(g), if LOW == 0 { zero } else { self.low.top::<LOW, J>(g) }),
+        let (high, low) = match KIND & grid::LAYERED {
+            0 => (self.high.top::<HIGH, J>(g), if LOW == 0 { zero } else { self.low.top::<LOW, J>(g) }),
+            _ => (self.group[1][J], self.group[0][J]),
         };
         let (high, low) = (arrange(high), arrange(low));
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
@@ -316,16 +322,12 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     fn coded_words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
         let [upper_a, upper_b] = self.upper::<J>(g, &arrange);
         let [lower_a, lower_b] = self.lower::<J>(g, &arrange);
-        let words = [
+        [
             _mm512_unpacklo_epi16(lower_a, upper_a),
             _mm512_unpackhi_epi16(lower_a, upper_a),
             _mm512_unpacklo_epi16(lower_b, upper_b),
             _mm512_unpackhi_epi16(lower_b, upper_b),
-        ];
-        match &self.parts {
-            Some(parts) if KIND & grid::LAYERED != 0 => parts.centred(words),
-            _ => words,
-        }
+        ]
     }
 }
 
