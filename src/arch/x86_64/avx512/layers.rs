@@ -19,17 +19,17 @@ pub(super) fn refine(record: &Record<'_>, scratch: &mut Scratch, words: &mut [u3
 const MOST: usize = 20;
 
 /// Bits of a plane that go to one of the three bytes that a word has for sign and mantissa.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Part<'a> {
     plane: &'a [u8],
-    /// Bits of a value in the plane.
-    width: u8,
     /// The bits that the values come to in a byte, in each of four.
     mask: u32,
-    /// How far 32 bits are turned to the left for that, for each quarter of a group.
-    turns: [i32; 4],
     /// From the plane to that of the next block, if it lies in a layer.
-    ahead: usize,
+    ahead: u32,
+    /// How far 32 bits are turned to the left for values at the lower end of their bytes.
+    turn: i8,
+    /// Bits of a value in the plane.
+    width: u8,
 }
 
 /// For each byte of words but the symbols, from the lowest up, the four quarters of a group.
@@ -47,15 +47,27 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// The planes of a block of `n` weights whose record has `m` bits: those at the front of `planes`, and of `layers`.
-    pub fn new(m: u8, layers: &Refinement<'a>, planes: &mut &'a [u8], n: usize) -> Result<Self, BadRecord> {
-        let mut parts = Parts {
-            parts: [Part::default(); MOST],
-            ends: [0; 3],
-            // The upper one has the sign below the mantissa.
-            centre: [layers.centre as u8, (layers.centre >> 8) as u8, (layers.centre >> 15) as u8 & 0xfe],
-            least: (layers.least >> 23) as u8,
-        };
+    /// No planes.
+    pub const NONE: Parts<'static> = Parts {
+        parts: [Part { plane: &[], mask: 0, ahead: 0, turn: 0, width: 0 }; MOST],
+        ends: [0; 3],
+        centre: [0; 3],
+        least: 0,
+    };
+
+    /// Adds the planes of a block of `n` weights whose record has `m` bits: those at the front of `planes`, and of
+    /// `layers`.
+    pub fn fill(
+        &mut self,
+        m: u8,
+        layers: &Refinement<'a>,
+        planes: &mut &'a [u8],
+        n: usize,
+    ) -> Result<(), BadRecord> {
+        let parts = self;
+        // The upper one has the sign below the mantissa.
+        parts.centre = [layers.centre as u8, (layers.centre >> 8) as u8, (layers.centre >> 15) as u8 & 0xfe];
+        parts.least = (layers.least >> 23) as u8;
         let a = m.min(HEAD_BITS);
         let mut left = a + 1;
         for width in field_planes(a + 1) {
@@ -78,7 +90,7 @@ impl<'a> Parts<'a> {
                 parts.push_at((take(&mut planes, width, n)?, bytes.len()), width, shift)?;
             }
         }
-        Ok(parts)
+        Ok(())
     }
 
     /// One more plane, with how far the next block's is from it, whose lowest bit is bit `shift` of a word.
@@ -110,11 +122,8 @@ impl<'a> Parts<'a> {
         self.parts.copy_within(at..last, at + 1);
         self.ends[byte..].iter_mut().for_each(|end| *end += 1);
         let mask = u32::from((((1u32 << bits.len()) - 1) << to) as u8) * 0x0101_0101;
-        let turns = std::array::from_fn(|quarter| {
-            let place = (quarter as i32 * i32::from(width)) % 8;
-            (i32::from(to) - place - i32::from(bits.start)).rem_euclid(32)
-        });
-        self.parts[at] = Part { plane, width, mask, turns, ahead };
+        let turn = to as i8 - bits.start as i8;
+        self.parts[at] = Part { plane, mask, ahead: ahead as u32, turn, width };
         Ok(())
     }
 
@@ -164,10 +173,10 @@ impl<'a> Parts<'a> {
                     continue;
                 }
             };
-            a = part.with::<0>(planes_a, mask, a);
-            b = part.with::<1>(planes_b, mask, b);
-            c = part.with::<2>(planes_c, mask, c);
-            d = part.with::<3>(planes_d, mask, d);
+            a = part.with(planes_a, 0, mask, a);
+            b = part.with(planes_b, 1, mask, b);
+            c = part.with(planes_c, 2, mask, c);
+            d = part.with(planes_d, 3, mask, d);
         }
         if self.centre[BYTE] != 0 {
             a = self.centred::<BYTE>(a, vector(symbols, g * 4));
@@ -190,13 +199,15 @@ impl<'a> Parts<'a> {
 }
 
 impl Part<'_> {
-    /// `bytes` with the bits of quarter `J`, which are somewhere in `plane`.
+    /// `bytes` with the bits of a quarter, which are somewhere in `plane`.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    fn with<const J: usize>(&self, plane: __m512i, mask: __m512i, bytes: __m512i) -> __m512i {
-        let turned = _mm512_rolv_epi32(plane, _mm512_set1_epi32(self.turns[J]));
+    fn with(&self, plane: __m512i, quarter: i32, mask: __m512i, bytes: __m512i) -> __m512i {
+        // Bits are counted modulo 32; a plane of bytes has no other place for a quarter.
+        let place = quarter * i32::from(self.width) & 7;
+        let turned = _mm512_rolv_epi32(plane, _mm512_set1_epi32(i32::from(self.turn) - place));
         _mm512_ternarylogic_epi64::<0xea>(turned, mask, bytes) // turned & mask | bytes
     }
 
@@ -205,7 +216,7 @@ impl Part<'_> {
     fn prefetch(&self, g: usize) {
         if self.ahead > 0 {
             let len = usize::from(self.width) * 32;
-            let next = self.plane.as_ptr().wrapping_add(self.ahead + g * len);
+            let next = self.plane.as_ptr().wrapping_add(self.ahead as usize + g * len);
             for line in (0..len).step_by(64) {
                 // SAFETY: a prefetch of any address is harmless; SSE is part of x86-64.
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast()) };

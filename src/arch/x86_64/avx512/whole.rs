@@ -164,7 +164,7 @@ pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const
     ahead: &'a [u8],
     grid: Option<Grid<'a>>,
     /// The raw planes in place of those fields, if some lie in layers.
-    parts: Option<Parts<'a>>,
+    parts: Parts<'a>,
     /// What the parts have for the group that was started.
     group: Group,
 }
@@ -178,25 +178,27 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     pub fn new(tables: &Tables, record: &Record<'a>, symbols: &'a [u8]) -> Result<Self, BadRecord> {
         let (mut planes, n) = (record.bytes, symbols.len());
         take(&mut planes, tables.tiers[0].width, n)?;
-        let parts = match &record.layers {
-            Some(layers) if KIND & grid::LAYERED != 0 => Some(Parts::new(record.m, layers, &mut planes, n)?),
-            _ => None,
-        };
         // Bits that are counted here are fields of the record only if none lie in layers.
         let bits = |of: u8| if KIND & grid::LAYERED == 0 { of } else { 0 };
         let head = Field::take(&mut planes, bits(HEAD), n)?;
         let high = Field::take(&mut planes, bits(HIGH), n)?;
         let low = Field::take(&mut planes, bits(LOW), n)?;
-        Ok(Block {
+        let mut block = Block {
             symbols,
             head,
             high,
             low,
             ahead: &record.ahead[record.ahead.len() / 2..],
             grid: record.grid,
-            parts,
+            parts: Parts::NONE,
             group: [[_mm512_setzero_si512(); 4]; 3],
-        })
+        };
+        if let Some(layers) = &record.layers
+            && KIND & grid::LAYERED != 0
+        {
+            block.parts.fill(record.m, layers, &mut planes, n)?;
+        }
+        Ok(block)
     }
 
     /// Groups of the block.
@@ -210,10 +212,8 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn start(&mut self, g: usize) {
-        if let Some(parts) = &self.parts
-            && KIND & grid::LAYERED != 0
-        {
-            self.group = parts.group::<HIGH, LOW>(g, self.symbols);
+        if KIND & grid::LAYERED != 0 {
+            self.group = self.parts.group::<HIGH, LOW>(g, self.symbols);
         }
         let share = self.ahead.len().div_ceil(self.groups()).next_multiple_of(64);
         let start = (g * share).min(self.ahead.len());
