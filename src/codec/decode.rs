@@ -63,7 +63,12 @@ impl Decoder {
         if payload_hash(&blob[header.payload()]) != header.payload_hash {
             return Err(Error::corrupt("payload checksum differs"));
         }
+        let mut end = header.payload().end;
         for (i, layer) in self.layers().iter().enumerate() {
+            if blob[end..layer.range().start].iter().any(|&byte| byte != 0) {
+                return Err(Error::corrupt(format!("padding before layer {} is not zero", i + 1)));
+            }
+            end = layer.range().end;
             if payload_hash(&blob[layer.range()]) != layer.hash {
                 return Err(Error::corrupt(format!("checksum of layer {} differs", i + 1)));
             }

@@ -307,7 +307,8 @@ impl Header {
         let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
         let most =
             if on_grid || is_delta || is_integer || in_books { mantissa_bits } else { dtype.mantissa_bits() };
-        let most = layers.most().unwrap_or(most).min(most);
+        check(layers.most().is_none_or(|bits| bits <= most), "bits of a layer")?;
+        let most = layers.most().unwrap_or(most);
         check(widths.iter().all(|&m| m <= most), "mantissa bits of a block")?;
         let units: Vec<u16> = units.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
         // 2^-100 up to 2^100, but for the sign bit.

@@ -79,11 +79,12 @@ impl Header {
                 len += bytes_of(from.min(m), to.min(m), n);
                 slot += n;
             }
-            let start = end.next_multiple_of(4096);
+            let (before, start) = (end, end.next_multiple_of(4096));
             end = start.checked_add(len).filter(|&end| end <= blob.len()).ok_or("truncated")?;
             if i < depth {
                 let bytes = &blob[start..end];
                 check(xxh3_64(bytes) == hash, "checksum of a layer differs")?;
+                check(blob[before..start].iter().all(|&b| b == 0), "padding before a layer")?;
                 layers.push(Layer { from, to, bytes: Reader { bytes, at: 0 } });
             }
             from = to;

@@ -15,8 +15,8 @@ pub(super) fn refine(record: &Record<'_>, scratch: &mut Scratch, words: &mut [u3
     layers::refine_inline(record, scratch, words)
 }
 
-/// More planes than a block can have: 24 bits, in at most 4 pieces of each byte, and the sign, which counts as one.
-const MOST: usize = 20;
+/// The most parts that 24 bits in four pieces fall into; counted over all that there can be.
+const MOST: usize = 13;
 
 /// Bits of a plane that go to one of the three bytes that a word has for sign and mantissa.
 #[derive(Clone, Copy)]
