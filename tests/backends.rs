@@ -60,7 +60,7 @@ fn decode(
     scratch: &mut Scratch,
     words: &mut [u32],
 ) -> Result<(), BadRecord> {
-    let record = Record { bytes, m, len: words.len(), grid: None, ahead: &[] };
+    let record = Record { bytes, m, len: words.len(), grid: None, layers: None, ahead: &[] };
     backend.decode(tables, &[record], scratch, words, Store::Cached)
 }
 

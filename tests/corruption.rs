@@ -15,8 +15,8 @@ fn blob(dtype: Dtype) -> Vec<u8> {
     codec::encode(&src, &spec, &EncodeOptions { block_len: 1024, ..Default::default() }).unwrap()
 }
 
-/// The same, and blobs on grids with units of their own for blocks and for rows.
-fn blobs(dtype: Dtype) -> [Vec<u8>; 3] {
+/// The same, and blobs on grids with units of their own for blocks and for rows, and with layers.
+fn blobs(dtype: Dtype) -> [Vec<u8>; 5] {
     let mut src = tensor(Kind::Gauss, dtype, 100 * 192, 1);
     src[..2 * dtype.size()].fill(0);
     let on_grid = |spec: &TensorSpec, raw_bits| {
@@ -25,7 +25,9 @@ fn blobs(dtype: Dtype) -> [Vec<u8>; 3] {
     };
     let (rows, tiles) =
         (TensorSpec::row_major(dtype, &[100, 192]), TensorSpec::column_tiles(dtype, 100, 192, 128));
-    [blob(dtype), on_grid(&rows, 5), on_grid(&tiles, 9)]
+    let in_layers = |blob: &[u8]| codec::layer(blob, &[2, 6]).unwrap().unwrap();
+    let (plain, rows, tiles) = (blob(dtype), on_grid(&rows, 5), on_grid(&tiles, 9));
+    [in_layers(&plain), in_layers(&tiles), plain, rows, tiles]
 }
 
 /// Both decoders must refuse it.

@@ -42,6 +42,10 @@ def test_the_cache_is_set_before_the_library_reads_it(made):
     nz_onnx.enable(options, cache_mib=64)
     assert options.get_session_config_entry("nz.cache_mib") == "64"
     run(converted, options)
+    nz_onnx.enable(bits := onnxruntime.SessionOptions(), bits=6.5)
+    assert bits.get_session_config_entry("nz.bits") == "6.5"
+    with pytest.raises(TypeError, match="bits: of use without provider"):
+        nz_onnx.enable(onnxruntime.SessionOptions(), bits=8, provider=True)
     # The library's own message: it has seen the option.
     with pytest.raises(Exception, match="nz.cache_mib is '-1'"):
         nz_onnx.enable(onnxruntime.SessionOptions(), cache_mib=-1)

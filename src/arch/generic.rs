@@ -1,7 +1,7 @@
 //! The block decoder in plain Rust, in loops that a compiler can vectorise. The instruction set rooms compile
 //! it again with their features.
 
-use super::{BLOCK, BadRecord, PADDED, Record, Scratch, Store, Tables, grid};
+use super::{BLOCK, BadRecord, PADDED, Record, Scratch, Store, Tables, grid, layers};
 use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// As [`super::Backend::decode`].
@@ -14,6 +14,7 @@ pub(super) fn decode(
 ) -> Result<(), BadRecord> {
     one_by_one(records, words, |record, words| {
         decode_inline(tables, record.bytes, record.m, scratch, words)?;
+        layers::refine(record, scratch, words)?;
         if let Some(grid) = record.grid {
             grid::values(words, grid);
         }
@@ -56,13 +57,42 @@ pub(super) fn decode_inline(
         return Err(BadRecord);
     }
 
-    let (up, down) = (u32::from(23 - a), u32::from(23 - m));
-    let parts = symbols[..n].iter().zip(&scratch.head[..n]).zip(&scratch.rest[..n]);
-    for (word, ((&symbol, &head), &rest)) in words.iter_mut().zip(parts) {
-        let head = u32::from(head);
-        *word = head << 31 | u32::from(symbol) << 23 | (head >> 1) << up | u32::from(rest) << down;
+    let raw = scratch.head[..n].iter().zip(&scratch.rest[..n]);
+    for (word, (&symbol, (&head, &rest))) in words.iter_mut().zip(symbols[..n].iter().zip(raw)) {
+        *word = joined(m, head, rest) | u32::from(symbol) << 23;
     }
     Ok(())
+}
+
+/// Sign and mantissa of a word, from its head and rest.
+#[inline(always)]
+fn joined(m: u8, head: u8, rest: u16) -> u32 {
+    let a = m.min(HEAD_BITS);
+    let head = u32::from(head);
+    head << 31 | (head >> 1) << (23 - a) | u32::from(rest) << (23 - m)
+}
+
+/// Sets `words` to sign and mantissa of those that `record` is of; returns its tier 0, and what is behind the raw bits:
+/// the other tiers and the literals, without the zeros that align the next record.
+pub(super) fn raw_bits<'r>(
+    tables: &Tables,
+    record: &'r [u8],
+    m: u8,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+) -> Result<(&'r [u8], &'r [u8]), BadRecord> {
+    let n = words.len();
+    let mut planes = Planes { bytes: record };
+    let a = m.min(HEAD_BITS);
+    let first = planes.take(tables.tiers[0].width, n)?;
+    field(&mut planes, a + 1, &mut scratch.codes, &mut scratch.head, n)?;
+    wide_field(&mut planes, m - a, &mut scratch.codes, &mut scratch.rest, n)?;
+    let tail = planes.bytes;
+    let buffers = (&mut scratch.symbols, &mut scratch.below);
+    symbols(tables, first, &mut planes, n, &mut scratch.codes, buffers)?;
+    let raw = scratch.head[..n].iter().zip(&scratch.rest[..n]);
+    words.iter_mut().zip(raw).for_each(|(word, (&head, &rest))| *word = joined(m, head, rest));
+    Ok((first, &tail[..tail.len() - planes.bytes.len()]))
 }
 
 /// What is left of a record.
@@ -172,7 +202,7 @@ pub(super) fn bitmaps(plane: &[u8]) -> [&[u8]; 3] {
 
 /// Unpacks `n` values of `width` bits into `out[..n]`.
 #[inline(always)]
-fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
+pub(super) fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
     match width {
         8 => out[..n].copy_from_slice(plane),
         4 => unpack_groups::<4>(plane, &mut out[..n]),
@@ -185,8 +215,15 @@ fn unpack(width: u8, plane: &[u8], out: &mut [u8; BLOCK], n: usize) {
             }
         }
         _ => {
-            for (values, &byte) in out[..n].chunks_mut(8).zip(plane) {
-                values.iter_mut().enumerate().for_each(|(i, v)| *v = byte >> i & 1);
+            let (eights, left) = out[..n].as_chunks_mut::<8>();
+            for (values, &byte) in eights.iter_mut().zip(plane) {
+                // Bit `i` alone in byte `i`, and then as 0 or 1.
+                let bits = (u64::from(byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+                let carried = (bits & 0x7f7f_7f7f_7f7f_7f7f) + 0x7f7f_7f7f_7f7f_7f7f;
+                *values = ((carried | bits) >> 7 & 0x0101_0101_0101_0101).to_le_bytes();
+            }
+            if let Some(&byte) = plane.get(n / 8) {
+                left.iter_mut().enumerate().for_each(|(i, v)| *v = byte >> i & 1);
             }
         }
     }

@@ -87,13 +87,14 @@ pub struct Step {
 }
 
 impl Step {
-    /// The step of levels of `k` raw bits.
+    /// The step of levels of `k` raw bits, of which the top `known` are known, all or fewer. A value then is in the middle
+    /// of those that its weight may have.
     ///
     /// # Panics
-    /// `k` is over [`GRID_BITS`].
-    pub fn new(unit: Unit, k: u8) -> Step {
-        assert!(k <= GRID_BITS);
-        let centre = if unit.is_centred() { 1 << (22 - k) } else { 0 };
+    /// `k` is over [`GRID_BITS`], or less than `known`.
+    pub fn new(unit: Unit, k: u8, known: u8) -> Step {
+        assert!(k <= GRID_BITS && known <= k);
+        let centre = (1 << (22 - known)) - if unit.is_centred() { 0 } else { 1 << (22 - k) };
         Step { centre, scale: unit.value() * (1.0 / (1 << 23) as f32), group: 0 }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod delta;
 pub mod dense;
 mod generic;
 mod grid;
+mod layers;
 mod pack;
 mod words;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +21,7 @@ use crate::format::{Delta, Dtype, GRID_BITS, MAX_BLOCK, Tier, Unit};
 use delta::{Bits, Sums};
 pub use grid::{Extent, Grid, STRIP, Step};
 pub(crate) use grid::{FRACTION_ONES, LevelCounts, count_levels};
+pub use layers::{Refinement, split_record};
 use words::WordLoops;
 pub use words::{JointCounts, Kinds, Unions};
 
@@ -113,12 +115,14 @@ pub struct BadRecord;
 pub struct Record<'a> {
     /// The record's bytes.
     pub bytes: &'a [u8],
-    /// Stored mantissa bits a weight, at most 23.
+    /// Mantissa bits a weight in the record, at most 23.
     pub m: u8,
     /// Weights in the block.
     pub len: usize,
     /// The grid that its words are levels of, if they are: at most 15 raw bits then.
     pub grid: Option<Grid<'a>>,
+    /// The raw bits that words have beside those of the record, if lower ones lie in layers.
+    pub layers: Option<Refinement<'a>>,
     /// Bytes that are likely to be read soon after these, but for the next record's: the backend may fetch them
     /// meanwhile.
     pub ahead: &'a [u8],
@@ -303,7 +307,7 @@ impl Backend {
         store: Store,
     ) -> Option<Result<(), BadRecord>> {
         check(records, out.len());
-        let fused = self.fused_for(records)?;
+        let fused = self.fused_for(records).filter(|_| records.iter().all(|r| r.layers.is_none()))?;
         Some((fused.halves)(tables, records, scratch, format, out, store))
     }
 

@@ -25,7 +25,6 @@ pub(super) fn encode_inline(
     let n = words.len();
     let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
     let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
-    let a = m.min(HEAD_BITS);
     let room = out.len();
     let planes = &mut &mut *out;
 
@@ -34,23 +33,41 @@ pub(super) fn encode_inline(
     symbols[..n].iter_mut().zip(words).for_each(|(s, w)| *s = (w >> 23) as u8);
     let mut left = encode_tier(&tables.tiers[0], &symbols[..n], &mut codes[..n], &mut below[..], planes);
 
-    let shift = 23 - u32::from(a);
-    field[..n]
-        .iter_mut()
-        .zip(words)
-        .for_each(|(f, w)| *f = (((w & 0x7f_ffff) >> shift) << 1 | w >> 31) as u16);
-    pack_field(a + 1, &field[..n], &mut codes[..n], planes);
-    if m > a {
-        let (shift, mask) = (23 - u32::from(m), (1u32 << (m - a)) - 1);
-        field[..n].iter_mut().zip(words).for_each(|(f, w)| *f = (w >> shift & mask) as u16);
-        pack_field(m - a, &field[..n], &mut codes[..n], planes);
-    }
+    pack_raw_bits(words, m, &mut codes[..n], &mut field[..n], planes);
     for tier in &tables.tiers[1..] {
         std::mem::swap(&mut symbols, &mut below);
         left = encode_tier(tier, &symbols[..left], &mut codes[..left], &mut below[..], planes);
     }
     take(planes, 8, left).copy_from_slice(&below[..left]);
     (m, room - planes.len())
+}
+
+/// Appends head and rest of a record of words with `m` mantissa bits. `codes` and `field` are as long as `words`.
+#[inline(always)]
+fn pack_raw_bits(words: &[u32], m: u8, codes: &mut [u8], field: &mut [u16], planes: &mut &mut [u8]) {
+    let a = m.min(HEAD_BITS);
+    let shift = 23 - u32::from(a);
+    field.iter_mut().zip(words).for_each(|(f, w)| *f = (((w & 0x7f_ffff) >> shift) << 1 | w >> 31) as u16);
+    pack_field(a + 1, field, codes, planes);
+    if m > a {
+        let (shift, mask) = (23 - u32::from(m), (1u32 << (m - a)) - 1);
+        field.iter_mut().zip(words).for_each(|(f, w)| *f = (w >> shift & mask) as u16);
+        pack_field(m - a, field, codes, planes);
+    }
+}
+
+/// Appends head and rest of a record of words of which only the top `m` mantissa bits are kept.
+pub(super) fn raw_bits(words: &[u32], m: u8, scratch: &mut Scratch, planes: &mut &mut [u8]) {
+    let n = words.len();
+    pack_raw_bits(words, m, &mut scratch.codes[..n], &mut scratch.rest[..n], planes);
+}
+
+/// Appends a plane of the `width` bits from `shift` on of each word.
+pub(super) fn plane_at(words: &[u32], width: u8, shift: u8, scratch: &mut Scratch, planes: &mut &mut [u8]) {
+    let codes = &mut scratch.codes[..words.len()];
+    let mask = (1u32 << width) - 1;
+    codes.iter_mut().zip(words).for_each(|(c, w)| *c = (w >> shift & mask) as u8);
+    pack_plane(width, codes, planes);
 }
 
 /// Writes the tiers of `scratch.symbols[..n]`, one after the other, and their literals to the front of `out`; returns

@@ -4,9 +4,11 @@ use std::cell::RefCell;
 
 use super::encode::runs;
 use super::integer;
-use crate::arch::{self, BLOCK, Backend, BadRecord, Grid, Half, Record, STRIP, Scratch, Step, Store, Tables};
+use crate::arch::{
+    self, BLOCK, Backend, BadRecord, Grid, Half, Record, Refinement, STRIP, Scratch, Step, Store, Tables,
+};
 use crate::error::{Error, Result};
-use crate::format::{Dtype, Header, Layout, Transform, Units, payload_hash};
+use crate::format::{Dtype, Header, Layer, Layout, Transform, Units, payload_hash};
 
 /// A validated header and the tables to decode its blob with.
 ///
@@ -17,6 +19,8 @@ pub struct Decoder {
     tables: Tables,
     /// Of each unit.
     steps: Vec<Step>,
+    /// Layers that are read.
+    depth: usize,
     backend: Backend,
 }
 
@@ -43,11 +47,51 @@ impl Decoder {
     /// As [`Header::parse`], or the payload's checksum differs.
     pub fn open(blob: &[u8]) -> Result<Decoder> {
         let decoder = Decoder::open_unverified(blob)?;
-        let header = &decoder.header;
-        if payload_hash(&blob[header.payload_offset()..]) != header.payload_hash {
+        decoder.verify(blob)?;
+        Ok(decoder)
+    }
+
+    /// Compares the checksums of what is decoded: of the records and of the layers that are read.
+    ///
+    /// # Errors
+    /// One differs.
+    pub fn verify(&self, blob: &[u8]) -> Result<()> {
+        let header = &self.header;
+        if blob.len() as u64 != header.blob_len {
+            return Err(Error::Truncated { needed: header.blob_len, found: blob.len() as u64 });
+        }
+        if payload_hash(&blob[header.payload()]) != header.payload_hash {
             return Err(Error::corrupt("payload checksum differs"));
         }
-        Ok(decoder)
+        let mut end = header.payload().end;
+        for (i, layer) in self.layers().iter().enumerate() {
+            if blob[end..layer.range().start].iter().any(|&byte| byte != 0) {
+                return Err(Error::corrupt(format!("padding before layer {} is not zero", i + 1)));
+            }
+            end = layer.range().end;
+            if payload_hash(&blob[layer.range()]) != layer.hash {
+                return Err(Error::corrupt(format!("checksum of layer {} differs", i + 1)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same decoder reading the first `depth` layers only, all if there are fewer. Weights then are in the middle of
+    /// what they may be; those beyond are never touched.
+    #[must_use]
+    pub fn to_depth(mut self, depth: usize) -> Decoder {
+        self.depth = depth.min(self.header.layers.len());
+        self.steps = steps(&self.header, self.depth);
+        self
+    }
+
+    /// How many layers are read.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn layers(&self) -> &[Layer] {
+        &self.header.layers[..self.depth]
     }
 
     /// Validates the header of `blob` and leaves its payload unread.
@@ -70,15 +114,9 @@ impl Decoder {
             ));
         }
         let tables = Tables::new(&header.tiers);
-        let units = header.units.iter();
-        let steps = match &header.codebook {
-            Some(codebook) => {
-                let group = |i: usize| codebook.groups.get(i).copied().unwrap_or(0);
-                units.enumerate().map(|(i, &unit)| Step::of_codebook(unit, group(i))).collect()
-            }
-            None => units.map(|&unit| Step::new(unit, header.mantissa_bits)).collect(),
-        };
-        Ok(Decoder { header, tables, steps, backend })
+        let depth = header.layers.len();
+        let steps = steps(&header, depth);
+        Ok(Decoder { header, tables, steps, depth, backend })
     }
 
     /// The blob's header.
@@ -193,13 +231,17 @@ impl Decoder {
         words: &mut [u32],
         store: Store,
     ) -> Result<()> {
-        let Header { transform, mantissa_bits, .. } = self.header;
+        let Header { transform, mantissa_bits, ref spec, .. } = self.header;
         let normalised = transform == Transform::NormalisedSplit;
         // Words that are gone over once more had better be in the cache.
         let store = if normalised { Store::Cached } else { store };
         self.backend.decode(&self.tables, records, scratch, words, store).map_err(|BadRecord| damaged())?;
         if normalised {
             self.backend.denormalise(words);
+            if spec.dtype == Dtype::Bf16 && self.depth < self.header.layers.len() {
+                // The middle of what a subnormal may be is no bfloat16.
+                words.iter_mut().for_each(|word| *word &= 0xffff_0000);
+            }
         }
         if transform == Transform::Integer {
             integer::lower(words, mantissa_bits);
@@ -278,6 +320,26 @@ impl Decoder {
         }
     }
 
+    /// What layers add to the words of a block.
+    fn refinement<'a>(&self, blob: &'a [u8], block: usize) -> Option<Refinement<'a>> {
+        let Header { widths, layers, transform, spec, base_bits, .. } = &self.header;
+        if layers.is_empty() {
+            return None;
+        }
+        let m = widths[block];
+        let known = self.layers().last().map_or(*base_bits, |layer| layer.bits);
+        // Levels have their middle from their step.
+        let is_cut = known < m && *transform != Transform::Grid;
+        let centre = if is_cut { 1 << (22 - known) } else { 0 };
+        let parts = self.layers().iter().map(|layer| (&blob[layer.block(block)], layer.bits.min(m)));
+        let least = match spec.dtype {
+            // A subnormal has no place for more bits.
+            Dtype::F16 => 113 << 23,
+            _ => 1 << 23,
+        };
+        Some(Refinement::new(parts, self.header.record_bits(block), centre, least))
+    }
+
     /// The grid of the block that starts at slot `first`.
     fn grid(&self, block: usize, first: u64) -> Option<Grid<'_>> {
         let Header { spec, units_of, transform, codebook, .. } = &self.header;
@@ -327,17 +389,36 @@ impl Decoder {
             let range = (next - slots.start) as usize..(slots.end.min(end) - slots.start) as usize;
             let bytes = self.header.record(block as usize);
             // What the record after the next is likely to take.
-            let at = |records: usize| (bytes.end + records * bytes.len()).min(blob.len());
+            let at = |records: usize| (bytes.end + records * bytes.len()).min(self.header.payload().end);
             let record = Record {
                 bytes: &blob[bytes.clone()],
-                m: self.header.widths[block as usize],
+                m: self.header.record_bits(block as usize),
                 len: (slots.end - slots.start) as usize,
                 grid: self.grid(block as usize, slots.start),
+                layers: self.refinement(blob, block as usize),
                 ahead: &blob[at(1)..at(2)],
             };
             next = slots.end.min(end);
             Some(Part { record, range })
         }))
+    }
+}
+
+/// The steps of the units of a blob of which so many layers are read.
+fn steps(header: &Header, depth: usize) -> Vec<Step> {
+    let units = header.units.iter();
+    let k = header.mantissa_bits;
+    let known = match depth.checked_sub(1) {
+        _ if depth == header.layers.len() => k,
+        None => header.base_bits.min(k),
+        Some(last) => header.layers[last].bits.min(k),
+    };
+    match &header.codebook {
+        Some(codebook) => {
+            let group = |i: usize| codebook.groups.get(i).copied().unwrap_or(0);
+            units.enumerate().map(|(i, &unit)| Step::of_codebook(unit, group(i))).collect()
+        }
+        None => units.map(|&unit| Step::new(unit, k, known)).collect(),
     }
 }
 

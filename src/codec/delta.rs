@@ -198,6 +198,8 @@ fn encode(src: &[u8], base: &[u8], spec: TensorSpec, id: BaseId) -> Result<Vec<u
             of_blob: id.of_blob,
         }),
         codebook: None,
+        base_bits: 0,
+        layers: Vec::new(),
         // At most 1024 weights of 9 bytes.
         sizes: records.iter().map(|record| (record.len() / ALIGN) as u16).collect(),
         payload_hash: payload_hash(&payload),

@@ -416,6 +416,8 @@ impl Assembly {
             units_of: units.map_or(Units::Tensor, |units| units.of),
             delta: None,
             codebook: books.map(|books| books.codebook.clone()),
+            base_bits: 0,
+            layers: Vec::new(),
             sizes: vec![0; count],
             payload_hash: 0,
         };

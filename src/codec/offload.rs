@@ -104,6 +104,8 @@ impl Outline {
             units_of: Units::Tensor,
             delta: None,
             codebook: None,
+            base_bits: 0,
+            layers: Vec::new(),
             sizes: Vec::new(),
             payload_hash: 0,
         };

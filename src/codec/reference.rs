@@ -3,7 +3,11 @@
 //! It reads `docs/format.md` aloud, one value at a time, and shares nothing with the decoder that runs in
 //! ONNX Runtime but the hash function. Where the two differ, this one is right.
 
+mod layers;
+
 use xxhash_rust::xxh3::xxh3_64;
+
+use layers::Layers;
 
 /// Decodes a blob to its tensor: row-major little-endian elements of its dtype.
 ///
@@ -11,17 +15,27 @@ use xxhash_rust::xxh3::xxh3_64;
 /// A sentence on the first thing that is wrong with the blob; it is never decoded to anything but the tensor
 /// that was encoded.
 pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
+    decode_to(blob, usize::MAX)
+}
+
+/// The same with the first `depth` layers only; all if there are fewer.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_to(blob: &[u8], depth: usize) -> Result<Vec<u8>, String> {
     let header = Header::read(blob)?;
     check(header.delta.is_none(), "a delta needs its base")?;
-    let payload = &blob[header.payload_offset..];
-    check(xxh3_64(payload) == header.payload_hash, "payload checksum differs")?;
+    let depth = depth.min(header.layers.count());
+    let (payload, mut layers) = header.open(blob, depth)?;
 
     let mut elements = vec![0u8; header.elements * header.element_size()];
     let mut slot = 0;
     for block in 0..header.widths.len() {
         let n = header.block_slots(slot);
         let record = &payload[header.offsets[block]..header.offsets[block + 1]];
-        let words = header.decode_record(record, n, header.widths[block])?;
+        let m = header.widths[block];
+        let mut words = header.decode_record(record, n, header.layers.in_record(m))?;
+        header.refine(&mut layers, m, &mut words)?;
         for (i, word) in words.into_iter().enumerate() {
             let (at, size) = (header.element_of(slot + i), header.element_size());
             let value = match &header.grid {
@@ -33,7 +47,7 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
                             let half = 2 * grid.groups[row] + (word >> 31) as usize;
                             header.in_book(word, grid.units[row], &books[half])
                         }
-                        None => header.on_grid(word, grid.k, grid.units[row]),
+                        None => header.on_grid(word, header.layers.known(depth, grid.k), grid.units[row]),
                     }
                 }
                 None => header.element(word),
@@ -53,8 +67,7 @@ pub fn decode(blob: &[u8]) -> Result<Vec<u8>, String> {
 pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>, String> {
     let header = Header::read(blob)?;
     let delta = header.delta.as_ref().ok_or("not a delta")?;
-    let payload = &blob[header.payload_offset..];
-    check(xxh3_64(payload) == header.payload_hash, "payload checksum differs")?;
+    let (payload, _) = header.open(blob, 0)?;
     let size = header.element_size();
     let mut elements = if delta.of_blob {
         let own = Header::read(base)?;
@@ -136,6 +149,7 @@ struct Header {
     widths: Vec<usize>,
     /// `k`.
     kept_bits: usize,
+    layers: Layers,
 }
 
 struct Grid {
@@ -216,7 +230,7 @@ impl Header {
         let is_integer = matches!(dtype, Dtype::U8 | Dtype::I8);
         check(is_integer == (transform == 5), "transform and dtype")?;
         let (on_grid, is_delta) = (transform == 3, transform == 4);
-        check(coder == 1, "unknown coder")?;
+        check(coder == 1 || coder == 2 && transform <= 3, "unknown coder")?;
         check(layout <= 1, "unknown layout")?;
         let (rank, tier_count, mantissa_bits, flags) = (r.size(1)?, r.size(1)?, r.size(1)?, r.uint(1)?);
         check(rank <= 8, "rank")?;
@@ -303,11 +317,14 @@ impl Header {
             }
             false => None,
         };
+        let layers = if coder == 2 { Layers::read(&mut r)? } else { Layers::default() };
         let header_hash = xxh3_64(&blob[..r.at]) & 0xffff_ffff;
         check(r.uint(4)? == header_hash, "header checksum differs")?;
         let widths: Vec<usize> = (0..blocks).map(|b| widths[b % widths.len()].into()).collect();
         let most =
             if on_grid || is_delta || is_integer || in_books { mantissa_bits } else { dtype.mantissa_bits() };
+        check(layers.most().is_none_or(|bits| bits <= most), "bits of a layer")?;
+        let most = layers.most().unwrap_or(most);
         check(widths.iter().all(|&m| m <= most), "mantissa bits of a block")?;
         let units: Vec<u16> = units.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
         // 2^-100 up to 2^100, but for the sign bit.
@@ -323,7 +340,6 @@ impl Header {
         let padding = r.take(r.at.next_multiple_of(4) - r.at)?;
         check(padding.iter().all(|&b| b == 0), "padding is not zero")?;
         let payload_offset = r.at;
-        check(blob.len() - payload_offset == offsets[blocks], "payload size")?;
         let tile = (layout == 1).then_some(tile);
         Ok(Header {
             header_len,
@@ -342,7 +358,17 @@ impl Header {
             offsets,
             widths,
             kept_bits: mantissa_bits,
+            layers,
         })
+    }
+
+    /// The records, whose checksum is right, and the first `depth` layers.
+    fn open<'a>(&self, blob: &'a [u8], depth: usize) -> Result<(&'a [u8], Vec<layers::Layer<'a>>), String> {
+        let len = self.offsets.last().copied().unwrap_or(0);
+        let payload = blob[self.payload_offset..].get(..len).ok_or("payload size")?;
+        check(xxh3_64(payload) == self.payload_hash, "payload checksum differs")?;
+        let end = self.payload_offset + len;
+        Ok((payload, self.open_layers(blob, end, depth)?))
     }
 
     fn element_size(&self) -> usize {
@@ -444,9 +470,10 @@ impl Header {
         Ok(if place & sign == 0 { all - place } else { place - sign })
     }
 
-    /// The dtype's bit pattern of a word on a grid with `k` raw bits.
-    fn on_grid(&self, word: u32, k: usize, unit: u16) -> u32 {
-        let centre = if unit >> 15 == 1 { 1 << (22 - k) } else { 0 };
+    /// The dtype's bit pattern of a word on a grid of whose raw bits so many are known.
+    fn on_grid(&self, word: u32, known: usize, unit: u16) -> u32 {
+        // Half of what is not known; levels that are no cells' are themselves the middle of what they stand for.
+        let centre = (1 << (22 - known)) - if unit >> 15 == 1 { 0 } else { 1 << (22 - self.kept_bits) };
         // At most 24 bits times 8: exact, and then rounded once.
         let level = f64::from(word & 0x7fff_ffff | centre) / f64::from(1 << 23);
         let value = (level * f64::from(f32::from_bits(u32::from(unit & 0x7fff) << 16))) as f32;

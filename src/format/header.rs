@@ -3,6 +3,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::codebook::{CODEBOOK_ENTRIES, Codebook, MAX_GROUPS};
+use super::layers::{self, LAYER_ENTRY, Layer, MAX_LAYERS};
 use super::{
     Blocks, Delta, Dtype, HEAD_BITS, Layout, MAGIC, MAX_RANK, Residual, TensorSpec, Transform, Unit, Units,
     VERSION, field_planes, plane_bytes,
@@ -11,6 +12,10 @@ use crate::error::{Error, Result};
 
 const FIXED: usize = 26;
 const CODER_CASCADE: u8 = 1;
+/// The same, with the lower raw bits in layers.
+const CODER_LAYERS: u8 = 2;
+/// The minor format version that has layers first.
+const LAYERS_MINOR: u8 = 3;
 const FLAG_LOSSLESS: u8 = 1;
 const FLAG_OWN_WIDTHS: u8 = 2;
 const FLAG_BLOCK_UNITS: u8 = 4;
@@ -59,6 +64,10 @@ pub struct Header {
     pub delta: Option<Delta>,
     /// The codebooks, if weights are values of such.
     pub codebook: Option<Codebook>,
+    /// The most raw bits of a weight, beside its sign, that are in the records; the others are in layers.
+    pub base_bits: u8,
+    /// The layers, if lower raw bits lie apart.
+    pub layers: Vec<Layer>,
     /// Bytes of the header, checksum included.
     pub header_len: u64,
     /// Bytes of the blob.
@@ -96,6 +105,10 @@ pub struct Sections {
     pub delta: Option<Delta>,
     /// As in [`Header`].
     pub codebook: Option<Codebook>,
+    /// As in [`Header`]; of no account without layers.
+    pub base_bits: u8,
+    /// Bits and hash of each layer, as in [`Layer`].
+    pub layers: Vec<(u8, u64)>,
     /// The size of each record in units of 4 bytes.
     pub sizes: Vec<u16>,
     /// As in [`Header`].
@@ -161,7 +174,7 @@ impl Sections {
         out.extend(MAGIC);
         out.extend([
             VERSION.0,
-            self.transform.minor(),
+            if self.layers.is_empty() { self.transform.minor() } else { LAYERS_MINOR },
             self.spec.dtype.onnx() as u8,
             match self.transform {
                 Transform::Split => 1,
@@ -171,7 +184,7 @@ impl Sections {
                 Transform::Integer => 5,
                 Transform::Codebook => 6,
             },
-            CODER_CASCADE,
+            if self.layers.is_empty() { CODER_CASCADE } else { CODER_LAYERS },
             layout,
             self.spec.shape.len() as u8,
             self.tiers.len() as u8,
@@ -215,6 +228,13 @@ impl Sections {
         if let Some(delta) = self.delta {
             out.push(delta.exponent);
             out.extend(delta.base_hash.to_le_bytes());
+        }
+        if !self.layers.is_empty() {
+            out.extend([self.base_bits, self.layers.len() as u8]);
+            for (bits, hash) in &self.layers {
+                out.push(*bits);
+                out.extend(hash.to_le_bytes());
+            }
         }
         out.extend(header_hash(&out).to_le_bytes());
         out.resize(out.len().next_multiple_of(ALIGN), 0);
@@ -308,9 +328,14 @@ impl Header {
             6 => Transform::Codebook,
             other => return Err(unknown("transform", other)),
         };
-        if coder != CODER_CASCADE {
-            return Err(unknown("coder", coder));
-        }
+        let is_layered = match coder {
+            CODER_CASCADE => false,
+            CODER_LAYERS => true,
+            other => return Err(unknown("coder", other)),
+        };
+        let has_raw_bits =
+            matches!(transform, Transform::Split | Transform::NormalisedSplit | Transform::Grid);
+        require(!is_layered || has_raw_bits, || format!("layers in transform {transform:?}"))?;
         let layout = match layout {
             0 => Layout::RowMajor,
             1 => Layout::ColumnTiles { tile: tile.into() },
@@ -366,6 +391,7 @@ impl Header {
             }
             false => None,
         };
+        let (base_bits, entries) = if is_layered { parse_layers(&mut c)? } else { (most, Vec::new()) };
         let body = &blob[..c.at];
         require(header_hash(body) == u32::from_le_bytes(c.array()?), || "header checksum differs".into())?;
 
@@ -384,6 +410,12 @@ impl Header {
             end = end.checked_add(size).ok_or_else(|| Error::corrupt("a payload of over 16 GiB"))?;
             offsets.push(end);
         }
+        let payload_end = (c.at.next_multiple_of(ALIGN) as u64) + u64::from(end) * ALIGN as u64;
+        let in_layers = entries.last().map_or(most, |&(bits, _)| bits);
+        require(in_layers <= most && widths.iter().all(|&m| m <= in_layers), || {
+            format!("layers of {in_layers} raw bits")
+        })?;
+        let layers = layers::place(&blocks, &widths, base_bits, &entries, payload_end)?;
         let header = Header {
             major,
             minor,
@@ -398,7 +430,9 @@ impl Header {
             delta,
             codebook,
             header_len: c.at as u64,
-            blob_len: (c.at.next_multiple_of(ALIGN) as u64) + u64::from(end) * ALIGN as u64,
+            blob_len: layers.last().map_or(payload_end, Layer::end),
+            base_bits,
+            layers,
             payload_hash,
             lossless: flags & FLAG_LOSSLESS != 0,
             offsets,
@@ -436,7 +470,7 @@ impl Header {
                 // No record where weights are their base's.
                 true if have == 0 => 0,
                 true => plane_bytes(tier0, n),
-                false => fixed_record_bytes(tier0, n, m),
+                false => fixed_record_bytes(tier0, n, m.min(self.base_bits)),
             };
             require(have >= least, || format!("record of block {b} is too short"))?;
         }
@@ -482,11 +516,45 @@ impl Header {
         (self.header_len as usize).next_multiple_of(ALIGN)
     }
 
+    /// Where the payload is in the blob: all records, and no layers.
+    pub fn payload(&self) -> std::ops::Range<usize> {
+        let start = self.payload_offset();
+        start..start + self.offsets.last().map_or(0, |&end| end as usize) * ALIGN
+    }
+
+    /// Raw bits, beside the sign, that a weight has in block `block`'s record.
+    pub fn record_bits(&self, block: usize) -> u8 {
+        self.widths[block].min(self.base_bits)
+    }
+
+    /// Bytes of the blob up to the end of layer `depth`, counted from 1; 0 stands for the records.
+    pub fn bytes_to(&self, depth: usize) -> u64 {
+        depth.checked_sub(1).map_or(self.payload().end as u64, |last| self.layers[last].end())
+    }
+
+    /// How many layers there are within so many bits a weight: those of the file, header and padding included.
+    pub fn depth_within(&self, bits: f64) -> usize {
+        let of = |depth: usize| self.bytes_to(depth) as f64 * 8.0 / self.blocks.elements() as f64;
+        (1..=self.layers.len()).rev().find(|&depth| of(depth) <= bits).unwrap_or(0)
+    }
+
     /// The bytes of block `block`'s record, counted from the start of the blob.
     pub fn record(&self, block: usize) -> std::ops::Range<usize> {
         let start = self.payload_offset();
         start + self.offsets[block] as usize * ALIGN..start + self.offsets[block + 1] as usize * ALIGN
     }
+}
+
+/// The raw bits of records, and bits and hash of each layer.
+fn parse_layers(c: &mut Cursor<'_>) -> Result<(u8, Vec<(u8, u64)>)> {
+    let [base_bits, count] = c.array()?;
+    require((1..=MAX_LAYERS).contains(&usize::from(count)), || format!("{count} layers"))?;
+    let entries = c.take(u64::from(count) * LAYER_ENTRY as u64)?;
+    let entry = |bytes: &[u8]| {
+        let hash = bytes[1..].iter().rev().fold(0, |hash, &byte| hash << 8 | u64::from(byte));
+        (bytes[0], hash)
+    };
+    Ok((base_bits, entries.chunks_exact(LAYER_ENTRY).map(entry).collect()))
 }
 
 fn parse_codebook(c: &mut Cursor<'_>, units: u64) -> Result<Codebook> {

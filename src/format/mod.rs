@@ -6,6 +6,7 @@ mod blocks;
 mod codebook;
 mod delta;
 mod header;
+mod layers;
 mod plane;
 mod unit;
 
@@ -14,6 +15,8 @@ pub use codebook::{CODEBOOK_ENTRIES, Codebook};
 pub use delta::{Delta, Residual};
 pub(crate) use header::{ALIGN, MAX_TIERS, header_bound};
 pub use header::{Header, Sections, Tier, payload_hash};
+pub(crate) use layers::LAYER_ALIGN;
+pub use layers::{Layer, MAX_LAYERS, layer_planes};
 pub use plane::{field_planes, plane_bytes};
 pub use unit::{Unit, Units};
 
@@ -22,7 +25,7 @@ use crate::error::{Error, Result};
 /// The first bytes of every blob.
 pub const MAGIC: [u8; 4] = [0x89, b'N', b'Z', b'B'];
 /// The newest format version that this library writes, and the newest major it reads.
-pub const VERSION: (u8, u8) = (1, 2);
+pub const VERSION: (u8, u8) = (1, 3);
 /// Weights in a block unless asked otherwise, and the most there can be.
 pub const MAX_BLOCK: u32 = 4096;
 /// Weights in a block of a tensor whose rows are gathered: few rows then decode little besides.

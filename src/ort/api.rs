@@ -157,6 +157,7 @@ pub(crate) struct KernelInfo<'a> {
     pub(super) raw: *const OrtKernelInfo,
     cache: Option<&'a Arc<Cache>>,
     base: Option<usize>,
+    bits: Option<f64>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
 
@@ -164,7 +165,7 @@ impl<'a> KernelInfo<'a> {
     /// # Safety
     /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
     pub unsafe fn new(api: Api, raw: *const OrtKernelInfo, cache: Option<&'a Arc<Cache>>) -> Self {
-        KernelInfo { api, raw, cache, base: None, lifetime: PhantomData }
+        KernelInfo { api, raw, cache, base: None, bits: None, lifetime: PhantomData }
     }
 
     /// The same of an op whose blob is a delta.
@@ -175,6 +176,16 @@ impl<'a> KernelInfo<'a> {
     /// The input that is the base's blob, if the op's blob is a delta.
     pub fn base(&self) -> Option<usize> {
         self.base
+    }
+
+    /// The same for a session that reads so many bits a weight at most.
+    pub fn within(self, bits: Option<f64>) -> Self {
+        KernelInfo { bits, ..self }
+    }
+
+    /// The most bits a weight that the session reads; `None`: all.
+    pub fn bits(&self) -> Option<f64> {
+        self.bits
     }
 
     /// Where the session may keep decoded weights.

@@ -6,6 +6,7 @@
 //! kernel has mutable state, so one session may be run from many threads.
 
 mod api;
+mod bits;
 mod cache;
 mod cuda;
 mod ep;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
 use api::{Api, HostVersion};
+pub use bits::{BITS_OPTION, BITS_VARIABLE};
 use cache::Cache;
 pub use cache::{CACHE_OPTION, CACHE_VARIABLE};
 pub use cuda::emulate;
@@ -90,33 +92,35 @@ pub unsafe extern "system" fn RegisterCustomOps(
 
 fn register(api: Api, options: *mut OrtSessionOptions) -> Result<()> {
     // SAFETY: the options are live.
-    let budget = unsafe { api.session_option(options, CACHE_OPTION) }?;
-    let domain = domain(api, budget)?;
+    let (budget, bits) =
+        unsafe { (api.session_option(options, CACHE_OPTION)?, api.session_option(options, BITS_OPTION)?) };
+    let domain = domain(api, budget, bits)?;
     // SAFETY: the options are live, and the domain is never released.
     api.check(unsafe { (api.table().AddCustomOpDomain)(options, domain) })
 }
 
-/// The ops for sessions that keep as many decoded weights as `budget` says, as [`Cache::configured`] takes it.
-fn domain(api: Api, budget: Option<String>) -> Result<*mut OrtCustomOpDomain> {
-    match Cache::configured(budget)? {
+/// The ops for sessions that keep as many decoded weights as `budget` says, as [`Cache::configured`] takes it, and read
+/// as much of them as `bits` says, as [`bits::configured`] takes it.
+fn domain(api: Api, budget: Option<String>, bits: Option<String>) -> Result<*mut OrtCustomOpDomain> {
+    match (Cache::configured(budget)?, bits::configured(bits)?) {
+        (None, None) => shared_domain(api),
         // Ops of its own, because kernels know their session by the op that creates them.
-        Some(cache) => new_domain(api, Some(&cache)),
-        None => shared_domain(api),
+        (cache, bits) => new_domain(api, cache.as_ref(), bits),
     }
 }
 
-/// The domain of all sessions that keep nothing decoded.
+/// The domain of all sessions that keep nothing decoded and read all there is.
 fn shared_domain(api: Api) -> Result<*mut OrtCustomOpDomain> {
     let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(host) = hosts.iter().find(|host| ptr::eq(host.api.table(), api.table())) {
         return Ok(host.domain);
     }
-    let domain = new_domain(api, None)?;
+    let domain = new_domain(api, None, None)?;
     hosts.push(Host { api, domain });
     Ok(domain)
 }
 
-fn new_domain(api: Api, cache: Option<&Arc<Cache>>) -> Result<*mut OrtCustomOpDomain> {
+fn new_domain(api: Api, cache: Option<&Arc<Cache>>, bits: Option<f64>) -> Result<*mut OrtCustomOpDomain> {
     let mut domain = ptr::null_mut();
     // SAFETY: the name is a C string that the host copies.
     api.check(unsafe { (api.table().CreateCustomOpDomain)(DOMAIN_C.as_ptr(), &mut domain) })?;
@@ -127,10 +131,10 @@ fn new_domain(api: Api, cache: Option<&Arc<Cache>>) -> Result<*mut OrtCustomOpDo
     };
     let emulated = cuda::is_emulated();
     for definition in DEFINITIONS.iter().filter(|d| !(emulated && d.is_among(&cuda::DEFINITIONS))) {
-        add(Op::new(api, definition, cache.cloned()))?;
+        add(Op::new(api, definition, cache.cloned()).within(bits))?;
     }
     for definition in &cuda::DEFINITIONS {
-        let op = Op::new(api, definition, cache.cloned());
+        let op = Op::new(api, definition, cache.cloned()).within(bits);
         add(if emulated { op.on_cpu() } else { op })?;
     }
     Ok(domain)

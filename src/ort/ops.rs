@@ -229,6 +229,8 @@ pub(crate) struct Op {
     definition: &'static Definition,
     provider: Option<&'static CStr>,
     cache: Option<Arc<Cache>>,
+    /// The most bits a weight that are read.
+    bits: Option<f64>,
 }
 
 /// A kernel and what its callbacks need beside it.
@@ -266,7 +268,12 @@ impl Op {
             GetStartVersion: Some(get_one),
             GetEndVersion: Some(get_end_version),
         };
-        Op { raw, api, definition, provider: definition.provider, cache }
+        Op { raw, api, definition, provider: definition.provider, cache, bits: None }
+    }
+
+    /// The same op, reading so many bits a weight at most.
+    pub fn within(self, bits: Option<f64>) -> Self {
+        Op { bits, ..self }
     }
 
     /// The same op, for the CPU's provider.
@@ -297,7 +304,7 @@ unsafe extern "system" fn create(
     let op = unsafe { op(this) };
     fence::guard(op.api, || {
         // SAFETY: `info` is live during this call.
-        let info = unsafe { KernelInfo::new(op.api, info, op.cache.as_ref()) };
+        let info = unsafe { KernelInfo::new(op.api, info, op.cache.as_ref()) }.within(op.bits);
         let (name, node) = (op.definition.name.to_string_lossy(), info.node_name().unwrap_or_default());
         let label = format!("{DOMAIN}.{name} node '{node}'");
         let kernel = (op.definition.create)(&info).map_err(|failure| failure.at(&label))?;

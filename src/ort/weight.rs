@@ -48,6 +48,8 @@ pub(crate) struct Weight {
     shape: Vec<u64>,
     stored: Stored,
     verify: bool,
+    /// The most bits a weight that are read.
+    bits: Option<f64>,
     host: HostVersion,
     base: Base,
     state: State,
@@ -286,6 +288,7 @@ impl Weight {
             shape,
             stored,
             verify,
+            bits: info.bits(),
             host: info.host(),
             base,
             state: State::Late(RwLock::new(None)),
@@ -314,6 +317,7 @@ impl Weight {
             shape: slot.shape().to_vec(),
             stored: Stored::Any,
             verify: false,
+            bits: None,
             host,
             base: Base::default(),
             state: State::Packed(slot),
@@ -398,15 +402,31 @@ impl Weight {
         format!("base '{}' of {}, in {}", self.base.name, self.label(), self.base.file)
     }
 
+    /// The decoder of a blob, to the depth that the session reads.
+    fn decoder(&self, blob: &[u8]) -> std::result::Result<Decoder, Error> {
+        let mut decoder = Decoder::open_unverified(blob)?;
+        if let Some(bits) = self.bits {
+            let depth = decoder.header().depth_within(bits);
+            decoder = decoder.to_depth(depth);
+        }
+        if self.verify {
+            decoder.verify(blob)?;
+        }
+        Ok(decoder)
+    }
+
     fn open(&self, blob: &[u8], base: Option<&[u8]>) -> Result<Opened> {
-        let open = if self.verify { Decoder::open } else { Decoder::open_unverified };
         let open_delta = if self.verify { DeltaDecoder::open } else { DeltaDecoder::open_unverified };
         let opened = match (base, self.base.hash) {
+            // A delta is to all bits of its base.
             (Some(base), _) => open_delta(blob, base)
                 .map(|delta| Opened { decoder: Arc::clone(delta.base()), delta: Some(Arc::new(delta)) }),
-            (None, None) => open(blob).map(|decoder| Opened { decoder: Arc::new(decoder), delta: None }),
+            (None, None) => {
+                self.decoder(blob).map(|decoder| Opened { decoder: Arc::new(decoder), delta: None })
+            }
             // Whatever is wrong with it then, it is another blob.
-            (None, Some(hash)) => open(blob)
+            (None, Some(hash)) => self
+                .decoder(blob)
                 .map_err(|error| Error::Base(format!("the base: {error}")))
                 .and_then(|decoder| check_base(decoder.header(), blob, hash).map(|()| decoder))
                 .map(|decoder| Opened { decoder: Arc::new(decoder), delta: None }),

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::values::{
-    ShapeArg, parse_bits, parse_bytes, parse_decibels, parse_error, parse_ratio, parse_shape, parse_tolerance,
+    ShapeArg, parse_bits, parse_bytes, parse_decibels, parse_error, parse_layers, parse_ratio, parse_shape,
+    parse_tolerance,
 };
+use crate::pipeline::layering::Layers;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -35,6 +37,7 @@ Examples:
   nz-onnx convert model.onnx --max-error 0.01
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
   nz-onnx convert model.onnx --optimize native
+  nz-onnx convert model.onnx --lossless --layers    one file for several budgets
   nz-onnx convert tuned.onnx --base model.nz.onnx   shares weights with the base -> tuned.nz.onnx
   nz-onnx convert tuned.onnx --base model.onnx      to store or send -> tuned.nzd
 
@@ -272,11 +275,17 @@ pub struct ConvertArgs {
     /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
+    /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
+    /// symbol), and put what is below into layers that a session need not read: nz.bits says how many bits a weight it
+    /// takes. Up to three numbers [default: 3,7,15]
+    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
+        value_parser = parse_layers)]
+    pub layers: Option<Layers>,
     /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning. If FILE is a converted
     /// model in the same folder: X.nz.onnx, whose weights are those of FILE's data file, changed as they are decoded; both
     /// models loaded together have FILE's weights in memory once. Else X.nzd, of which `restore` makes the model again, and
     /// which ONNX Runtime does not load. Either way no weight changes
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "SelectArgs", "OptimizeArgs", "profile", "transform"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "SelectArgs", "OptimizeArgs", "profile", "transform", "layers"])]
     pub base: Option<PathBuf>,
     /// Do everything but write
     #[arg(long)]
@@ -310,6 +319,12 @@ pub struct PlanArgs {
     /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
+    /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
+    /// symbol), and put what is below into layers that a session need not read: nz.bits says how many bits a weight it
+    /// takes. Up to three numbers [default: 3,7,15]
+    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
+        value_parser = parse_layers)]
+    pub layers: Option<Layers>,
 }
 
 /// Options of `inspect`.

@@ -15,6 +15,7 @@ use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
 use crate::pipeline::calibrate::CalibrateOptions;
 use crate::pipeline::convert::{ConvertOptions, convert};
+use crate::pipeline::layering::Layers;
 use crate::pipeline::optimize::{self, Level, OptimizeOptions};
 use crate::pipeline::planning::{Options, Rounding, plan};
 use crate::pipeline::runtime::locate;
@@ -84,7 +85,10 @@ impl Talk<'_> {
         target.lossless |= shared;
         let options = ConvertOptions {
             base: args.base.clone(),
-            plan: self.options(&target, &args.select, args.profile, args.transform, how)?,
+            plan: Options {
+                layers: layers(args.layers.as_ref(), args.profile, args.transform)?,
+                ..self.options(&target, &args.select, args.profile, args.transform, how)?
+            },
             optimize: optimizing(&args.optimize, args.calibrate.is_some())?,
             output: args.output.output.clone(),
             force: args.output.force,
@@ -106,7 +110,10 @@ impl Talk<'_> {
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
         refuse_delta(&args.model)?;
         let how = (args.calibrate.as_deref(), &args.optimize);
-        let options = self.options(&args.target, &args.select, args.profile, args.transform, how)?;
+        let options = Options {
+            layers: layers(args.layers.as_ref(), args.profile, args.transform)?,
+            ..self.options(&args.target, &args.select, args.profile, args.transform, how)?
+        };
         let document = match optimizing(&args.optimize, args.calibrate.is_some())? {
             None => plan(&args.model, &options, self.progress)?,
             Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
@@ -157,7 +164,7 @@ impl Talk<'_> {
             ort_lib: ort.ort_lib.clone(),
             threads: self.global.threads,
         });
-        Ok(Options { target, rules, profile, rounding, calibrate })
+        Ok(Options { target, rules, profile, rounding, calibrate, layers: None })
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {
@@ -246,6 +253,22 @@ fn optimizing(args: &OptimizeArgs, calibrating: bool) -> Result<Option<OptimizeO
         OptimizeLevel::Native => Level::Native,
     };
     Ok(Some(OptimizeOptions { level, ort_lib: args.ort_lib.clone() }))
+}
+
+/// The layers asked for, if they go with the rest.
+fn layers(wanted: Option<&Layers>, profile: ProfileArg, transform: TransformArg) -> Result<Option<Layers>> {
+    let clash = match (wanted, profile, transform) {
+        (None, ..) => None,
+        (_, _, TransformArg::Codebook) => Some(
+            "--layers cannot be had with --transform codebook, whose weights have no bits that could be left out\nhelp: \
+             --transform cut, grid or auto",
+        ),
+        (_, ProfileArg::Gpu, _) => Some(
+            "--layers cannot be had with --profile gpu: GPUs read no layers\nhelp: --profile compact or fast",
+        ),
+        _ => None,
+    };
+    clash.map_or_else(|| Ok(wanted.cloned()), |clash| Err(Error::Usage(clash.to_string())))
 }
 
 /// Delta files are no models.

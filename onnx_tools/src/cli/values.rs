@@ -1,5 +1,7 @@
 //! Parsers of option values.
 
+use crate::pipeline::layering::Layers;
+
 /// `NAME=2,64` of `--shape`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShapeArg {
@@ -69,6 +71,12 @@ pub fn parse_tolerance(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Bits at which weights are cut into layers: `3,7,15`.
+pub fn parse_layers(text: &str) -> Result<Layers, String> {
+    let numbers = text.split(',').map(|number| number.trim().parse().ok()).collect::<Option<Vec<u8>>>();
+    Layers::new(numbers.unwrap_or_default())
+}
+
 /// `NAME=2,64`; `NAME=` is a scalar.
 pub fn parse_shape(text: &str) -> Result<ShapeArg, String> {
     let (name, dims) = text.rsplit_once('=').ok_or("expected NAME=DIMS, such as input_ids=2,64")?;
@@ -119,6 +127,14 @@ mod tests {
             assert!(parse_decibels(wrong).is_err(), "{wrong}");
         }
         assert!(parse_bits("33").is_err() && parse_error("1").is_err() && parse_decibels("inf").is_err());
+    }
+
+    #[test]
+    fn layers() {
+        assert_eq!(parse_layers("3,7, 15"), Ok(Layers::default()));
+        for wrong in ["", "3,", "few", "7,3", "1,2,3,4", "23", "-1"] {
+            assert!(parse_layers(wrong).is_err_and(|e| e.contains("such as 3,7,15")), "{wrong}");
+        }
     }
 
     #[test]

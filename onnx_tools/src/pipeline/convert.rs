@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::allocation::{Encoding, Target};
 use super::inspect::Coded;
+use super::layering::Layers;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
@@ -100,7 +101,8 @@ fn convert_to(
         unsynced: 0,
         folded: BTreeMap::new(),
     };
-    let (encoded, writer, placements) = transfer(&prepared, base.as_ref(), writer, progress)?;
+    let layers = options.plan.layers.as_ref();
+    let (encoded, writer, placements) = transfer(&prepared, base.as_ref(), layers, writer, progress)?;
     let mut document = document(&prepared, base.as_ref(), &encoded, options.plan.target)?;
     if let Some(optimized) = optimized {
         document.input = optimized.input();
@@ -153,6 +155,7 @@ type Transferred<'a> = (BTreeMap<WeightId, Encoded>, Writer<'a>, BTreeMap<Weight
 fn transfer<'a>(
     prepared: &Prepared,
     base: Option<&SharedBase>,
+    layers: Option<&Layers>,
     mut writer: Writer<'a>,
     progress: &Progress,
 ) -> Result<Transferred<'a>> {
@@ -175,7 +178,7 @@ fn transfer<'a>(
             let task = match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
                 (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
                 (Choice::Encoded { group, encoding, .. }, Decision::Compress(compression)) => next(&reads)
-                    .and_then(|read| encode(prepared, base, weight, compression, *group, read))
+                    .and_then(|read| encode(prepared, base, weight, (compression, layers), *group, read))
                     .map(|Made { blob, found, base, memory }| {
                         let coded = match &base {
                             Some(base) => base.encoding.to_string(),
@@ -264,14 +267,17 @@ fn encode(
     prepared: &Prepared,
     base: Option<&SharedBase>,
     weight: &Weight,
-    compression: &Compression,
+    (compression, layers): (&Compression, Option<&Layers>),
     group: usize,
     Read { source, mut memory }: Read,
 ) -> Result<Made> {
     let (model, Compression { spec, block_len, .. }) = (&prepared.model, compression);
     let coding = prepared.groups[group].coding()?;
     let failed = |e| Error::codec(model.path(), &weight.name, e);
-    let blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    let mut blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    if let Some(layers) = layers {
+        blob = layers.apply(blob, &source, spec).map_err(failed)?;
+    }
     let found = check::against_source(&blob, &source, spec).map_err(|e| {
         // The encoder is at fault here, not the file; or the file has changed since it was surveyed.
         Error::Internal(format!(

@@ -162,6 +162,18 @@ fn coded(header: &Header) -> Coded {
     }
 }
 
+fn depths(header: &Header, elements: u64) -> Vec<json::Depth> {
+    let depth = |(depth, raw_bits)| {
+        let bytes = header.bytes_to(depth);
+        json::Depth { raw_bits, bytes, bits_per_weight: 8.0 * bytes as f64 / elements as f64 }
+    };
+    let bits = std::iter::once(header.base_bits).chain(header.layers.iter().map(|layer| layer.bits));
+    match header.layers.is_empty() {
+        true => Vec::new(),
+        false => bits.enumerate().map(depth).collect(),
+    }
+}
+
 fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
     let header = Header::parse(blob)?;
     let (elements, weight_bytes) = (header.spec.elements()?, header.spec.bytes()?);
@@ -185,6 +197,7 @@ fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
         bytes: header.blob_len,
         bits_per_weight: 8.0 * header.blob_len as f64 / elements as f64,
         lossless: header.is_lossless(),
+        depths: depths(&header, elements),
         checksum_ok,
     })
 }

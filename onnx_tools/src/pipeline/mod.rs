@@ -6,6 +6,7 @@ pub mod constants;
 pub mod convert;
 pub mod env;
 pub mod inspect;
+pub mod layering;
 pub mod optimize;
 pub mod overlap;
 pub mod paths;

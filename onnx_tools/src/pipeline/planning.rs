@@ -9,6 +9,7 @@ use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, 
 use super::calibrate::{CalibrateOptions, calibrate};
 use super::check::{Match, error_bound};
 use super::inspect::Coded;
+use super::layering::Layers;
 use super::survey::{Group, Surveyed, survey};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json, units};
@@ -28,6 +29,8 @@ pub struct Options {
     pub rounding: Rounding,
     /// Measure how much each weight matters, if it is to be measured.
     pub calibrate: Option<CalibrateOptions>,
+    /// Where to cut weights into layers, if they are to be cut.
+    pub layers: Option<Layers>,
 }
 
 /// How weights are rounded, if they are.

@@ -243,6 +243,9 @@ fn group(
     let (steps, codings_of_steps) = grids.unzip();
     candidate.grids = steps.map(|steps| Grids { steps, only: wanted.rounding != Rounding::Auto });
     let grids = codings_of_steps.unwrap_or_default();
+    if let Some(layers) = &wanted.layers {
+        layers.price(&mut candidate, spec, *block_len)?;
+    }
     let mut group = Group { weights: vec![first], candidate, codings, grids };
     if matches!(wanted.target, Target::MaxError(_) | Target::Snr(_)) {
         group.keep_to(wanted.target, bytes, compression)?;

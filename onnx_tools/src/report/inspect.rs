@@ -62,7 +62,8 @@ pub fn inspect(document: &Inspect, style: Style) -> String {
 
 fn blobs(blobs: &[Blob]) -> String {
     use Align::{Left, Right};
-    let mut table = Table::new(&[
+    let layered = blobs.iter().any(|blob| !blob.depths.is_empty());
+    let mut columns = vec![
         ("compressed weight", Left),
         ("dtype", Left),
         ("shape", Left),
@@ -75,10 +76,14 @@ fn blobs(blobs: &[Blob]) -> String {
         ("of", Right),
         ("lossless", Left),
         ("checksum", Left),
-    ]);
+    ];
+    if layered {
+        columns.push(("bits/w of layers", Left));
+    }
+    let mut table = Table::new(&columns);
     for blob in blobs {
         let widths: Vec<String> = blob.tiers.iter().map(|t| t.width.to_string()).collect();
-        table.row(vec![
+        let mut row = vec![
             blob.weights.join(", "),
             blob.dtype.clone(),
             units::shape(&blob.shape),
@@ -91,7 +96,13 @@ fn blobs(blobs: &[Blob]) -> String {
             units::bytes(blob.weight_bytes),
             if blob.lossless { "yes" } else { "no" }.to_string(),
             if blob.checksum_ok { "ok" } else { "WRONG" }.to_string(),
-        ]);
+        ];
+        if layered {
+            // Rounded up, so that asking for the number printed is enough.
+            let up = |bits: f64| format!("{:.2}", (bits * 100.0).ceil() / 100.0);
+            row.push(blob.depths.iter().map(|d| up(d.bits_per_weight)).collect::<Vec<_>>().join(" "));
+        }
+        table.row(row);
     }
     table.render(0)
 }

@@ -232,8 +232,22 @@ pub struct Blob {
     pub bits_per_weight: f64,
     /// Whether the weight comes back bit for bit.
     pub lossless: bool,
+    /// How much of it a session can read, the least first; none if it has no layers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub depths: Vec<Depth>,
     /// Whether the payload has the checksum that the header states.
     pub checksum_ok: bool,
+}
+
+/// A blob up to the end of one of its layers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Depth {
+    /// Raw bits, beside the sign, that are known of a weight.
+    pub raw_bits: u8,
+    /// Bytes that are read.
+    pub bytes: u64,
+    /// `8 * bytes` over the number of weights: the least `nz.bits` for it.
+    pub bits_per_weight: f64,
 }
 
 /// A weight that is no blob.

@@ -379,7 +379,7 @@ impl<'a> Splicer<'a> {
             Placement::Inline(bytes) => {
                 Placement::Inline(bytes[part.start as usize..part.end as usize].to_vec())
             }
-            Placement::SameAs(root) => Placement::SameAs(*root),
+            same @ (Placement::SameAs(_) | Placement::InBase) => same.clone(),
         };
         self.data(id, &part)
     }

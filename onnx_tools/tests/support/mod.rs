@@ -78,8 +78,15 @@ pub fn convert(
         fs::write(out.with_file_name(&data_file_name), &data).unwrap();
     }
     let folded = BTreeMap::new();
-    let plan =
-        Plan { decisions, placements, folded, data_file_name, metadata: vec![], nchwc_block: None, base: None };
+    let plan = Plan {
+        decisions,
+        placements,
+        folded,
+        data_file_name,
+        metadata: vec![],
+        nchwc_block: None,
+        base: None,
+    };
     let rope = rewrite::build(&model, &plan).unwrap();
     let mut bytes = Vec::new();
     rope.write_to(&model, &mut bytes, out).unwrap();

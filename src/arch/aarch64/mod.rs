@@ -2,7 +2,7 @@
 
 mod neon;
 
-use super::{Backend, BadRecord, Record, Scratch, Store, Tables, generic, grid, pack, words};
+use super::{Backend, BadRecord, Record, Scratch, Store, Tables, generic, grid, layers, pack, words};
 
 /// The backends of this architecture, best last.
 pub(super) fn available() -> Vec<Backend> {
@@ -26,6 +26,7 @@ fn decode(
 ) -> Result<(), BadRecord> {
     generic::one_by_one(records, words, |record, words| {
         neon::decode(tables, record.bytes, record.m, scratch, words)?;
+        layers::refine(record, scratch, words)?;
         if let Some(levels) = record.grid {
             grid::values(words, levels);
         }

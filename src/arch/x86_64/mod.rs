@@ -8,7 +8,7 @@ use super::delta::{self, Bits, Sums};
 use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
 use super::{
     Backend, BadRecord, Extent, Fused, Grid, Half, Products, Record, Scratch, Store, Tables, generic, grid,
-    pack,
+    layers, pack,
 };
 use crate::format::{Delta, Dtype, Unit};
 
@@ -77,12 +77,18 @@ fn avx2(
     fn values(words: &mut [u32], levels: Grid<'_>) {
         grid::values_inline(words, levels);
     }
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn refine(record: &Record<'_>, scratch: &mut Scratch, words: &mut [u32]) -> Result<(), BadRecord> {
+        layers::refine_inline(record, scratch, words)
+    }
     generic::one_by_one(records, words, |record, words| {
         // Words that are gone over once more had better be in the cache.
-        let store = if record.grid.is_some() { Store::Cached } else { store };
+        let again = record.grid.is_some() || record.layers.is_some();
+        let store = if again { Store::Cached } else { store };
         // SAFETY: only `available` hands this function out, after it has seen these features.
         unsafe {
             avx2::decode(tables, record, scratch, words, store)?;
+            refine(record, scratch, words)?;
             if let Some(levels) = record.grid {
                 values(words, levels);
             }

@@ -173,6 +173,11 @@ impl Weight {
             check_base(&header, &start, hash).map_err(explained)?;
         }
         check_spec(&self.label(), &header.spec, &self.shape, self.stored)?;
+        if !header.layers.is_empty() {
+            return Err(explained(Error::Unsupported(
+                "layers, which the CUDA kernels do not read: convert the model without --layers".into(),
+            )));
+        }
         if self.verify && payload_hash(shared.device(), address, &header)? != header.payload_hash {
             return Err(explained(Error::corrupt("payload checksum differs")));
         }

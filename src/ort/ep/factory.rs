@@ -279,7 +279,7 @@ unsafe extern "system" fn get_custom_op_domains(
     fence::guard(api, || {
         if count > 0 {
             // SAFETY: there is room for `count` domains.
-            unsafe { out.write(crate::ort::domain(api, None)?) };
+            unsafe { out.write(crate::ort::domain(api, None, None)?) };
         }
         Ok(())
     })

@@ -27,10 +27,10 @@ pub(super) fn words(
     for_blocks(tables, records, scratch, |_, record, symbols| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
-        let kind = grid::kind(record.grid);
+        let kind = grid::kind(record);
         match stream {
-            true => for_kinds!(kind, record.m, write_words, [true], (tables, record, symbols, here)),
-            false => for_kinds!(kind, record.m, write_words, [false], (tables, record, symbols, here)),
+            true => for_kinds!(kind, write_words, [true], (tables, record, symbols, here)),
+            false => for_kinds!(kind, write_words, [false], (tables, record, symbols, here)),
         }
     })
 }
@@ -44,12 +44,12 @@ fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool
     symbols: &[u8],
     out: &mut [u32],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_words()));
     let arrange = |v| _mm512_permutexvar_epi32(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
     for (g, out) in groups.iter_mut().enumerate() {
-        block.prefetch(g);
+        block.start(g);
         let (vectors, _) = out.as_chunks_mut::<16>();
         let words = [
             block.words::<0>(g, arrange),
@@ -109,12 +109,12 @@ fn write_halves<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: boo
     symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_words()));
     let arrange = |v| _mm512_permutexvar_epi32(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
     for (g, out) in groups.iter_mut().enumerate() {
-        block.prefetch(g);
+        block.start(g);
         let (vectors, _) = out.as_chunks_mut::<32>();
         let halves = [
             block.halves::<0>(g, arrange),
@@ -143,12 +143,12 @@ fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>
     symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_halves()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
     for (g, out) in groups.iter_mut().enumerate() {
-        block.prefetch(g);
+        block.start(g);
         let (vectors, _) = out.as_chunks_mut::<32>();
         let halves = [
             block.upper::<0>(g, arrange),
@@ -172,12 +172,12 @@ fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     symbols: &[u8],
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, symbols)?;
     let order = load(bytemuck::bytes_of(&order_of_halves()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
     for (g, out) in groups.iter_mut().enumerate() {
-        block.prefetch(g);
+        block.start(g);
         let (vectors, _) = out.as_chunks_mut::<32>();
         let quarters = [
             f16_of(block.upper::<0>(g, arrange), block.lower::<0>(g, arrange), block.symbols::<0>(g)),

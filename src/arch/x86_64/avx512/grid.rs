@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::{Grid, Step, grid};
+use crate::arch::{Grid, Record, Step, grid};
 use crate::format::{CODEBOOK_ENTRIES, Dtype};
 
 /// As [`grid::values`].
@@ -65,7 +65,7 @@ fn looked_up(words: __m512i, [plus, minus]: [[__m512; 2]; 2], scale: __m512) -> 
 /// Whether [`values_of_halves`] is for levels with this step.
 #[inline]
 pub(super) fn has_halves(step: Step) -> bool {
-    step.centre >= 1 << 16
+    step.centre >= 1 << 16 && step.centre & 0xffff == 0
 }
 
 /// The same of words whose lower halves are zero, from the upper ones, for centred levels. Those fit 16 bits, with
@@ -121,19 +121,28 @@ fn value(words: __m512i, centre: __m512i, scale: __m512) -> __m512i {
     _mm512_ternarylogic_epi64::<0xba>(words, magnitude, values) // words & !magnitude | values
 }
 
-/// Kinds of blocks, for code of their own: on no grid, and on one with values of these dtypes.
+/// Kinds of blocks, for code of their own: on no grid, and on one with values of these dtypes; and each with raw bits in
+/// layers.
 pub(super) const NONE: u8 = 0;
 pub(super) const F32: u8 = 1;
 pub(super) const F16: u8 = 2;
 pub(super) const BF16: u8 = 3;
+pub(super) const LAYERED: u8 = 4;
+pub(super) const LAYERED_F32: u8 = LAYERED | F32;
+pub(super) const LAYERED_F16: u8 = LAYERED | F16;
+pub(super) const LAYERED_BF16: u8 = LAYERED | BF16;
 
-/// The kind of a record.
-pub(super) fn kind(grid: Option<Grid<'_>>) -> u8 {
-    match grid.map(|grid| grid.dtype) {
+/// The kind of a record, and the mantissa bits of its words.
+pub(super) fn kind(record: &Record<'_>) -> (u8, u8) {
+    let kind = match record.grid.map(|grid| grid.dtype) {
         None => NONE,
         Some(Dtype::F32 | Dtype::U8 | Dtype::I8) => F32,
         Some(Dtype::F16) => F16,
         Some(Dtype::Bf16) => BF16,
+    };
+    match &record.layers {
+        None => (kind, record.m),
+        Some(layers) => (kind | LAYERED, layers.bits(record.m)),
     }
 }
 
@@ -144,7 +153,7 @@ pub(super) fn kind(grid: Option<Grid<'_>>) -> u8 {
 )]
 pub(super) fn rounded<const KIND: u8>(values: [__m512i; 4]) -> [__m512i; 4] {
     let [a, b, c, d] = values;
-    match KIND {
+    match KIND & !LAYERED {
         F16 => [through_f16(a), through_f16(b), through_f16(c), through_f16(d)],
         BF16 => [round_to_bf16(a), round_to_bf16(b), round_to_bf16(c), round_to_bf16(d)],
         _ => values,

@@ -6,6 +6,7 @@ mod elements;
 mod encode;
 mod grid;
 mod lane;
+mod layers;
 mod load;
 mod products;
 mod ragged;
@@ -60,6 +61,7 @@ pub(super) fn decode(
         // SAFETY: as above.
         unsafe {
             ragged::decode(tables, record.bytes, record.m, scratch, words)?;
+            layers::refine(record, scratch, words)?;
             if let Some(levels) = record.grid {
                 grid::values(words, levels);
             }

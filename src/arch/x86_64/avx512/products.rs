@@ -25,11 +25,11 @@ pub(super) fn rows(
     for_blocks(tables, records, scratch, |i, record, symbols| {
         let x = &x[i * step..];
         let x = &x[..record.len / width];
-        let (kind, sums) = (grid::kind(record.grid), &mut sums);
+        let (kind, sums) = (grid::kind(record), &mut sums);
         match width {
-            64 => for_kinds!(kind, record.m, block_rows, [1], (tables, record, symbols, x, sums)),
-            128 => for_kinds!(kind, record.m, block_rows, [2], (tables, record, symbols, x, sums)),
-            _ => for_kinds!(kind, record.m, block_rows, [4], (tables, record, symbols, x, sums)),
+            64 => for_kinds!(kind, block_rows, [1], (tables, record, symbols, x, sums)),
+            128 => for_kinds!(kind, block_rows, [2], (tables, record, symbols, x, sums)),
+            _ => for_kinds!(kind, block_rows, [4], (tables, record, symbols, x, sums)),
         }
     })?;
     scatter(&sums, y);
@@ -85,11 +85,11 @@ fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize, con
     x: &[f32],
     totals: &mut Sums,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     // A copy of their own, so that they stay in registers.
     let mut sums = *totals;
     for (g, x) in x.chunks_exact(4 / V).enumerate() {
-        block.prefetch(g);
+        block.start(g);
         add::<V, 0>(&mut sums, x, block.words::<0>(g, |v| v));
         add::<V, 1>(&mut sums, x, block.words::<1>(g, |v| v));
         add::<V, 2>(&mut sums, x, block.words::<2>(g, |v| v));
@@ -127,8 +127,8 @@ pub(super) fn columns(
     let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
     let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
     for_blocks(tables, records, scratch, |_, record, symbols| {
-        let kind = grid::kind(record.grid);
-        for_kinds!(kind, record.m, block_columns, [], (tables, record, symbols, &mut dot))
+        let kind = grid::kind(record);
+        for_kinds!(kind, block_columns, [], (tables, record, symbols, &mut dot))
     })
 }
 
@@ -182,10 +182,10 @@ fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8>(
     symbols: &[u8],
     state: &mut Dot<'_>,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
     let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
     for g in 0..block.groups() {
-        block.prefetch(g);
+        block.start(g);
         dot.add(block.words::<0>(g, |v| v));
         dot.add(block.words::<1>(g, |v| v));
         dot.add(block.words::<2>(g, |v| v));

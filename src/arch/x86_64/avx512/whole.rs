@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::grid;
 use super::lane::{load, take};
+use super::layers::{Group, Parts};
 use super::symbols::{Job, symbols};
 use crate::arch::{BadRecord, Grid, PADDED, Record, Scratch, Tables};
 use crate::format::HEAD_BITS;
@@ -103,7 +104,7 @@ impl<'a> Field<'a> {
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn vector(plane: &[u8], i: usize) -> __m512i {
+pub(super) fn vector(plane: &[u8], i: usize) -> __m512i {
     load(&plane[i * 64..i * 64 + 64])
 }
 
@@ -162,6 +163,10 @@ pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const
     low: Field<'a>,
     ahead: &'a [u8],
     grid: Option<Grid<'a>>,
+    /// The raw planes in place of those fields, if some lie in layers.
+    parts: Parts<'a>,
+    /// What the parts have for the group that was started.
+    group: Group,
 }
 
 impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a, HEAD, HIGH, LOW, KIND> {
@@ -173,17 +178,27 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     pub fn new(tables: &Tables, record: &Record<'a>, symbols: &'a [u8]) -> Result<Self, BadRecord> {
         let (mut planes, n) = (record.bytes, symbols.len());
         take(&mut planes, tables.tiers[0].width, n)?;
-        let head = Field::take(&mut planes, HEAD, n)?;
-        let high = Field::take(&mut planes, HIGH, n)?;
-        let low = Field::take(&mut planes, LOW, n)?;
-        Ok(Block {
+        // Bits that are counted here are fields of the record only if none lie in layers.
+        let bits = |of: u8| if KIND & grid::LAYERED == 0 { of } else { 0 };
+        let head = Field::take(&mut planes, bits(HEAD), n)?;
+        let high = Field::take(&mut planes, bits(HIGH), n)?;
+        let low = Field::take(&mut planes, bits(LOW), n)?;
+        let mut block = Block {
             symbols,
             head,
             high,
             low,
             ahead: &record.ahead[record.ahead.len() / 2..],
             grid: record.grid,
-        })
+            parts: Parts::NONE,
+            group: [[_mm512_setzero_si512(); 4]; 3],
+        };
+        if let Some(layers) = &record.layers
+            && KIND & grid::LAYERED != 0
+        {
+            block.parts.fill(record.m, layers, &mut planes, n)?;
+        }
+        Ok(block)
     }
 
     /// Groups of the block.
@@ -191,12 +206,15 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         self.symbols.len() / GROUP
     }
 
-    /// Asks for this group's share of what comes later.
+    /// Asks for this group's share of what comes later. To be called before the group's other methods.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn prefetch(&self, g: usize) {
+    pub fn start(&mut self, g: usize) {
+        if KIND & grid::LAYERED != 0 {
+            self.group = self.parts.group::<HIGH, LOW>(g, self.symbols);
+        }
         let share = self.ahead.len().div_ceil(self.groups()).next_multiple_of(64);
         let start = (g * share).min(self.ahead.len());
         crate::arch::prefetch(&self.ahead[start..(start + share).min(self.ahead.len())]);
@@ -219,7 +237,11 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     )]
     pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
         let symbols = arrange(self.symbols::<J>(g));
-        let heads = arrange(self.head.head::<HEAD, J>(g));
+        let heads = match KIND & grid::LAYERED {
+            0 => self.head.head::<HEAD, J>(g),
+            _ => self.group[2][J],
+        };
+        let heads = arrange(heads);
         let (low, high) = (_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols));
         // The sign comes last in a pair and is wanted first. (No `map`: its closure might not be inlined.)
         [_mm512_shrdi_epi16::<1>(low, low), _mm512_shrdi_epi16::<1>(high, high)]
@@ -235,8 +257,11 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         if HIGH == 0 {
             return [zero; 2];
         }
-        let high = arrange(self.high.top::<HIGH, J>(g));
-        let low = if LOW == 0 { zero } else { arrange(self.low.top::<LOW, J>(g)) };
+        let (high, low) = match KIND & grid::LAYERED {
+            0 => (self.high.top::<HIGH, J>(g), if LOW == 0 { zero } else { self.low.top::<LOW, J>(g) }),
+            _ => (self.group[1][J], self.group[0][J]),
+        };
+        let (high, low) = (arrange(high), arrange(low));
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
     }
 
@@ -248,7 +273,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     )]
     pub fn words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
         match &self.grid {
-            Some(grid) if KIND != grid::NONE => grid::rounded::<KIND>(self.values::<J>(grid, g, arrange)),
+            Some(grid) if KIND & !grid::LAYERED != grid::NONE => {
+                grid::rounded::<KIND>(self.values::<J>(grid, g, arrange))
+            }
             _ => self.coded_words::<J>(g, arrange),
         }
     }
@@ -323,6 +350,14 @@ macro_rules! for_bits {
             8 8 1 0, 9 8 2 0, 10 8 3 0, 11 8 4 0, 12 8 5 0, 13 8 6 0, 14 8 7 0, 15 8 8 0,
             16 8 8 1, 17 8 8 2, 18 8 8 3, 19 8 8 4, 20 8 8 5, 21 8 8 6, 22 8 8 7, 23 8 8 8] $($call)*)
     };
+    // Whole bytes, whatever is in them.
+    (bytes, $m:expr, $f:ident, $generics:tt, $arguments:tt) => {
+        match $m {
+            0..=7 => for_bits!(@call $f, 8, 0, 0, $generics, $arguments),
+            8..=15 => for_bits!(@call $f, 8, 8, 0, $generics, $arguments),
+            _ => for_bits!(@call $f, 8, 8, 8, $generics, $arguments),
+        }
+    };
     (@match [$($bits:literal $a:literal $b:literal $c:literal),*]
         $m:expr, $f:ident, $generics:tt, $arguments:tt) => {
         match $m {
@@ -336,15 +371,20 @@ macro_rules! for_bits {
 }
 pub(super) use for_bits;
 
-/// Calls `f::<HEAD, HIGH, LOW, .., KIND>(..)` for a block of `$m` bits and of kind `$kind`.
+/// Calls `f::<HEAD, HIGH, LOW, .., KIND>(..)` for a block of the kind and with the bits that are in `$kind`.
 macro_rules! for_kinds {
-    ($kind:expr, $m:expr, $f:ident, [$($generic:tt),*], $arguments:tt) => {{
+    ($kind:expr, $f:ident, [$($generic:tt),*], $arguments:tt) => {{
         use $crate::arch::x86_64::avx512::{grid, whole::for_bits};
-        match $kind {
-            grid::NONE => for_bits!(23, $m, $f, [$($generic,)* { grid::NONE }], $arguments),
-            grid::F32 => for_bits!(15, $m, $f, [$($generic,)* { grid::F32 }], $arguments),
-            grid::F16 => for_bits!(15, $m, $f, [$($generic,)* { grid::F16 }], $arguments),
-            _ => for_bits!(15, $m, $f, [$($generic,)* { grid::BF16 }], $arguments),
+        let (kind, m) = $kind;
+        match kind {
+            grid::NONE => for_bits!(23, m, $f, [$($generic,)* { grid::NONE }], $arguments),
+            grid::F32 => for_bits!(15, m, $f, [$($generic,)* { grid::F32 }], $arguments),
+            grid::F16 => for_bits!(15, m, $f, [$($generic,)* { grid::F16 }], $arguments),
+            grid::BF16 => for_bits!(15, m, $f, [$($generic,)* { grid::BF16 }], $arguments),
+            grid::LAYERED => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED }], $arguments),
+            grid::LAYERED_F32 => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F32 }], $arguments),
+            grid::LAYERED_F16 => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F16 }], $arguments),
+            _ => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_BF16 }], $arguments),
         }
     }};
 }
