@@ -32,27 +32,30 @@ impl Bits {
         }
     }
 
+    // Loops and no adapters: a closure does not get the features of the function that it is inlined into.
     #[inline(always)]
     fn load_all(self, bytes: &[u8], out: &mut [u32]) {
-        match self.width {
-            16 => out.iter_mut().zip(bytes.chunks_exact(2)).for_each(|(out, bytes)| {
-                *out = u16::from_le_bytes([bytes[0], bytes[1]]).into();
-            }),
-            _ => out.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(out, bytes)| {
-                *out = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            }),
+        if self.width == 16 {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = u16::from_le_bytes(*bytes).into();
+            }
+        } else {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = u32::from_le_bytes(*bytes);
+            }
         }
     }
 
     #[inline(always)]
     fn store_all(self, bits: &[u32], out: &mut [u8]) {
-        match self.width {
-            16 => out.chunks_exact_mut(2).zip(bits).for_each(|(out, bits)| {
-                out.copy_from_slice(&(*bits as u16).to_le_bytes());
-            }),
-            _ => out.chunks_exact_mut(4).zip(bits).for_each(|(out, bits)| {
-                out.copy_from_slice(&bits.to_le_bytes());
-            }),
+        if self.width == 16 {
+            for (out, bits) in out.as_chunks_mut().0.iter_mut().zip(bits) {
+                *out = (*bits as u16).to_le_bytes();
+            }
+        } else {
+            for (out, bits) in out.as_chunks_mut().0.iter_mut().zip(bits) {
+                *out = bits.to_le_bytes();
+            }
         }
     }
 

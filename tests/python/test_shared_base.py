@@ -251,3 +251,33 @@ print(mib() - before)
 """
     command = [sys.executable, "-c", script, str(nzlib.LIBRARY), str(inputs), *map(str, models)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_damage_is_found_when_the_session_opens(tmp_path):
+    every_op(tmp_path / "base.onnx", TensorProto.FLOAT)
+    every_op(tmp_path / "tuned.onnx", TensorProto.FLOAT, 1e-3)
+    share(tmp_path, "--lossless")
+    rng = np.random.default_rng(3)
+    for model in ("tuned", "base"):
+        data = nzlib.data_file(tmp_path / f"{model}.nz.onnx")
+        good = data.read_bytes()
+        found = 0
+        for place in rng.integers(0, len(good), 12):
+            if good[place : place + 64] == bytes(64):
+                continue  # between blobs
+            bad = bytearray(good)
+            bad[place] ^= 1 << int(rng.integers(8))
+            data.write_bytes(bad)
+            with pytest.raises(Exception, match=r"convert the model again|format version|update"):
+                session(tmp_path / "tuned.nz.onnx")
+            assert nzlib.nz("verify", tmp_path / "tuned.nz.onnx").code != nzlib.OK
+            found += 1
+        assert found > 3
+        for length in (0, len(good) // 2, len(good) - 1):
+            data.write_bytes(good[:length])
+            with pytest.raises(Exception):
+                session(tmp_path / "tuned.nz.onnx")
+            for command in ("verify", "restore"):
+                assert nzlib.nz(command, tmp_path / "tuned.nz.onnx").code != nzlib.OK
+        data.write_bytes(good)
+    session(tmp_path / "tuned.nz.onnx")
