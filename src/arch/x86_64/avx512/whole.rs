@@ -163,10 +163,9 @@ pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const
     low: Field<'a>,
     ahead: &'a [u8],
     grid: Option<Grid<'a>>,
-    /// The raw planes in place of those fields, if some lie in layers.
-    parts: Parts<'a>,
-    /// What the parts have for the group that was started.
-    group: Group,
+    /// The raw planes in place of those fields, if some lie in layers, and what they have for the group that was started.
+    /// (Nothing else is to spend time on making room for them.)
+    layered: Option<(Parts<'a>, Group)>,
 }
 
 impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a, HEAD, HIGH, LOW, KIND> {
@@ -190,13 +189,13 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
             low,
             ahead: &record.ahead[record.ahead.len() / 2..],
             grid: record.grid,
-            parts: Parts::NONE,
-            group: [[_mm512_setzero_si512(); 4]; 3],
+            layered: None,
         };
         if let Some(layers) = &record.layers
             && KIND & grid::LAYERED != 0
         {
-            block.parts.fill(record.m, layers, &mut planes, n)?;
+            let room = (Parts::NONE, [[_mm512_setzero_si512(); 4]; 3]);
+            block.layered.insert(room).0.fill(record.m, layers, &mut planes, n)?;
         }
         Ok(block)
     }
@@ -212,8 +211,10 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn start(&mut self, g: usize) {
-        if KIND & grid::LAYERED != 0 {
-            self.group = self.parts.group::<HIGH, LOW>(g, self.symbols);
+        if let Some((parts, group)) = &mut self.layered
+            && KIND & grid::LAYERED != 0
+        {
+            *group = parts.group::<HIGH, LOW>(g, self.symbols);
         }
         let share = self.ahead.len().div_ceil(self.groups()).next_multiple_of(64);
         let start = (g * share).min(self.ahead.len());
@@ -237,9 +238,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     )]
     pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
         let symbols = arrange(self.symbols::<J>(g));
-        let heads = match KIND & grid::LAYERED {
-            0 => self.head.head::<HEAD, J>(g),
-            _ => self.group[2][J],
+        let heads = match &self.layered {
+            Some((_, group)) if KIND & grid::LAYERED != 0 => group[2][J],
+            _ => self.head.head::<HEAD, J>(g),
         };
         let heads = arrange(heads);
         let (low, high) = (_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols));
@@ -257,9 +258,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         if HIGH == 0 {
             return [zero; 2];
         }
-        let (high, low) = match KIND & grid::LAYERED {
-            0 => (self.high.top::<HIGH, J>(g), if LOW == 0 { zero } else { self.low.top::<LOW, J>(g) }),
-            _ => (self.group[1][J], self.group[0][J]),
+        let (high, low) = match &self.layered {
+            Some((_, group)) if KIND & grid::LAYERED != 0 => (group[1][J], group[0][J]),
+            _ => (self.high.top::<HIGH, J>(g), if LOW == 0 { zero } else { self.low.top::<LOW, J>(g) }),
         };
         let (high, low) = (arrange(high), arrange(low));
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
