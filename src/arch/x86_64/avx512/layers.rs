@@ -206,7 +206,7 @@ impl Part<'_> {
     )]
     fn with(&self, plane: __m512i, quarter: i32, mask: __m512i, bytes: __m512i) -> __m512i {
         // Bits are counted modulo 32; a plane of bytes has no other place for a quarter.
-        let place = quarter * i32::from(self.width) & 7;
+        let place = (quarter * i32::from(self.width)) & 7;
         let turned = _mm512_rolv_epi32(plane, _mm512_set1_epi32(i32::from(self.turn) - place));
         _mm512_ternarylogic_epi64::<0xea>(turned, mask, bytes) // turned & mask | bytes
     }
