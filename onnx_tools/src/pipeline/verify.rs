@@ -436,6 +436,9 @@ fn run(
     }))
 }
 
+/// The inputs of one run, by name.
+type Inputs = BTreeMap<String, Array>;
+
 /// Why the original gives nothing to compare with.
 enum Refused {
     Inputs(Error),
@@ -448,7 +451,7 @@ enum Refused {
 fn expected(
     session: &mut Loaded,
     options: &RunOptions,
-) -> std::result::Result<(Vec<BTreeMap<String, Array>>, Vec<Ran>), Refused> {
+) -> std::result::Result<(Vec<Inputs>, Vec<Ran>), Refused> {
     let slots = session.inputs().map_err(Refused::Inputs)?;
     if let Some(path) = &options.inputs {
         let given = inputs::given(path, &slots).map_err(Refused::Inputs)?;
@@ -471,10 +474,7 @@ fn expected(
 }
 
 /// Runs a model on each of the inputs.
-fn run_all(
-    session: &mut Loaded,
-    inputs: &[BTreeMap<String, Array>],
-) -> std::result::Result<Vec<Ran>, String> {
+fn run_all(session: &mut Loaded, inputs: &[Inputs]) -> std::result::Result<Vec<Ran>, String> {
     inputs.iter().map(|inputs| session.run(inputs)).collect()
 }
 
