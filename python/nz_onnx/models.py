@@ -63,8 +63,9 @@ def convert(
         include: Glob, or globs: compress only weights whose name matches one.
         exclude: Glob, or globs: leave weights alone whose name matches one.
         exclude_nodes: Glob, or globs: leave the weights of nodes alone whose name matches one.
-        transform: "cut", the default: mantissa bits, which bounds the relative error of each weight; "grid": levels
-            of a uniform grid, with less error in all and no such bound; or "auto": whichever has less.
+        transform: "cut": mantissa bits, which bounds the relative error of each weight; "grid": levels of a uniform
+            grid, with less error in all and no such bound; "auto": whichever has less; or "codebook". Default:
+            "auto" with size, bits and snr, else "cut".
         calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
             ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
         profile: "compact", the default, or "fast": faster to decode without AVX-512, 1.1 bits a weight

@@ -14,7 +14,16 @@ use crate::wheel;
 use crate::workspace::{self, Workspace, progress};
 
 /// The Python tests that depend on the ONNX Runtime version, beside those of the current one.
-const MODEL_TESTS: &[&str] = &["test_models.py", "test_ops.py", "test_lstm.py", UNREGISTERED, NO_PROVIDER];
+const MODEL_TESTS: &[&str] = &[
+    "test_models.py",
+    "test_ops.py",
+    "test_lstm.py",
+    "test_loops.py",
+    "test_constants.py",
+    "test_shared_base.py",
+    UNREGISTERED,
+    NO_PROVIDER,
+];
 const PROVIDER_TESTS: &[&str] = &["test_ep_ops.py", "test_ep_sessions.py"];
 const OP_TESTS: &[&str] = &["test_cuda_ops.py", "test_ops.py", "test_lstm.py", "test_cache.py", UNREGISTERED];
 const UNREGISTERED: &str = "test_guidance.py::test_without_the_library";

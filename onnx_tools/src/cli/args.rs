@@ -32,7 +32,7 @@ Examples:
   nz-onnx convert model.onnx
   nz-onnx convert model.onnx --lossless -o out/model.nz.onnx
   nz-onnx convert model.onnx --ratio 0.4 --exclude 'lm_head.*'
-  nz-onnx convert model.onnx --size 300MiB --transform grid
+  nz-onnx convert model.onnx --size 300MiB
   nz-onnx convert model.onnx --ratio 0.2 --transform grid --calibrate inputs.npz
   nz-onnx convert model.onnx --max-error 0.01
   nz-onnx convert model.onnx --mantissa-bits 8 --min-size 64KiB --json
@@ -165,10 +165,9 @@ pub struct TargetArgs {
 }
 
 /// How weights are rounded that must be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TransformArg {
     /// To fewer mantissa bits: no weight's relative error passes a bound
-    #[default]
     Cut,
     /// To a uniform grid: the least error in all, with no bound for weights near zero
     Grid,
@@ -176,6 +175,17 @@ pub enum TransformArg {
     Auto,
     /// To the values of codebooks, up to 5 bits a weight
     Codebook,
+}
+
+impl TransformArg {
+    /// What is meant where none is named. Those who name bytes or an error in all want the closest answers; the
+    /// others get a bound for each weight.
+    pub fn usual(target: &TargetArgs) -> TransformArg {
+        match target.size.is_some() || target.bits.is_some() || target.snr.is_some() {
+            true => TransformArg::Auto,
+            false => TransformArg::Cut,
+        }
+    }
 }
 
 /// What ONNX Runtime does first.
@@ -267,10 +277,9 @@ pub struct ConvertArgs {
     pub profile: ProfileArg,
     /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
     /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
-    /// k-means, for 5 bits a weight and less)
-    #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
-        conflicts_with_all = ["lossless", "mantissa_bits"])]
-    pub transform: TransformArg,
+    /// k-means, for 5 bits a weight and less) [default: auto with --size, --bits and --snr, else cut]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
+    pub transform: Option<TransformArg>,
     /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
     /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
@@ -311,10 +320,9 @@ pub struct PlanArgs {
     pub profile: ProfileArg,
     /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
     /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
-    /// k-means, for 5 bits a weight and less)
-    #[arg(long, value_name = "HOW", default_value = "cut", hide_possible_values = true,
-        conflicts_with_all = ["lossless", "mantissa_bits"])]
-    pub transform: TransformArg,
+    /// k-means, for 5 bits a weight and less) [default: auto with --size, --bits and --snr, else cut]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
+    pub transform: Option<TransformArg>,
     /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
     /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]

@@ -83,11 +83,12 @@ impl Talk<'_> {
         let mut target = args.target.clone();
         // What is shared with a base is exact.
         target.lossless |= shared;
+        let transform = args.transform.unwrap_or(TransformArg::usual(&target));
         let options = ConvertOptions {
             base: args.base.clone(),
             plan: Options {
-                layers: layers(args.layers.as_ref(), args.profile, args.transform)?,
-                ..self.options(&target, &args.select, args.profile, args.transform, how)?
+                layers: layers(args.layers.as_ref(), args.profile, transform)?,
+                ..self.options(&target, &args.select, args.profile, transform, how)?
             },
             optimize: optimizing(&args.optimize, args.calibrate.is_some())?,
             output: args.output.output.clone(),
@@ -110,16 +111,19 @@ impl Talk<'_> {
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
         refuse_delta(&args.model)?;
         let how = (args.calibrate.as_deref(), &args.optimize);
+        let transform = args.transform.unwrap_or(TransformArg::usual(&args.target));
         let options = Options {
-            layers: layers(args.layers.as_ref(), args.profile, args.transform)?,
-            ..self.options(&args.target, &args.select, args.profile, args.transform, how)?
+            layers: layers(args.layers.as_ref(), args.profile, transform)?,
+            ..self.options(&args.target, &args.select, args.profile, transform, how)?
         };
         let document = match optimizing(&args.optimize, args.calibrate.is_some())? {
             None => plan(&args.model, &options, self.progress)?,
             Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
         };
         document.warnings.iter().for_each(|warning| self.progress.warn(warning));
-        Ok(self.say(&document, true, || report::convert::plan(&document, self.style)))
+        Ok(self.say(&document, true, || {
+            report::convert::plan(&document, transform == TransformArg::Cut, self.style)
+        }))
     }
 
     fn options(

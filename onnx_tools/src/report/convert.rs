@@ -149,8 +149,8 @@ fn kept<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> String {
     format!("\n{}", table.render(0))
 }
 
-/// The table of a plan.
-pub fn plan(document: &Plan, style: Style) -> String {
+/// The table of a plan; `is_cut` as for [`curve::render`].
+pub fn plan(document: &Plan, is_cut: bool, style: Style) -> String {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("weight", Left),
@@ -200,7 +200,7 @@ pub fn plan(document: &Plan, style: Style) -> String {
     text += &totals_table(tensors.clone(), &document.totals);
     text += &format!("\n{}\n", exactness(&document.totals, tensors, style));
     text += "Sizes are upper bounds, and so are errors: nothing was encoded.\n";
-    text += &curve::render(&document.curve, document.totals.bytes_after);
+    text += &curve::render(&document.curve, document.totals.bytes_after, is_cut);
     text
 }
 

@@ -9,12 +9,14 @@ const ROWS: usize = 12;
 const WIDTH: usize = 60;
 const HEIGHT: usize = 11;
 
-/// A table and a plot of the curve; the point at `chosen` bytes is marked.
-pub fn render(curve: &[Point], chosen: u64) -> String {
+/// A table and a plot of the curve; the point at `chosen` bytes is marked. `is_cut`: of mantissa cuts, which are not what
+/// `--size` does by itself.
+pub fn render(curve: &[Point], chosen: u64, is_cut: bool) -> String {
     if curve.len() < 2 {
         return String::new();
     }
-    format!("\nTo choose from, each with --size:\n{}\n{}", table(curve), plot(curve, chosen))
+    let how = if is_cut { "--size and --transform cut (--size alone is closer)" } else { "--size" };
+    format!("\nTo choose from, each with {how}:\n{}\n{}", table(curve), plot(curve, chosen))
 }
 
 fn table(curve: &[Point]) -> String {
@@ -114,10 +116,10 @@ mod tests {
 
     #[test]
     fn the_table_has_both_ends() {
-        let text = render(&points(49), 0);
+        let text = render(&points(49), 0, false);
         assert!(text.contains("1000 B") || text.contains("0.98 KiB"), "{text}");
         assert!(text.contains("exact") && text.contains("520 B"), "{text}");
         assert_eq!(text.lines().filter(|line| line.contains("1.0e-1")).count(), ROWS, "{text}");
-        assert_eq!(render(&points(1), 0), "");
+        assert_eq!(render(&points(1), 0, true), "");
     }
 }

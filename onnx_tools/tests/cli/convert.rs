@@ -199,6 +199,22 @@ fn an_error_named_is_kept_to_with_fewer_bytes_for_a_larger_one() {
         last = bytes;
     }
     folder.run("convert model.onnx --max-error 0.1 --transform grid").complains(2, &["--max-error", "--snr"]);
+    // Those who name bytes, or an error in all, get the closest there is; the others a bound for each weight.
+    for (target, usual) in [
+        ("--size 20KiB", "auto"),
+        ("--bits 6", "auto"),
+        ("--snr 30", "auto"),
+        ("--ratio 0.3", "cut"),
+        ("", "cut"),
+    ] {
+        let totals = |transform: &str| {
+            let command = format!("convert model.onnx {target} {transform} --dry-run --json");
+            folder.run(&command).exits(0).json()["totals"].clone()
+        };
+        let other = if usual == "auto" { "cut" } else { "grid" };
+        assert_eq!(totals(""), totals(&format!("--transform {usual}")), "{target}");
+        assert_ne!(totals(""), totals(&format!("--transform {other}")), "{target}");
+    }
 }
 
 #[test]
