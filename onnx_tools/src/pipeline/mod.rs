@@ -8,6 +8,7 @@ pub mod env;
 pub mod inspect;
 pub mod layering;
 pub mod optimize;
+pub mod outputs;
 pub mod overlap;
 pub mod paths;
 pub mod planning;
@@ -15,5 +16,6 @@ pub mod restore;
 pub mod runtime;
 pub mod survey;
 pub mod verify;
+mod writer;
 
 pub use nz_onnx::codec::allocation;
