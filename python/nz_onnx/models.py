@@ -28,9 +28,11 @@ def convert(
     include: Patterns = (),
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
+    integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
     profile: Optional[str] = None,
+    layers: Union[bool, Sequence[int]] = False,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
     force: bool = False,
@@ -63,13 +65,15 @@ def convert(
         include: Glob, or globs: compress only weights whose name matches one.
         exclude: Glob, or globs: leave weights alone whose name matches one.
         exclude_nodes: Glob, or globs: leave the weights of nodes alone whose name matches one.
+        integers: Compress the integer weights of quantised models too, as they are.
         transform: "cut": mantissa bits, which bounds the relative error of each weight; "grid": levels of a uniform
             grid, with less error in all and no such bound; "auto": whichever has less; or "codebook". Default:
             "auto" with size, bits and snr, else "cut".
         calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
             ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
-        profile: "compact", the default, or "fast": faster to decode without AVX-512, 1.1 bits a weight
-            larger.
+        profile: "compact", the default, "fast": faster to decode without AVX-512, 1.1 bits a weight larger; or "gpu".
+        layers: Put the lower bits of weights into layers that a session need not read (``enable(bits=...)``); up to three
+            numbers say how many bits are above each. True: 3, 7 and 15.
         optimize: "off", the default, "portable" or "native": let ONNX Runtime optimise the model first.
         ort_lib: libonnxruntime to optimise or calibrate with. Default: the one of the package onnxruntime.
         force: Replace files that exist.
@@ -85,7 +89,7 @@ def convert(
     """
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
-    options += _selection(min_size, include, exclude, exclude_nodes)
+    options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
     options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     options += _options(output=output, force=force, dry_run=dry_run)
     return _run(ConvertResult, "convert", options, [os.fspath(path)])
@@ -105,9 +109,11 @@ def plan(
     include: Patterns = (),
     exclude: Patterns = (),
     exclude_nodes: Patterns = (),
+    integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
     profile: Optional[str] = None,
+    layers: Union[bool, Sequence[int]] = False,
     optimize: Optional[str] = None,
     ort_lib: Optional[StrPath] = None,
     threads: Optional[int] = None,
@@ -121,7 +127,7 @@ def plan(
     """
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
-    options += _selection(min_size, include, exclude, exclude_nodes)
+    options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
     options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     return _run(PlanResult, "plan", options, [os.fspath(path)])
 
@@ -224,6 +230,12 @@ def _selection(
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             options.append(f"--{name}={pattern}")
     return options
+
+
+def _layers(layers: Union[bool, Sequence[int]]) -> list[str]:
+    if isinstance(layers, bool):
+        return _options(layers=layers)
+    return _options(layers=",".join(map(str, layers)))
 
 
 def _options(**values: Union[str, int, float, os.PathLike[str], None]) -> list[str]:

@@ -38,6 +38,8 @@ def test_results_are_the_documents_of_the_command(made):
         (trial, ["convert", original, "--dry-run", "--ratio=0.6"]),
         (nz_onnx.plan(original, mantissa_bits=5), ["plan", original, "--mantissa-bits=5"]),
         (nz_onnx.plan(original, transform="grid"), ["plan", original, "--transform=grid"]),
+        (nz_onnx.plan(original, layers=True, integers=True), ["plan", original, "--layers", "--integers"]),
+        (nz_onnx.convert(original, dry_run=True, layers=(3, 8)), ["convert", original, "--dry-run", "--layers=3,8"]),
         (nz_onnx.inspect(converted), ["inspect", converted]),
         (nz_onnx.inspect(original), ["inspect", original]),
         (nz_onnx.verify(converted, original), ["verify", converted, "--original", original]),
