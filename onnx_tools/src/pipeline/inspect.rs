@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use nz_onnx::codec::Decoder;
 use nz_onnx::format::{Header, Layout, MAGIC, Transform, payload_hash};
 
 use super::allocation::{Encoding, Folded};
@@ -177,7 +178,11 @@ fn depths(header: &Header, elements: u64) -> Vec<json::Depth> {
 fn describe(blob: &[u8]) -> nz_onnx::error::Result<json::Blob> {
     let header = Header::parse(blob)?;
     let (elements, weight_bytes) = (header.spec.elements()?, header.spec.bytes()?);
-    let checksum_ok = payload_hash(&blob[header.payload_offset()..]) == header.payload_hash;
+    // A delta is not decoded without its base.
+    let checksum_ok = match header.delta {
+        Some(_) => payload_hash(&blob[header.payload()]) == header.payload_hash,
+        None => Decoder::open(blob).is_ok(),
+    };
     Ok(json::Blob {
         name: None,
         weights: Vec::new(),
