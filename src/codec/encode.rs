@@ -12,7 +12,7 @@ use super::survey;
 use super::survey::Coding;
 use crate::arch::{BLOCK, Backend, Half, RECORD_ROOM, Scratch, Tables};
 use crate::error::{Error, Result};
-use crate::format::{ALIGN, Blocks, Dtype, Layout, MAX_BLOCK, Sections, TensorSpec, Transform, Units};
+use crate::format::{ALIGN, Blocks, Dtype, Layout, MAX_BLOCK, Sections, TensorSpec, Transform};
 
 /// What to keep and how to cut a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,26 +401,10 @@ struct Assembly {
 
 impl Assembly {
     fn new(mut blob: Vec<u8>, source: &Source<'_>, block_len: u32, coding: &Coding) -> Self {
-        let (spec, count) = (source.spec, source.blocks.count() as usize);
-        let books = coding.books.as_deref();
-        let units = coding.grid.as_deref().or(books.map(|books| &books.units));
-        let mut sections = Sections {
-            spec: spec.clone(),
-            transform: coding.transform,
-            mantissa_bits: coding.mantissa_bits.unwrap_or(spec.dtype.mantissa_bits()),
-            lossless: true,
-            block_len,
-            tiers: coding.tiers.clone(),
-            widths: vec![0; count],
-            units: units.map_or(Vec::new(), |units| units.units.clone()),
-            units_of: units.map_or(Units::Tensor, |units| units.of),
-            delta: None,
-            codebook: books.map(|books| books.codebook.clone()),
-            base_bits: 0,
-            layers: Vec::new(),
-            sizes: vec![0; count],
-            payload_hash: 0,
-        };
+        let count = source.blocks.count() as usize;
+        let mut sections = coding.sections(source.spec, block_len);
+        // As long as they will be.
+        (sections.widths, sections.sizes) = (vec![0; count], vec![0; count]);
         if !coding.one_width {
             sections.widths[0] = 1;
         }

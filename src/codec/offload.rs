@@ -4,7 +4,7 @@
 use super::encode::EncodeOptions;
 use super::survey::{self, Coding, Survey};
 use crate::error::{Error, Result};
-use crate::format::{ALIGN, Blocks, Sections, TensorSpec, Tier, Transform, Units};
+use crate::format::{ALIGN, Blocks, Sections, TensorSpec, Tier, Transform};
 
 pub(crate) use super::survey::COUNTS;
 
@@ -92,23 +92,7 @@ impl Outline {
         coding: &Coding,
         records: impl Iterator<Item = Measured>,
     ) -> Result<Outline> {
-        let mut sections = Sections {
-            spec: spec.clone(),
-            transform: coding.transform,
-            mantissa_bits: coding.mantissa_bits.unwrap_or(spec.dtype.mantissa_bits()),
-            lossless: true,
-            block_len,
-            tiers: coding.tiers.clone(),
-            widths: Vec::new(),
-            units: Vec::new(),
-            units_of: Units::Tensor,
-            delta: None,
-            codebook: None,
-            base_bits: 0,
-            layers: Vec::new(),
-            sizes: Vec::new(),
-            payload_hash: 0,
-        };
+        let mut sections = coding.sections(spec, block_len);
         debug_assert!(matches!(coding.transform, Transform::Split | Transform::NormalisedSplit));
         let mut payload_len = 0;
         for record in records {

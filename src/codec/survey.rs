@@ -11,7 +11,7 @@ use super::grid::GridUnits;
 use super::word;
 use crate::arch::{BLOCK, Backend, JointCounts};
 use crate::error::Result;
-use crate::format::{Dtype, Layout, TensorSpec, Tier, Transform, header_bound};
+use crate::format::{Dtype, Layout, Sections, TensorSpec, Tier, Transform, Units, header_bound};
 
 const WIDTHS: usize = 24;
 /// Numbers that [`Survey::from_counts`] takes.
@@ -57,6 +57,29 @@ impl Coding {
     /// How weights become symbols and raw bits.
     pub fn transform(&self) -> Transform {
         self.transform
+    }
+
+    /// What a header says before there are records.
+    pub(super) fn sections(&self, spec: &TensorSpec, block_len: u32) -> Sections {
+        let books = self.books.as_deref();
+        let units = self.grid.as_deref().or(books.map(|books| &books.units));
+        Sections {
+            spec: spec.clone(),
+            transform: self.transform,
+            mantissa_bits: self.mantissa_bits.unwrap_or(spec.dtype.mantissa_bits()),
+            lossless: true,
+            block_len,
+            tiers: self.tiers.clone(),
+            widths: Vec::new(),
+            units: units.map_or(Vec::new(), |units| units.units.clone()),
+            units_of: units.map_or(Units::Tensor, |units| units.of),
+            delta: None,
+            codebook: books.map(|books| books.codebook.clone()),
+            base_bits: 0,
+            layers: Vec::new(),
+            sizes: Vec::new(),
+            payload_hash: 0,
+        }
     }
 
     /// An upper bound of the blob's size in bytes: that of [`Survey::size`].

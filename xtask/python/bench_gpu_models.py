@@ -13,8 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -37,6 +35,7 @@ from bench_common import (
 from bench_generate import transformer
 from bench_peers_gpu import peers
 from bench_sessions import LEAST, options
+from bench_variants import Variant
 from session_worker import executed_nodes
 
 CUDA = "CUDAExecutionProvider"
@@ -146,19 +145,6 @@ def gpu_memory(path, inputs, library):
     if done.returncode:
         raise RuntimeError(f"{path}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])["bytes"] / MIB
-
-
-@dataclass
-class Variant:
-    """A model file, or why there is none."""
-
-    name: str
-    path: Path | None
-    library: Path | None = None
-    why: str = ""
-    memory: float = 0.0
-    error: float = 0.0
-    times: dict = field(default_factory=dict)
 
 
 def columns(names):

@@ -7,8 +7,6 @@ usage: bench_models.py --report OUT.json --tool NZ_ONNX --library LIB --scratch 
                        [--models FOLDER] [--minilm MODEL.onnx] [--quick]
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +29,7 @@ from bench_common import (
 )
 from bench_generate import transformer
 from bench_sessions import Session, executed
-from bench_variants import CannotMake, dynamic_int8, float16, matmul_nbits, quiet
+from bench_variants import CannotMake, Variant, dynamic_int8, float16, matmul_nbits, quiet
 from inputs import known_inputs
 from worker import Worker
 
@@ -46,20 +44,6 @@ TOGETHER = {"native": (1.05, 1.25), "portable": (1.15, 1.60)}
 TRANSFORMER = (0.55, 0.65, 1.05)
 # Shares of a model's decoded weights that are kept, for the table of the cache.
 CACHED = (0, 0.25, 0.5, 0.75, 1)
-
-
-@dataclass
-class Variant:
-    """A model file, or why there is none."""
-
-    name: str
-    path: Path | None
-    library: Path | None = None
-    why: str = ""
-    resident: float = 0.0
-    error: float = 0.0
-    # The seconds of each round, by the name of the inputs.
-    times: dict = field(default_factory=dict)
 
 
 def nz_options(tool):
@@ -144,7 +128,7 @@ def measure(variants, feeds, folder, budget, bare=None):
         if variant.library:
             executed(variant.path, first, folder, variant.library)
         whole, above = resident(variant.path, inputs, variant.library)
-        variant.resident = above if bare is None else whole - bare
+        variant.memory = above if bare is None else whole - bare
         expected = outputs if expected is None else expected
         variant.error = worst_difference(outputs, expected)
         sessions[variant.name] = session
@@ -187,8 +171,8 @@ def rows_of(model, variants, names, targets):
             model,
             variant.name,
             value(size),
-            value(variant.resident),
-            value(variant.resident / plain.resident, 2),
+            value(variant.memory),
+            value(variant.memory / plain.memory, 2),
             f"{variant.error:.1e}",
             *cells,
             verdict,
@@ -243,7 +227,7 @@ def measure_real(arguments, tool, folder):
 def against_targets(variants, names):
     """The default conversion of the float32 transformer beside what it should reach."""
     plain, converted = variants[:2]
-    found = [value(converted.resident / plain.resident, 2)]
+    found = [value(converted.memory / plain.memory, 2)]
     found += [samples(ratios(converted.times[name], plain.times[name])) for name in names]
     what = ["resident memory", *(f"latency, {name}" for name in names)]
     rows = [

@@ -3,10 +3,27 @@
 import contextlib
 import logging
 import math
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
 from bench_common import reason
+
+
+@dataclass
+class Variant:
+    """A model file, or why there is none."""
+
+    name: str
+    path: Path | None
+    library: Path | None = None
+    why: str = ""
+    # MiB, resident or on the GPU.
+    memory: float = 0.0
+    error: float = 0.0
+    # The seconds of each round, by the name of the inputs.
+    times: dict = field(default_factory=dict)
 
 
 class CannotMake(Exception):

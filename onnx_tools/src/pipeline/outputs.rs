@@ -18,13 +18,15 @@ const TOLERANCE_F32: f64 = 1e-5;
 /// The same with float16 or bfloat16 weights.
 const TOLERANCE_F16: f64 = 1e-3;
 /// Symbolic dimensions of random inputs, tried in turn.
-const OPEN: [Open; 7] = {
-    const fn open(size: i64, only_last: bool) -> Open {
-        Open { size, only_last }
-    }
-    let [a, b, c] = [open(8, false), open(64, false), open(512, false)];
-    [open(1, false), a, open(8, true), b, open(64, true), c, open(512, true)]
-};
+const OPEN: [Open; 7] = [
+    Open { size: 1, only_last: false },
+    Open { size: 8, only_last: false },
+    Open { size: 8, only_last: true },
+    Open { size: 64, only_last: false },
+    Open { size: 64, only_last: true },
+    Open { size: 512, only_last: false },
+    Open { size: 512, only_last: true },
+];
 
 /// How to run the models.
 #[derive(Debug, Clone)]
