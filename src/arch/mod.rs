@@ -45,12 +45,19 @@ struct TierTable {
     mark: u8,
     /// Whether only the mark has its top bit set: so it is where exponents are those of weights below 2.
     top_marks: bool,
+    /// If the tier has 1 bit, how many that are so in turn it is the last of, at most [`MAX_RUN`]; tier 0 apart.
+    run: usize,
 }
+
+/// Tiers of 1 bit that are decoded at one go.
+const MAX_RUN: usize = 4;
 
 impl Tables {
     /// The tables of a cascade.
     pub fn new(tiers: &[Tier]) -> Self {
-        let table = |tier: &Tier| {
+        let table = |(t, tier): (usize, &Tier)| {
+            let run =
+                tiers[..=t].iter().skip(1).rev().take_while(|tier| tier.width == 1).take(MAX_RUN).count();
             let mut symbols = [0; 16];
             symbols[..tier.symbols.len()].copy_from_slice(&tier.symbols);
             let mark = (0..=255u8).rev().find(|b| !tier.symbols.contains(b)).unwrap_or(0);
@@ -58,9 +65,9 @@ impl Tables {
                 tier.symbols.get(i & ((1 << tier.width) - 1)).copied().unwrap_or(mark)
             });
             let top_marks = mark >= 0x80 && tier.symbols.iter().all(|&symbol| symbol < 0x80);
-            TierTable { width: tier.width, symbols, lookup, mark, top_marks }
+            TierTable { width: tier.width, symbols, lookup, mark, top_marks, run }
         };
-        Tables { tiers: tiers.iter().map(table).collect() }
+        Tables { tiers: tiers.iter().enumerate().map(table).collect() }
     }
 }
 
@@ -72,9 +79,8 @@ pub struct Scratch {
     codes: [u8; BLOCK],
     symbols: [u8; PADDED],
     below: [u8; PADDED],
-    /// The same for a second block, where two are decoded side by side.
-    symbols_too: [u8; PADDED],
-    below_too: [u8; PADDED],
+    /// The same for three more blocks, where some are decoded side by side.
+    more: [[[u8; PADDED]; 2]; 3],
     head: [u8; PADDED],
     high: [u8; PADDED],
     low: [u8; PADDED],
@@ -88,8 +94,7 @@ impl Scratch {
             codes: [0; BLOCK],
             symbols: [0; PADDED],
             below: [0; PADDED],
-            symbols_too: [0; PADDED],
-            below_too: [0; PADDED],
+            more: [[[0; PADDED]; 2]; 3],
             head: [0; PADDED],
             high: [0; PADDED],
             low: [0; PADDED],

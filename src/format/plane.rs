@@ -2,7 +2,8 @@
 
 /// Bytes of a plane of `n` values of `width` bits.
 pub fn plane_bytes(width: u8, n: usize) -> usize {
-    if width == 3 { 3 * n.div_ceil(8) } else { (n * width as usize).div_ceil(8) }
+    let bits = |n: usize| n.div_ceil(8);
+    if width == 3 { 3 * bits(n) } else { bits(n * width as usize) }
 }
 
 /// The widths of the planes that a field of `bits` bits is cut into, most significant first.

@@ -51,13 +51,20 @@ pub(super) fn available() -> Vec<Backend> {
     out
 }
 
+/// Asks for `count` lines of 64 bytes from line `first` of `bytes` on, whether it has as many or not.
+#[inline]
+fn prefetch_lines(bytes: &[u8], first: usize, count: usize) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    let start = bytes.as_ptr().wrapping_add(first * 64);
+    for line in 0..count {
+        // SAFETY: a prefetch of any address is harmless; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64).cast()) };
+    }
+}
+
 /// As [`super::prefetch`]: into the nearest cache.
 pub(super) fn prefetch(bytes: &[u8]) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-    for line in bytes.chunks(64) {
-        // SAFETY: a prefetch of any address is harmless; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
+    prefetch_lines(bytes, 0, bytes.len().div_ceil(64));
 }
 
 /// As [`super::fence`].

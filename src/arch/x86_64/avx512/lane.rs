@@ -33,6 +33,16 @@ pub(super) fn load(bytes: &[u8]) -> __m512i {
     }
 }
 
+/// As [`load`], without a branch.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn masked(bytes: &[u8]) -> __m512i {
+    // SAFETY: the mask admits only the slice's bytes.
+    unsafe { _mm512_maskz_loadu_epi8(lanes(bytes.len()), bytes.as_ptr().cast()) }
+}
+
 /// The 64 bytes of `bytes` from `at` on.
 #[inline]
 #[target_feature(

@@ -33,7 +33,7 @@ struct Part<'a> {
 }
 
 /// For each byte of words but the symbols, from the lowest up, the four quarters of a group.
-pub(super) type Group = [[__m512i; 4]; 3];
+pub(super) type Bytes = [[__m512i; 4]; 3];
 
 /// The raw planes of a block.
 pub(super) struct Parts<'a> {
@@ -133,7 +133,7 @@ impl<'a> Parts<'a> {
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn group<const HIGH: u8, const LOW: u8>(&self, g: usize, symbols: &[u8]) -> Group {
+    pub fn group<const HIGH: u8, const LOW: u8>(&self, g: usize, symbols: &[__m512i; 4]) -> Bytes {
         let zero = [_mm512_setzero_si512(); 4];
         let low = if LOW == 0 { zero } else { self.byte::<0>(g, symbols) };
         let high = if HIGH == 0 { zero } else { self.byte::<1>(g, symbols) };
@@ -144,7 +144,7 @@ impl<'a> Parts<'a> {
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    fn byte<const BYTE: usize>(&self, g: usize, symbols: &[u8]) -> [__m512i; 4] {
+    fn byte<const BYTE: usize>(&self, g: usize, symbols: &[__m512i; 4]) -> [__m512i; 4] {
         let first = if BYTE == 0 { 0 } else { self.ends[BYTE - 1] };
         let [mut a, mut b, mut c, mut d] = [_mm512_setzero_si512(); 4];
         for part in &self.parts[first..self.ends[BYTE]] {
@@ -179,10 +179,10 @@ impl<'a> Parts<'a> {
             d = part.with(planes_d, 3, mask, d);
         }
         if self.centre[BYTE] != 0 {
-            a = self.centred::<BYTE>(a, vector(symbols, g * 4));
-            b = self.centred::<BYTE>(b, vector(symbols, g * 4 + 1));
-            c = self.centred::<BYTE>(c, vector(symbols, g * 4 + 2));
-            d = self.centred::<BYTE>(d, vector(symbols, g * 4 + 3));
+            a = self.centred::<BYTE>(a, symbols[0]);
+            b = self.centred::<BYTE>(b, symbols[1]);
+            c = self.centred::<BYTE>(c, symbols[2]);
+            d = self.centred::<BYTE>(d, symbols[3]);
         }
         [a, b, c, d]
     }

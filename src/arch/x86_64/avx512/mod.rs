@@ -4,6 +4,7 @@
 
 mod elements;
 mod encode;
+mod f16;
 mod grid;
 mod lane;
 mod layers;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::grid;
+use super::symbols::Symbols;
 use super::whole::{Block, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Record, Scratch, Tables};
 
@@ -22,14 +23,14 @@ pub(super) fn rows(
 ) -> Result<(), BadRecord> {
     let (width, step) = (y.len(), records[0].len / y.len());
     let mut sums = gather(y);
-    for_blocks(tables, records, scratch, |i, record, symbols| {
+    for_blocks(tables, records, scratch, |i, record, escapes| {
         let x = &x[i * step..];
         let x = &x[..record.len / width];
         let (kind, sums) = (grid::kind(record), &mut sums);
         match width {
-            64 => for_kinds!(kind, block_rows, [1], (tables, record, symbols, x, sums)),
-            128 => for_kinds!(kind, block_rows, [2], (tables, record, symbols, x, sums)),
-            _ => for_kinds!(kind, block_rows, [4], (tables, record, symbols, x, sums)),
+            64 => for_kinds!(kind, block_rows, [1], (tables, record, escapes, x, sums)),
+            128 => for_kinds!(kind, block_rows, [2], (tables, record, escapes, x, sums)),
+            _ => for_kinds!(kind, block_rows, [4], (tables, record, escapes, x, sums)),
         }
     })?;
     scatter(&sums, y);
@@ -81,20 +82,21 @@ fn scatter(sums: &Sums, y: &mut [f32]) {
 fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
-    symbols: &[u8],
+    escapes: &Symbols,
     x: &[f32],
     totals: &mut Sums,
 ) -> Result<(), BadRecord> {
-    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, escapes)?;
     // A copy of their own, so that they stay in registers.
     let mut sums = *totals;
-    for (g, x) in x.chunks_exact(4 / V).enumerate() {
-        block.start(g);
-        add::<V, 0>(&mut sums, x, block.words::<0>(g, |v| v));
-        add::<V, 1>(&mut sums, x, block.words::<1>(g, |v| v));
-        add::<V, 2>(&mut sums, x, block.words::<2>(g, |v| v));
-        add::<V, 3>(&mut sums, x, block.words::<3>(g, |v| v));
-    }
+    let rows = 4 / V;
+    block.for_groups(|group| {
+        let x = &x[group.g * rows..(group.g + 1) * rows];
+        add::<V, 0>(&mut sums, x, group.words::<0>(|v| v));
+        add::<V, 1>(&mut sums, x, group.words::<1>(|v| v));
+        add::<V, 2>(&mut sums, x, group.words::<2>(|v| v));
+        add::<V, 3>(&mut sums, x, group.words::<3>(|v| v));
+    });
     *totals = sums;
     Ok(())
 }
@@ -126,9 +128,9 @@ pub(super) fn columns(
     let ordered = |x: &[f32; 64]| std::array::from_fn(|i| x[place(i)]);
     let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
     let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
-    for_blocks(tables, records, scratch, |_, record, symbols| {
+    for_blocks(tables, records, scratch, |_, record, escapes| {
         let kind = grid::kind(record);
-        for_kinds!(kind, block_columns, [], (tables, record, symbols, &mut dot))
+        for_kinds!(kind, block_columns, [], (tables, record, escapes, &mut dot))
     })
 }
 
@@ -179,18 +181,17 @@ impl Dot<'_> {
 fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
-    symbols: &[u8],
+    escapes: &Symbols,
     state: &mut Dot<'_>,
 ) -> Result<(), BadRecord> {
-    let mut block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, symbols)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, escapes)?;
     let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
-    for g in 0..block.groups() {
-        block.start(g);
-        dot.add(block.words::<0>(g, |v| v));
-        dot.add(block.words::<1>(g, |v| v));
-        dot.add(block.words::<2>(g, |v| v));
-        dot.add(block.words::<3>(g, |v| v));
-    }
+    block.for_groups(|group| {
+        dot.add(group.words::<0>(|v| v));
+        dot.add(group.words::<1>(|v| v));
+        dot.add(group.words::<2>(|v| v));
+        dot.add(group.words::<3>(|v| v));
+    });
     let Dot { at, row, sums, .. } = dot;
     (state.at, state.row, state.sums) = (at, row, sums);
     Ok(())

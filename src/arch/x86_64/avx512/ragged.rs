@@ -21,7 +21,7 @@ pub(super) fn decode(
     let n = words.len();
     let mut planes = record;
     let a = m.min(HEAD_BITS);
-    let Scratch { head, high, low, .. } = scratch;
+    let Scratch { head, high, low, symbols: upper, below, more: [[out, _], ..], .. } = scratch;
 
     let first = take(&mut planes, tables.tiers[0].width, n)?;
     let head: &[u8] = if a == HEAD_BITS {
@@ -48,9 +48,7 @@ pub(super) fn decode(
             &low[..n]
         }
     };
-    let (symbols_buffer, below) = (&mut scratch.symbols, &mut scratch.below);
-    let [symbols] =
-        symbols(tables, [Job { first, tail: planes, ahead: &[], n, symbols: symbols_buffer, below }])?;
+    let symbols = symbols(tables, Job { first, tail: planes, n, symbols: upper, below }, out)?;
     join(symbols, head, high, low, words);
     Ok(())
 }

@@ -2,10 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::lane::{bits_of, lanes, load, load_at, store_at, take};
+use super::lane::{bits_of, lanes, load, load_at, masked, store_at, take};
 use crate::arch::generic::bitmaps;
-use crate::arch::{BadRecord, PADDED, Scratch, Tables, TierTable};
-use crate::format::MAX_TIERS;
+use crate::arch::{BadRecord, MAX_RUN, PADDED, Scratch, Tables, TierTable};
+use crate::format::{MAX_TIERS, plane_bytes};
+
+/// Symbols of a block, and room for a vector behind them.
+pub(super) type Symbols = [u8; PADDED];
 
 /// Calls `sink` with each stretch of at most 64 codes of a plane of `width` (1 to 4) bits: the place of its
 /// first code, how many there are, and a vector with the codes in the low bits of its bytes, other bits above.
@@ -71,18 +74,47 @@ fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
             ones.count_ones() as usize
         }
         (1, _) => count_ones(plane, |x| x),
-        (2, _) => count_ones(plane, |x| {
-            let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
-            _mm512_and_si512(pairs, _mm512_set1_epi8(0x55))
-        }),
-        _ => count_ones(plane, |x| {
-            let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
-            let quads = _mm512_and_si512(pairs, _mm512_srli_epi16::<2>(pairs));
-            _mm512_and_si512(quads, _mm512_set1_epi8(0x11))
-        }),
+        (2, _) => count_ones(plane, |x| pairs(x)),
+        _ => count_ones(plane, |x| quads(x)),
     };
     // Only a damaged plane can have more than `n`.
     count.min(n)
+}
+
+/// The same for a plane of up to 64 bytes and codes of 1, 2 or 4 bits, without a branch on how long it is.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn count_few(width: u8, plane: &[u8]) -> usize {
+    let codes = masked(plane);
+    let marks = match width {
+        1 => codes,
+        2 => pairs(codes),
+        _ => quads(codes),
+    };
+    _mm512_reduce_add_epi64(_mm512_popcnt_epi64(marks)) as usize
+}
+
+/// A bit for each 2 bits that are all ones.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn pairs(x: __m512i) -> __m512i {
+    let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
+    _mm512_and_si512(pairs, _mm512_set1_epi8(0x55))
+}
+
+/// A bit for each 4 bits that are all ones.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn quads(x: __m512i) -> __m512i {
+    let pairs = _mm512_and_si512(x, _mm512_srli_epi16::<1>(x));
+    let quads = _mm512_and_si512(pairs, _mm512_srli_epi16::<2>(pairs));
+    _mm512_and_si512(quads, _mm512_set1_epi8(0x11))
 }
 
 /// Ones in a plane, in each vector of it after `mark`.
@@ -105,49 +137,65 @@ pub(super) struct Job<'a> {
     pub first: &'a [u8],
     /// What follows the raw planes.
     pub tail: &'a [u8],
-    /// Bytes to fetch meanwhile.
-    pub ahead: &'a [u8],
     /// Weights in the block.
     pub n: usize,
-    pub symbols: &'a mut [u8; PADDED],
-    pub below: &'a mut [u8; PADDED],
+    pub symbols: &'a mut Symbols,
+    pub below: &'a mut Symbols,
+}
+
+/// A tier's plane: where it starts in the tail, and how many codes it has.
+#[derive(Clone, Copy, Default)]
+struct Plane {
+    at: usize,
+    n: usize,
+}
+
+impl Plane {
+    fn of<'a>(self, tail: &'a [u8], width: u8) -> &'a [u8] {
+        &tail[self.at..self.at + plane_bytes(width, self.n)]
+    }
 }
 
 /// Where a job has arrived on its way up.
-struct State<'a> {
-    planes: [(&'a [u8], usize); MAX_TIERS + 1],
+struct State {
+    /// Of all tiers but the first, and of the literals.
+    planes: [Plane; MAX_TIERS + 1],
     /// The symbols of the tier below, if they are at most 64; else they are in the job's `below`.
     few: Option<__m512i>,
 }
 
-/// Decodes all tiers of `N` blocks side by side, and returns the symbols of each.
+/// Decodes all tiers but the first of `N` blocks side by side, and returns the symbols of what escapes from that.
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-pub(super) fn symbols<'a, const N: usize>(
+pub(super) fn escapes<'a, const N: usize>(
     tables: &Tables,
     mut jobs: [Job<'a>; N],
-) -> Result<[&'a [u8]; N], BadRecord> {
-    let zero = _mm512_setzero_si512();
-    let mut states = [const { State { planes: [(&[], 0); MAX_TIERS + 1], few: None } }; N];
-    for (state, job) in states.iter_mut().zip(&jobs) {
-        state.planes[0] = (job.first, job.n);
-    }
+) -> Result<[&'a Symbols; N], BadRecord> {
+    let mut states = [const { State { planes: [Plane { at: 0, n: 0 }; MAX_TIERS + 1], few: None } }; N];
     // How many codes a tier has follows from the escapes of the one before, so go down first ...
-    for (t, tier) in tables.tiers.iter().enumerate() {
-        let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
-        for (state, job) in states.iter_mut().zip(&mut jobs) {
-            let (plane, n) = state.planes[t];
-            let escapes = count_escapes(tier.width, plane, n);
-            state.planes[t + 1] = (take(&mut job.tail, width, escapes)?, escapes);
+    for (state, job) in states.iter_mut().zip(&jobs) {
+        state.planes[1].n = count_escapes(tables.tiers[0].width, job.first, job.n);
+    }
+    for (t, tier) in tables.tiers.iter().enumerate().skip(1) {
+        for (state, job) in states.iter_mut().zip(&jobs) {
+            let Plane { at, n } = state.planes[t];
+            let end = at + plane_bytes(tier.width, n);
+            let plane = job.tail.get(at..end).ok_or(BadRecord)?;
+            let n = match plane.len() {
+                ..=64 if tier.width != 3 => count_few(tier.width, plane).min(n),
+                _ => count_escapes(tier.width, plane, n),
+            };
+            state.planes[t + 1] = Plane { at: end, n };
         }
     }
     // ... and merge on the way up. Up to 64 symbols stay in a register: what was just stored cannot be loaded at
     // another place for a while.
     for (state, job) in states.iter_mut().zip(&mut jobs) {
-        let (literals, n) = state.planes[tables.tiers.len()];
-        if job.tail.len() >= 4 {
+        let Plane { at, n } = state.planes[tables.tiers.len()];
+        let literals = job.tail.get(at..at + n).ok_or(BadRecord)?;
+        if job.tail.len() - (at + n) >= 4 {
             return Err(BadRecord);
         }
         if n <= 64 {
@@ -156,33 +204,61 @@ pub(super) fn symbols<'a, const N: usize>(
             job.below[..n].copy_from_slice(literals);
         }
     }
-    for (t, tier) in tables.tiers.iter().enumerate().rev() {
+    let mut end = tables.tiers.len();
+    while end > 1 {
+        let run = tables.tiers[end - 1].run.clamp(1, end - 1);
+        let first = end - run;
+        let tiers = &tables.tiers[first..end];
         for (state, job) in states.iter_mut().zip(&mut jobs) {
-            let (plane, n) = state.planes[t];
+            let planes = &state.planes[first..end];
             match state.few.take() {
-                Some(few) if n <= 64 => state.few = Some(expand_few(tier, plane, n, few)),
+                Some(few) if planes[0].n <= 64 => {
+                    let mut symbols = few;
+                    for (tier, plane) in tiers.iter().zip(planes).rev() {
+                        symbols = expand_few(tier, plane.of(job.tail, tier.width), plane.n, symbols);
+                    }
+                    state.few = Some(symbols);
+                }
                 few => {
-                    let (many, out, next) = (&*job.below, &mut *job.symbols, 0);
-                    let ahead = if t == 0 { job.ahead } else { &[] };
+                    let (many, out) = (&*job.below, &mut *job.symbols);
                     match few {
                         Some(few) => {
-                            expand_tier(tier, plane, n, Merge::<true> { few, many, next, out, ahead })
+                            expand_run(tiers, job.tail, planes, Merge::<true> { few, many, next: 0, out });
                         }
                         None => {
-                            expand_tier(tier, plane, n, Merge::<false> { few: zero, many, next, out, ahead })
+                            let few = _mm512_setzero_si512();
+                            expand_run(tiers, job.tail, planes, Merge::<false> { few, many, next: 0, out });
                         }
                     }
                     std::mem::swap(&mut job.symbols, &mut job.below);
                 }
             }
         }
+        end = first;
     }
     for (state, job) in states.iter().zip(&mut jobs) {
         if let Some(few) = state.few {
             store_at(job.below, 0, few);
         }
     }
-    Ok(jobs.map(|job| &job.below[..job.n]))
+    Ok(jobs.map(|job| &*job.below))
+}
+
+/// Decodes all tiers of a block, and returns its symbols.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn symbols<'a>(
+    tables: &Tables,
+    job: Job<'a>,
+    out: &'a mut Symbols,
+) -> Result<&'a [u8], BadRecord> {
+    let (first, n) = (job.first, job.n);
+    let [many] = escapes(tables, [job])?;
+    let few = _mm512_setzero_si512();
+    expand_tier(&tables.tiers[0], first, n, Merge::<false> { few, many, next: 0, out });
+    Ok(&out[..n])
 }
 
 /// Decodes all tiers of a block at the start of `record`, and returns its symbols and what follows them.
@@ -206,9 +282,8 @@ pub(super) fn symbols_first<'a>(
         plane = take(&mut rest, width, codes)?;
     }
     let tail = &tail[..tail.len() - rest.len()];
-    let (symbols_of, below) = (&mut scratch.symbols, &mut scratch.below);
-    let [found] = symbols(tables, [Job { first, tail, ahead: &[], n, symbols: symbols_of, below }])?;
-    Ok((found, rest))
+    let Scratch { symbols: a, below, more: [[out, _], ..], .. } = scratch;
+    Ok((symbols(tables, Job { first, tail, n, symbols: a, below }, out)?, rest))
 }
 
 /// The symbols of a tier's `n` codes, at most 64, those of its escapes taken from `below` in turn.
@@ -264,10 +339,9 @@ fn iota() -> __m512i {
 /// Symbols from below, handed out in turn to the places of escapes. `FEW`: there are at most 64.
 struct Merge<'a, const FEW: bool> {
     few: __m512i,
-    many: &'a [u8; PADDED],
+    many: &'a Symbols,
     next: usize,
-    out: &'a mut [u8; PADDED],
-    ahead: &'a [u8],
+    out: &'a mut Symbols,
 }
 
 impl<const FEW: bool> Merge<'_, FEW> {
@@ -286,6 +360,73 @@ impl<const FEW: bool> Merge<'_, FEW> {
         let symbols = _mm512_mask_expand_epi8(named, escaped, below);
         self.next += escaped.count_ones() as usize;
         store_at(self.out, at, symbols);
+    }
+}
+
+/// `n` bits of `bytes` from bit `from` on, and others above them. What is behind the bytes reads as zeros.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn bits_at(bytes: &[u8], from: usize, n: u32) -> u64 {
+    match bytes.get(from / 8..).and_then(|bytes| bytes.first_chunk()) {
+        // Seven bits less than a word are there in any case.
+        Some(word) if n <= 57 => u64::from_le_bytes(*word) >> (from % 8),
+        _ => any_bits_at(bytes, from),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn any_bits_at(bytes: &[u8], from: usize) -> u64 {
+    let mut word = [0; 16];
+    for (byte, &from) in word.iter_mut().zip(&bytes[(from / 8).min(bytes.len())..]) {
+        *byte = from;
+    }
+    (u128::from_le_bytes(word) >> (from % 8)) as u64
+}
+
+/// As [`expand_tier`], for tiers that follow each other. If there are several, all have 1 bit a code.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn expand_run<const FEW: bool>(tiers: &[TierTable], tail: &[u8], planes: &[Plane], merge: Merge<'_, FEW>) {
+    match tiers {
+        [tier] => expand_tier(tier, planes[0].of(tail, tier.width), planes[0].n, merge),
+        [_, _] => expand_chain::<2, FEW>(tiers, tail, planes, merge),
+        [_, _, _] => expand_chain::<3, FEW>(tiers, tail, planes, merge),
+        _ => expand_chain::<MAX_RUN, FEW>(tiers, tail, planes, merge),
+    }
+}
+
+/// As [`expand_run`], for `R` tiers of 1 bit: the escapes of each are put where they are among the codes of the first.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn expand_chain<const R: usize, const FEW: bool>(
+    tiers: &[TierTable],
+    tail: &[u8],
+    planes: &[Plane],
+    mut merge: Merge<'_, FEW>,
+) {
+    let (mut symbols, mut next) = ([_mm512_setzero_si512(); R], [0; R]);
+    for (i, (tier, plane)) in tiers.iter().zip(planes).enumerate().take(R) {
+        symbols[i] = _mm512_set1_epi8(tier.symbols[0] as i8);
+        next[i] = plane.at * 8;
+    }
+    for (i, word) in planes[0].of(tail, 1).chunks(8).enumerate() {
+        let at = i * 64;
+        let mut escaped = bits_of(word) & lanes(planes[0].n - at);
+        let mut named = symbols[0];
+        for i in 1..R {
+            let n = escaped.count_ones();
+            named = _mm512_mask_mov_epi8(named, escaped, symbols[i]);
+            escaped = _pdep_u64(bits_at(tail, next[i], n), escaped);
+            next[i] += n as usize;
+        }
+        merge.put(at, named, escaped);
     }
 }
 
@@ -331,10 +472,7 @@ fn expand_packed<const W: u32, const FEW: bool, const TOP: bool>(
 ) {
     let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
     let (groups, last) = plane.as_chunks::<64>();
-    let share = merge.ahead.len().div_ceil(groups.len().max(1)).next_multiple_of(64).max(64);
-    let mut ahead = merge.ahead.chunks(share);
     for (g, bytes) in groups.iter().enumerate() {
-        crate::arch::prefetch(ahead.next().unwrap_or_default());
         let packed = load(bytes);
         for j in 0..8 / W {
             let codes = _mm512_srl_epi16(packed, _mm_cvtsi32_si128((j * W) as i32));

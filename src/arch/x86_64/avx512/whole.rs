@@ -5,28 +5,34 @@
 use std::arch::x86_64::*;
 
 use super::grid;
-use super::lane::{load, take};
-use super::layers::{Group, Parts};
-use super::symbols::{Job, symbols};
-use crate::arch::{BadRecord, Grid, PADDED, Record, Scratch, Tables};
+use super::lane::{bits_of, load, load_at, take};
+use super::layers::{Bytes, Parts};
+use super::symbols::{Job, Symbols, escapes};
+use crate::arch::x86_64::prefetch_lines;
+use crate::arch::{BLOCK, BadRecord, Grid, Record, Scratch, Tables, TierTable};
 use crate::format::HEAD_BITS;
 
 /// Weights a group: the least of which every plane is whole vectors.
 pub(super) const GROUP: usize = 256;
 
-/// The planes of a field of up to 8 bits a weight; those that it does not have are empty.
+/// The planes of a field of up to 8 bits a weight, in groups; those that it does not have are empty.
 struct Field<'a> {
-    eight: &'a [u8],
-    four: &'a [u8],
-    two: &'a [u8],
-    one: &'a [u8],
+    eight: &'a [[u8; GROUP]],
+    four: &'a [[u8; GROUP / 2]],
+    two: &'a [[u8; GROUP / 4]],
+    one: &'a [[u8; GROUP / 8]],
 }
 
 impl<'a> Field<'a> {
     fn take(planes: &mut &'a [u8], bits: u8, n: usize) -> Result<Self, BadRecord> {
         let mut plane = |width| if bits & width == 0 { Ok(&[] as &[u8]) } else { take(planes, width, n) };
         // From the widest on: a field is cut as its number of bits is written.
-        Ok(Field { eight: plane(8)?, four: plane(4)?, two: plane(2)?, one: plane(1)? })
+        Ok(Field {
+            eight: plane(8)?.as_chunks().0,
+            four: plane(4)?.as_chunks().0,
+            two: plane(2)?.as_chunks().0,
+            one: plane(1)?.as_chunks().0,
+        })
     }
 
     /// 64 values of `BITS` bits, each at the top of its byte: those of quarter `J` of group `g`.
@@ -50,16 +56,16 @@ impl<'a> Field<'a> {
     )]
     fn without_bitmap<const BITS: u8, const J: usize>(&self, g: usize) -> __m512i {
         if BITS == 8 {
-            return vector(self.eight, g * 4 + J);
+            return vector(&self.eight[g], J);
         }
         let mut v = _mm512_setzero_si512();
         if BITS & 4 != 0 {
-            let four = vector(self.four, g * 2 + J / 2);
+            let four = vector(&self.four[g], J / 2);
             let four = if J.is_multiple_of(2) { _mm512_slli_epi16::<4>(four) } else { four };
             v = _mm512_and_si512(four, _mm512_set1_epi8(0xf0u8 as i8));
         }
         if BITS & 2 != 0 {
-            let two = vector(self.two, g);
+            let two = vector(&self.two[g], 0);
             // From bits 2J and 2J + 1 to where the nibble ends.
             let (to, from) = (6 - (BITS & 4) as i32, 2 * J as i32);
             let two = match to - from {
@@ -75,8 +81,7 @@ impl<'a> Field<'a> {
 
     #[inline]
     fn bitmap<const J: usize>(&self, g: usize) -> u64 {
-        let at = (g * 4 + J) * 8;
-        self.one[at..at + 8].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+        u64::from_le_bytes(self.one[g].as_chunks().0[J])
     }
 
     /// 64 heads, of `BITS` bits with the sign lowest: mantissa at the top of each byte, sign at the bottom.
@@ -108,7 +113,8 @@ pub(super) fn vector(plane: &[u8], i: usize) -> __m512i {
     load(&plane[i * 64..i * 64 + 64])
 }
 
-/// Calls `body` with each record, its place and its symbols, in turn. All lengths are multiples of [`GROUP`].
+/// Calls `body` with each record, its place and the symbols of its escapes, in turn. All lengths are multiples of
+/// [`GROUP`].
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
@@ -117,24 +123,26 @@ pub(super) fn for_blocks(
     tables: &Tables,
     records: &[Record<'_>],
     scratch: &mut Scratch,
-    mut body: impl FnMut(usize, &Record<'_>, &[u8]) -> Result<(), BadRecord>,
+    mut body: impl FnMut(usize, &Record<'_>, &Symbols) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
-    let Scratch { symbols: a, below: b, symbols_too: c, below_too: d, .. } = scratch;
-    for (i, pair) in records.chunks(2).enumerate() {
-        match pair {
-            [one, two] => {
-                // Side by side: each has to wait for itself again and again.
-                let jobs = [Job::new(tables, one, a, b)?, Job::new(tables, two, c, d)?];
-                let [symbols, symbols_too] = symbols(tables, jobs)?;
-                body(2 * i, one, symbols)?;
-                body(2 * i + 1, two, symbols_too)?;
-            }
-            [one, ..] => {
-                let [symbols] = symbols(tables, [Job::new(tables, one, a, b)?])?;
-                body(2 * i, one, symbols)?;
-            }
-            [] => {}
+    let Scratch { symbols, below, more: [[b, b_below], [c, c_below], [d, d_below]], .. } = scratch;
+    let (fours, rest) = records.as_chunks::<4>();
+    for (i, four) in fours.iter().enumerate() {
+        let [ra, rb, rc, rd] = four;
+        // Side by side: each has to wait for itself again and again.
+        let jobs = [
+            Job::new(tables, ra, symbols, below)?,
+            Job::new(tables, rb, b, b_below)?,
+            Job::new(tables, rc, c, c_below)?,
+            Job::new(tables, rd, d, d_below)?,
+        ];
+        for (j, (record, escapes)) in four.iter().zip(escapes(tables, jobs)?).enumerate() {
+            body(4 * i + j, record, escapes)?;
         }
+    }
+    for (i, record) in rest.iter().enumerate() {
+        let [escapes] = escapes(tables, [Job::new(tables, record, symbols, below)?])?;
+        body(4 * fours.len() + i, record, escapes)?;
     }
     Ok(())
 }
@@ -143,104 +151,215 @@ impl<'a> Job<'a> {
     fn new(
         tables: &Tables,
         record: &Record<'a>,
-        symbols: &'a mut [u8; PADDED],
-        below: &'a mut [u8; PADDED],
+        symbols: &'a mut Symbols,
+        below: &'a mut Symbols,
     ) -> Result<Self, BadRecord> {
         let mut planes = record.bytes;
         let first = take(&mut planes, tables.tiers[0].width, record.len)?;
         let raw = record.len / 8 * (usize::from(record.m) + 1);
         let tail = planes.get(raw..).ok_or(BadRecord)?;
-        let ahead = &record.ahead[..record.ahead.len() / 2];
-        Ok(Job { first, tail, ahead, n: record.len, symbols, below })
+        Ok(Job { first, tail, n: record.len, symbols, below })
+    }
+}
+
+/// How far codes of 2 and of 4 bits are shifted for the second, third and fourth quarter of a group: in memory, since
+/// shifting by a count that is known to be the same everywhere takes the port of permutations.
+static DOWN: [[[u16; 32]; 3]; 2] = [[[2; 32], [4; 32], [6; 32]], [[4; 32], [0; 32], [4; 32]]];
+
+/// The codes of tier 0, and the symbols of its escapes, handed out in turn.
+#[derive(Clone, Copy)]
+struct First<'a> {
+    tier: &'a TierTable,
+    codes: &'a [u8],
+    escapes: &'a Symbols,
+    next: usize,
+    /// If codes have 2 or 4 bits and no symbol but the mark has its top bit set: vectors of codes a group, and [`DOWN`].
+    plain: Option<(usize, &'static [[u16; 32]; 3])>,
+}
+
+impl<'a> First<'a> {
+    fn new(tier: &'a TierTable, codes: &'a [u8], escapes: &'a Symbols) -> Self {
+        let plain = match tier.width {
+            2 if tier.top_marks => Some((1, &DOWN[0])),
+            4 if tier.top_marks => Some((2, &DOWN[1])),
+            _ => None,
+        };
+        First { tier, codes, escapes, next: 0, plain }
+    }
+
+    /// The symbols of group `g`, which is the one after that of the last call. There is a copy for each `Caller`: with
+    /// several callers this would be too long to be inlined.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn group<Caller>(&mut self, g: usize) -> [__m512i; 4] {
+        let Some((vectors, down)) = self.plain else {
+            let symbols;
+            (*self, symbols) = self.any_group(g);
+            return symbols;
+        };
+        // Of 2 bits, a vector has all codes of the group; of 4 bits, half of them.
+        let last = (g + 1) * vectors * 64;
+        let codes = &self.codes[last - vectors * 64..last];
+        let (first, last) = (load(codes), load(&codes[codes.len() - 64..]));
+        let down = |codes, i: usize| _mm512_srlv_epi16(codes, load(bytemuck::bytes_of(&down[i])));
+        let table = load(&self.tier.lookup);
+        let a = _mm512_permutexvar_epi8(first, table);
+        let b = _mm512_permutexvar_epi8(down(first, 0), table);
+        let c = _mm512_permutexvar_epi8(down(last, 1), table);
+        let d = _mm512_permutexvar_epi8(down(last, 2), table);
+        // Comparing with the mark would take the port of permutations.
+        let [mask_a, mask_b, mask_c, mask_d] =
+            [_mm512_movepi8_mask(a), _mm512_movepi8_mask(b), _mm512_movepi8_mask(c), _mm512_movepi8_mask(d)];
+        // All that the groups before can have used up.
+        let at = self.next.min(BLOCK - GROUP);
+        let at_b = at + mask_a.count_ones() as usize;
+        let at_c = at_b + mask_b.count_ones() as usize;
+        let at_d = at_c + mask_c.count_ones() as usize;
+        self.next = at_d + mask_d.count_ones() as usize;
+        let escapes = |at: usize| {
+            // SAFETY: `at` is at most BLOCK - GROUP and three times 64, and 64 bytes are there from BLOCK on.
+            unsafe { _mm512_loadu_si512(self.escapes.as_ptr().add(at).cast()) }
+        };
+        [
+            _mm512_mask_expand_epi8(a, mask_a, escapes(at)),
+            _mm512_mask_expand_epi8(b, mask_b, escapes(at_b)),
+            _mm512_mask_expand_epi8(c, mask_c, escapes(at_c)),
+            _mm512_mask_expand_epi8(d, mask_d, escapes(at_d)),
+        ]
+    }
+
+    /// As [`First::group`], of any codes and symbols. By value: what has its address taken stays in memory.
+    #[cold]
+    #[inline(never)]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn any_group(mut self, g: usize) -> (Self, [__m512i; 4]) {
+        let width = usize::from(self.tier.width);
+        let (table, mark) = (load(&self.tier.lookup), _mm512_set1_epi8(self.tier.mark as i8));
+        let mut symbols = [_mm512_setzero_si512(); 4];
+        for (quarter, symbols) in (g * 4..).zip(&mut symbols) {
+            let codes = if width.is_multiple_of(2) {
+                let down = _mm_cvtsi32_si128((quarter * width % 8) as i32);
+                _mm512_srl_epi16(vector(self.codes, quarter * width / 8), down)
+            } else {
+                let plane = self.codes.len() / width;
+                let bits = |of: usize| bits_of(&self.codes[of * plane + quarter * 8..][..8]);
+                let bit = |of: usize| _mm512_maskz_set1_epi8(bits(of), 1 << of);
+                (1..width).fold(bit(0), |codes, of| _mm512_or_si512(codes, bit(of)))
+            };
+            let named = _mm512_permutexvar_epi8(codes, table);
+            let escaped = _mm512_cmpeq_epi8_mask(named, mark);
+            *symbols = _mm512_mask_expand_epi8(named, escaped, load_at(self.escapes, self.next));
+            self.next += escaped.count_ones() as usize;
+        }
+        (self, symbols)
     }
 }
 
 /// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight. Of kind `KIND`.
 pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> {
-    symbols: &'a [u8],
+    first: First<'a>,
+    groups: usize,
     head: Field<'a>,
     high: Field<'a>,
     low: Field<'a>,
     ahead: &'a [u8],
     grid: Option<Grid<'a>>,
-    /// The raw planes in place of those fields, if some lie in layers, and what they have for the group that was started.
-    /// (Nothing else is to spend time on making room for them.)
-    layered: Option<(Parts<'a>, Group)>,
+    /// The raw planes in place of those fields, if some lie in layers. (Nothing else is to spend time on making room for
+    /// them.)
+    layered: Option<Parts<'a>>,
+}
+
+/// A group of a block: its symbols, and what it has of planes of which some lie in layers.
+pub(super) struct Group<'b, 'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> {
+    block: &'b Block<'a, HEAD, HIGH, LOW, KIND>,
+    /// Its place.
+    pub g: usize,
+    symbols: [__m512i; 4],
+    layered: Bytes,
 }
 
 impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a, HEAD, HIGH, LOW, KIND> {
-    /// The block of `record`, whose symbols are these.
+    /// Lines of 64 bytes that a group has, about: codes, escapes and raw bits. A constant, so that no loop goes over them.
+    const LINES: usize = (GROUP / 8 * (3 + HEAD as usize + HIGH as usize + LOW as usize)).div_ceil(64);
+
+    /// The block of `record`, the symbols of whose escapes these are.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn new(tables: &Tables, record: &Record<'a>, symbols: &'a [u8]) -> Result<Self, BadRecord> {
-        let (mut planes, n) = (record.bytes, symbols.len());
-        take(&mut planes, tables.tiers[0].width, n)?;
+    pub fn new(tables: &'a Tables, record: &Record<'a>, escapes: &'a Symbols) -> Result<Self, BadRecord> {
+        let (mut planes, n) = (record.bytes, record.len);
+        let tier = &tables.tiers[0];
+        let codes = take(&mut planes, tier.width, n)?;
         // Bits that are counted here are fields of the record only if none lie in layers.
         let bits = |of: u8| if KIND & grid::LAYERED == 0 { of } else { 0 };
         let head = Field::take(&mut planes, bits(HEAD), n)?;
         let high = Field::take(&mut planes, bits(HIGH), n)?;
         let low = Field::take(&mut planes, bits(LOW), n)?;
         let mut block = Block {
-            symbols,
+            first: First::new(tier, codes, escapes),
+            groups: n / GROUP,
             head,
             high,
             low,
-            ahead: &record.ahead[record.ahead.len() / 2..],
+            ahead: record.ahead,
             grid: record.grid,
             layered: None,
         };
         if let Some(layers) = &record.layers
             && KIND & grid::LAYERED != 0
         {
-            let room = (Parts::NONE, [[_mm512_setzero_si512(); 4]; 3]);
-            block.layered.insert(room).0.fill(record.m, layers, &mut planes, n)?;
+            block.layered.insert(Parts::NONE).fill(record.m, layers, &mut planes, n)?;
         }
         Ok(block)
     }
 
-    /// Groups of the block.
-    pub fn groups(&self) -> usize {
-        self.symbols.len() / GROUP
-    }
-
-    /// Asks for this group's share of what comes later. To be called before the group's other methods.
+    /// Calls `body` with each group in turn.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn start(&mut self, g: usize) {
-        if let Some((parts, group)) = &mut self.layered
-            && KIND & grid::LAYERED != 0
-        {
-            *group = parts.group::<HIGH, LOW>(g, self.symbols);
+    pub fn for_groups<F: FnMut(Group<'_, 'a, HEAD, HIGH, LOW, KIND>)>(&self, mut body: F) {
+        let mut first = self.first;
+        for g in 0..self.groups {
+            let symbols = first.group::<F>(g);
+            let layered = match &self.layered {
+                Some(parts) if KIND & grid::LAYERED != 0 => parts.group::<HIGH, LOW>(g, &symbols),
+                _ => [[_mm512_setzero_si512(); 4]; 3],
+            };
+            prefetch_lines(self.ahead, g * Self::LINES, Self::LINES);
+            body(Group { block: self, g, symbols, layered });
         }
-        let share = self.ahead.len().div_ceil(self.groups()).next_multiple_of(64);
-        let start = (g * share).min(self.ahead.len());
-        crate::arch::prefetch(&self.ahead[start..(start + share).min(self.ahead.len())]);
     }
+}
 
-    /// The symbols of quarter `J` of group `g`.
+impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_, HEAD, HIGH, LOW, KIND> {
+    /// Of quarter `J`, of a block without layers: symbols, heads, and the next 8 mantissa bits.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn symbols<const J: usize>(&self, g: usize) -> __m512i {
-        vector(self.symbols, g * 4 + J)
+    pub fn bytes<const J: usize>(&self) -> [__m512i; 3] {
+        let Block { head, high, .. } = self.block;
+        let rest = if HIGH == 0 { _mm512_setzero_si512() } else { high.top::<HIGH, J>(self.g) };
+        [self.symbols[J], head.head::<HEAD, J>(self.g), rest]
     }
 
-    /// 64 symbols and heads of quarter `J` of group `g`, after `arrange`, as bfloat16 patterns: two vectors. In
+    /// 64 symbols and heads of quarter `J`, after `arrange`, as bfloat16 patterns: two vectors. In
     /// each lane of 16 bytes the first has those of the first 8 bytes and the second those of the others.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn upper<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
-        let symbols = arrange(self.symbols::<J>(g));
-        let heads = match &self.layered {
-            Some((_, group)) if KIND & grid::LAYERED != 0 => group[2][J],
-            _ => self.head.head::<HEAD, J>(g),
+    pub fn upper<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+        let symbols = arrange(self.symbols[J]);
+        let heads = match KIND & grid::LAYERED {
+            0 => self.block.head.head::<HEAD, J>(self.g),
+            _ => self.layered[2][J],
         };
         let heads = arrange(heads);
         let (low, high) = (_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols));
@@ -253,31 +372,32 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn lower<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+    pub fn lower<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
         let zero = _mm512_setzero_si512();
         if HIGH == 0 {
             return [zero; 2];
         }
-        let (high, low) = match &self.layered {
-            Some((_, group)) if KIND & grid::LAYERED != 0 => (group[1][J], group[0][J]),
-            _ => (self.high.top::<HIGH, J>(g), if LOW == 0 { zero } else { self.low.top::<LOW, J>(g) }),
+        let Block { high, low, .. } = self.block;
+        let (high, low) = match KIND & grid::LAYERED {
+            0 => (high.top::<HIGH, J>(self.g), if LOW == 0 { zero } else { low.top::<LOW, J>(self.g) }),
+            _ => (self.layered[1][J], self.layered[0][J]),
         };
         let (high, low) = (arrange(high), arrange(low));
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
     }
 
-    /// The words of quarter `J` of group `g`, after `arrange`: vector `q` has in lane `l` those of the bytes
+    /// The words of quarter `J`, after `arrange`: vector `q` has in lane `l` those of the bytes
     /// `4q .. 4q + 4` of that lane. On a grid, those of its values.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
-        match &self.grid {
+    pub fn words<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
+        match &self.block.grid {
             Some(grid) if KIND & !grid::LAYERED != grid::NONE => {
-                grid::rounded::<KIND>(self.values::<J>(grid, g, arrange))
+                grid::rounded::<KIND>(self.values::<J>(grid, arrange))
             }
-            _ => self.coded_words::<J>(g, arrange),
+            _ => self.coded_words::<J>(arrange),
         }
     }
 
@@ -286,33 +406,28 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    fn values<const J: usize>(
-        &self,
-        grid: &Grid<'_>,
-        g: usize,
-        arrange: impl Fn(__m512i) -> __m512i,
-    ) -> [__m512i; 4] {
-        let step = grid.step(g * 4 + J);
+    fn values<const J: usize>(&self, grid: &Grid<'_>, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
+        let step = grid.step(self.g * 4 + J);
         // A codebook's weights have no bits but symbol and sign.
         if HEAD == 1
             && let Some(table) = grid.table(step)
         {
-            return grid::values_of_codebook(table, step, self.coded_words::<J>(g, arrange));
+            return grid::values_of_codebook(table, step, self.coded_words::<J>(arrange));
         }
         if HIGH == 0 && grid::has_halves(step) {
-            return grid::values_of_halves(step, self.upper::<J>(g, arrange));
+            return grid::values_of_halves(step, self.upper::<J>(arrange));
         }
-        grid::values_of_words(step, self.coded_words::<J>(g, arrange))
+        grid::values_of_words(step, self.coded_words::<J>(arrange))
     }
 
-    /// The elements of 16 bits of the values of quarter `J` of group `g`, in the order of [`Block::words`].
+    /// The elements of 16 bits of the values of quarter `J`, in the order of [`Block::words`].
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn halves<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
-        let Some(grid) = &self.grid else { return [_mm512_setzero_si512(); 2] };
-        let [a, b, c, d] = self.values::<J>(grid, g, arrange);
+    pub fn halves<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+        let Some(grid) = &self.block.grid else { return [_mm512_setzero_si512(); 2] };
+        let [a, b, c, d] = self.values::<J>(grid, arrange);
         [grid::halves(grid.dtype, a, b), grid::halves(grid.dtype, c, d)]
     }
 
@@ -320,9 +435,9 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    fn coded_words<const J: usize>(&self, g: usize, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
-        let [upper_a, upper_b] = self.upper::<J>(g, &arrange);
-        let [lower_a, lower_b] = self.lower::<J>(g, &arrange);
+    fn coded_words<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
+        let [upper_a, upper_b] = self.upper::<J>(&arrange);
+        let [lower_a, lower_b] = self.lower::<J>(&arrange);
         [
             _mm512_unpacklo_epi16(lower_a, upper_a),
             _mm512_unpackhi_epi16(lower_a, upper_a),
