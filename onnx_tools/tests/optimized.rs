@@ -151,6 +151,7 @@ fn weights_in_channel_blocks_are_compressed_and_say_so() {
         metadata: vec![("nz.nchwc_block".to_string(), "16".to_string())],
         nchwc_block,
         base: None,
+        depths: Default::default(),
     };
     let made = |plan: &Plan| {
         let path = folder.path().join("made.onnx");

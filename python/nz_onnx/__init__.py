@@ -20,6 +20,7 @@ from .models import convert, inspect, plan, restore, verify
 from .results import (
     CompareResult,
     ConvertResult,
+    DeltaResult,
     InspectResult,
     PlanResult,
     RestoreResult,
@@ -35,6 +36,7 @@ __all__ = [
     "CompareResult",
     "ConvertResult",
     "CorruptError",
+    "DeltaResult",
     "InspectResult",
     "NzError",
     "OrtVersionError",

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Optional, TypeVar
-from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Optional, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .errors import BY_EXIT_CODE, CorruptError, NzError
 from .library import find_library
@@ -53,8 +53,14 @@ def _places() -> Iterator[Path]:
     yield Path(sysconfig.get_path("scripts"))
 
 
-def run(kind: type[Result], subcommand: str, options: Iterable[str], paths: Sequence[str]) -> Result:
-    """Runs a subcommand and returns its document.
+def run(
+    kind: type[Result],
+    subcommand: str,
+    options: Iterable[str],
+    paths: Sequence[str],
+    others: Optional[Mapping[str, type[Any]]] = None,
+) -> Result:
+    """Runs a subcommand and returns its document: of this kind, or of that which its schema has in ``others``.
 
     Raises:
         NzError: it failed; the class tells exit codes apart.
@@ -83,7 +89,10 @@ def run(kind: type[Result], subcommand: str, options: Iterable[str], paths: Sequ
     if process.returncode not in (0, 4):
         raise _error(process.returncode, stderr)
     try:
-        result = from_document(kind, json.loads(stdout)) if stdout else None
+        document = json.loads(stdout) if stdout else None
+        if others and isinstance(document, dict):
+            kind = others.get(document.get("schema", ""), kind)
+        result = None if document is None else from_document(kind, document)
     except ValueError as error:
         message = f"nz-onnx {subcommand} printed something unexpected: {error}"
         raise NzError(message, process.returncode) from error

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Optional, Union
+from typing import Optional, Union, overload
 from collections.abc import Iterable, Mapping, Sequence
 
 from .command import run as _run
-from .results import ConvertResult, InspectResult, PlanResult, RestoreResult, VerifyResult
+from .results import ConvertResult, DeltaResult, InspectResult, PlanResult, RestoreResult, VerifyResult
 
 StrPath = Union[str, "os.PathLike[str]"]
 Patterns = Union[str, Iterable[str]]
 
 
+@overload
 def convert(
     path: StrPath,
     output: Optional[StrPath] = None,
@@ -38,7 +39,48 @@ def convert(
     force: bool = False,
     dry_run: bool = False,
     threads: Optional[int] = None,
-) -> ConvertResult:
+) -> ConvertResult: ...
+
+
+@overload
+def convert(
+    path: StrPath,
+    output: Optional[StrPath] = None,
+    *,
+    base: StrPath,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: Optional[int] = None,
+) -> Union[ConvertResult, DeltaResult]: ...
+
+
+def convert(
+    path: StrPath,
+    output: Optional[StrPath] = None,
+    *,
+    ratio: Optional[float] = None,
+    size: Union[int, str, None] = None,
+    bits: Optional[float] = None,
+    max_error: Optional[float] = None,
+    snr: Optional[float] = None,
+    lossless: bool = False,
+    mantissa_bits: Optional[int] = None,
+    min_size: Union[int, str, None] = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    exclude_nodes: Patterns = (),
+    integers: bool = False,
+    transform: Optional[str] = None,
+    calibrate: Optional[StrPath] = None,
+    profile: Optional[str] = None,
+    layers: Union[bool, Sequence[int]] = False,
+    base: Optional[StrPath] = None,
+    optimize: Optional[str] = None,
+    ort_lib: Optional[StrPath] = None,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: Optional[int] = None,
+) -> Union[ConvertResult, DeltaResult]:
     """Writes a model with compressed weights.
 
     Without a target, which is one of ``ratio``, ``size``, ``bits``, ``max_error``, ``snr``, ``lossless`` and
@@ -72,8 +114,12 @@ def convert(
         calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
             ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
         profile: "compact", the default, "fast": faster to decode without AVX-512, 1.1 bits a weight larger; or "gpu".
-        layers: Put the lower bits of weights into layers that a session need not read (``enable(bits=...)``); up to three
+        layers: Put the lower bits of weights into layers that a session need not read (``enable(weights_mib=...)``); up to three
             numbers say how many bits are above each. True: 3, 7 and 15.
+        base: A model that this one was made of, such as by fine-tuning. A converted one in the same folder: the model
+            written takes weights from its data file, as they are or with a delta, and changes none. Any other: X.nzd is
+            written, which holds what tells the model from its base, and of which :func:`restore` makes it again; the
+            result is a :class:`DeltaResult <nz_onnx.results.DeltaResult>` then.
         optimize: "off", the default, "portable" or "native": let ONNX Runtime optimise the model first.
         ort_lib: libonnxruntime to optimise or calibrate with. Default: the one of the package onnxruntime.
         force: Replace files that exist.
@@ -91,8 +137,8 @@ def convert(
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
     options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
-    options += _options(output=output, force=force, dry_run=dry_run)
-    return _run(ConvertResult, "convert", options, [os.fspath(path)])
+    options += _options(output=output, force=force, dry_run=dry_run, base=base)
+    return _run(ConvertResult, "convert", options, [os.fspath(path)], {"nz-onnx.delta/1": DeltaResult})
 
 
 def plan(

@@ -132,6 +132,48 @@ class ConvertResult:
 
 
 @dataclass(frozen=True)
+class DeltaTensor:
+    """One weight of a delta file."""
+
+    name: str
+    """Its name."""
+    dtype: str
+    """Its dtype."""
+    shape: tuple[int, ...]
+    """Its dimensions."""
+    bytes_before: int
+    """Bytes of its elements."""
+    bytes_after: int
+    """Bytes that it takes in the delta file."""
+    bits_per_weight: float
+    """The latter in bits, over the elements."""
+    encoding: str
+    """"base" (the base has the same bytes), "delta xor", "delta difference", "float-split lossless", "deflate" or "kept"."""
+
+
+@dataclass(frozen=True)
+class DeltaResult:
+    """What :func:`nz_onnx.convert` did with a base that is not converted."""
+
+    schema: str
+    """Name and version of the document."""
+    input: Input
+    """The model."""
+    base: Input
+    """The model that it is a delta to."""
+    output: Optional[str]
+    """The file written; None for a dry run."""
+    bytes_before: int
+    """Bytes of the model's files."""
+    bytes_after: int
+    """Bytes of the delta file."""
+    ratio: float
+    """After over before."""
+    tensors: tuple[DeltaTensor, ...]
+    """All weights, in the order in which they lie in the model's files."""
+
+
+@dataclass(frozen=True)
 class Consumer:
     """A node that reads a weight."""
 

@@ -27,6 +27,7 @@ def enable(
     *,
     cache_mib: Optional[int] = None,
     bits: Optional[float] = None,
+    weights_mib: Optional[float] = None,
     provider: bool = False,
     **provider_options: OptionValue,
 ) -> None:
@@ -53,6 +54,8 @@ def enable(
             variable NZ_CACHE_MIB, else none.
         bits: Of weights in layers, read no more than so many bits of the file each. Default: the environment
             variable NZ_BITS, else all.
+        weights_mib: Read as many layers as keep all compressed weights within so many MiB; instead of
+            ``bits``. Default: the environment variable NZ_WEIGHTS_MIB, else all.
         provider: Use the execution provider rather than the custom ops.
         provider_options: Options of the execution provider, such as ``ratio=0.5``; True and False become 1
             and 0. It says itself what is wrong with one, when the session is made.
@@ -60,13 +63,17 @@ def enable(
     Raises:
         OrtVersionError: onnxruntime is not installed, or too old.
         NzError: the library is missing, or ONNX Runtime sees no device for the provider.
-        TypeError: provider options without ``provider=True``, or bits with it.
+        TypeError: provider options without ``provider=True``, or bits or weights_mib with it.
     """
     if provider_options and not provider:
         names = ", ".join(sorted(provider_options))
         raise TypeError(f"{names}: of use with provider=True only")
     if bits is not None and provider:
         raise TypeError("bits: of use without provider=True only; with it, NZ_BITS is for converted models")
+    if weights_mib is not None and provider:
+        raise TypeError(
+            "weights_mib: of use without provider=True only; with it, NZ_WEIGHTS_MIB is for converted models"
+        )
     ort = _onnxruntime(*((_PROVIDER, "the execution provider") if provider else (_CUSTOM_OPS, "custom ops")))
     if not provider:
         if cache_mib is not None:
@@ -74,6 +81,8 @@ def enable(
             session_options.add_session_config_entry("nz.cache_mib", _text(cache_mib))
         if bits is not None:
             session_options.add_session_config_entry("nz.bits", _text(bits))
+        if weights_mib is not None:
+            session_options.add_session_config_entry("nz.weights_mib", _text(weights_mib))
         session_options.register_custom_ops_library(get_library_path())
         return
     if cache_mib is not None:

@@ -98,6 +98,25 @@ def test_every_option_arrives(model, tmp_path):
     assert nz_onnx.convert(model, output, force=True).output.path == str(output)
 
 
+def test_models_of_a_base(model, tmp_path):
+    base = model.with_name("base.onnx")
+    shutil.copy(model, base)
+    nz_onnx.convert(base, lossless=True)
+    shared = nz_onnx.convert(model, base=base.with_name("base.nz.onnx"))
+    assert isinstance(shared, nz_onnx.ConvertResult) and shared.totals.lossless
+    assert {tensor.encoding for tensor in shared.tensors} == {"base"}
+    archive = nz_onnx.convert(model, base=base, dry_run=True)
+    assert isinstance(archive, nz_onnx.DeltaResult) and archive.output is None
+    assert plain(archive) == document("convert", model, "--base", base, "--dry-run")
+    written = nz_onnx.convert(model, tmp_path / "model.nzd", base=base)
+    assert written.output == str(tmp_path / "model.nzd") and written.base.path == str(base)
+    assert written.bytes_after == (tmp_path / "model.nzd").stat().st_size < written.bytes_before / 10
+    nz_onnx.restore(written.output, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == model.read_bytes()
+    with pytest.raises(nz_onnx.UsageError, match="--base"):
+        nz_onnx.convert(model, base=base, ratio=0.5)
+
+
 def test_plan_says_who_reads_a_weight(model):
     plan = nz_onnx.plan(model, ratio=0.8, exclude="W1")
     first, second = plan.tensors

@@ -44,8 +44,11 @@ def test_the_cache_is_set_before_the_library_reads_it(made):
     run(converted, options)
     nz_onnx.enable(bits := onnxruntime.SessionOptions(), bits=6.5)
     assert bits.get_session_config_entry("nz.bits") == "6.5"
-    with pytest.raises(TypeError, match="bits: of use without provider"):
-        nz_onnx.enable(onnxruntime.SessionOptions(), bits=8, provider=True)
+    nz_onnx.enable(budget := onnxruntime.SessionOptions(), weights_mib=42.5)
+    assert budget.get_session_config_entry("nz.weights_mib") == "42.5"
+    for wrong in ("bits", "weights_mib"):
+        with pytest.raises(TypeError, match=f"{wrong}: of use without provider"):
+            nz_onnx.enable(onnxruntime.SessionOptions(), **{wrong: 8}, provider=True)
     # The library's own message: it has seen the option.
     with pytest.raises(Exception, match="nz.cache_mib is '-1'"):
         nz_onnx.enable(onnxruntime.SessionOptions(), cache_mib=-1)

@@ -5,6 +5,10 @@ use crate::format::{ALIGN, Delta, Dtype, Residual};
 
 /// Bytes that the raw bits of a block take at most: 31 of each residual, and padding.
 const RAW_ROOM: usize = BLOCK * 31 / 8 + ALIGN;
+/// Bytes of raw bits that a backend reads at a time, at most.
+pub(crate) const WINDOW: usize = 64 + 4;
+/// The raw bits of a block, and zeros behind them.
+pub(crate) type Raw = [u8; RAW_ROOM + WINDOW];
 
 /// The `len` lowest bits.
 pub(crate) fn mask(len: u32) -> u32 {
@@ -16,7 +20,8 @@ pub(crate) fn mask(len: u32) -> u32 {
 pub(crate) struct Bits {
     /// Bits an element.
     pub width: u32,
-    mantissa: u32,
+    /// Mantissa bits of an element.
+    pub mantissa: u32,
 }
 
 impl Bits {
@@ -32,7 +37,6 @@ impl Bits {
         }
     }
 
-    // Loops and no adapters: a closure does not get the features of the function that it is inlined into.
     #[inline(always)]
     fn load_all(self, bytes: &[u8], out: &mut [u32]) {
         if self.width == 16 {
@@ -104,11 +108,13 @@ impl Bits {
     }
 }
 
+/// The most that is added to a length: the longest residual has 32 bits, and no symbol is over 254.
+pub(crate) const MAX_LIFT: u32 = 222;
+
 /// How much is added to the lengths of residuals to a weight of the base.
 #[inline(always)]
 pub(crate) fn lift(exponent: u8, from: u8) -> u32 {
-    // The longest residual has 32 bits: no symbol is over 254.
-    u32::from(exponent.saturating_sub(from)).min(222)
+    u32::from(exponent.saturating_sub(from)).min(MAX_LIFT)
 }
 
 pub(crate) fn length(residual: u32) -> u32 {
@@ -120,32 +126,33 @@ pub(crate) struct Sums {
     base: [u32; BLOCK],
     /// Lengths of residuals, then residuals.
     residuals: [u32; BLOCK],
-    /// Raw bits, with room to read 8 bytes anywhere in them.
-    raw: [u8; RAW_ROOM + 8],
+    /// Where backends have the raw bits: see [`padded`].
+    pub raw: Raw,
 }
 
 impl Sums {
     pub fn new() -> Box<Sums> {
         let empty = [0; BLOCK];
-        Box::new(Sums { base: empty, residuals: empty, raw: [0; RAW_ROOM + 8] })
+        Box::new(Sums { base: empty, residuals: empty, raw: [0; RAW_ROOM + WINDOW] })
     }
 }
 
-/// A block of a delta in plain Rust, in loops that a compiler can vectorise: adds the residuals in `record` to the base's
-/// elements.
-pub(super) fn decode(
-    tables: &Tables,
-    record: &[u8],
-    delta: &Delta,
-    bits: Bits,
-    elements: &mut [u8],
-    (scratch, sums): (&mut Scratch, &mut Sums),
-) -> Result<(), BadRecord> {
-    decode_inline(tables, record, delta, bits, elements, (scratch, sums))
+/// Copies the raw bits of a block to `room`, where [`WINDOW`] bytes can be read from any of them on.
+///
+/// # Errors
+/// There are more than any block has.
+#[inline(always)]
+pub(crate) fn padded<'a>(room: &'a mut Raw, raw: &[u8]) -> Result<&'a Raw, BadRecord> {
+    if raw.len() > RAW_ROOM {
+        return Err(BadRecord);
+    }
+    room[..raw.len()].copy_from_slice(raw);
+    room[raw.len()..raw.len() + WINDOW].fill(0);
+    Ok(room)
 }
 
-#[inline(always)]
-pub(super) fn decode_inline(
+/// A block of a delta in plain Rust: adds the residuals in `record` to the base's elements.
+pub(super) fn decode(
     tables: &Tables,
     record: &[u8],
     delta: &Delta,
@@ -155,22 +162,6 @@ pub(super) fn decode_inline(
 ) -> Result<(), BadRecord> {
     let n = elements.len() / (bits.width as usize / 8);
     let (symbols, raw) = generic::symbols_first(tables, record, n, scratch)?;
-    add_inline(symbols, raw, delta, bits, elements, sums)
-}
-
-/// Adds residuals to the weights of a base, in place.
-#[inline(always)]
-pub(super) fn add_inline(
-    symbols: &[u8],
-    raw: &[u8],
-    delta: &Delta,
-    bits: Bits,
-    elements: &mut [u8],
-    sums: &mut Sums,
-) -> Result<(), BadRecord> {
-    if raw.len() > RAW_ROOM {
-        return Err(BadRecord);
-    }
     // What does not change within a block does not change within the loops either, where they are compiled for it.
     match (bits.width, delta.residual) {
         (16, Residual::Xor) => {
@@ -184,6 +175,20 @@ pub(super) fn add_inline(
     }
 }
 
+/// For each length of a residual the bits below its top one, and that: a look-up where shifts by a variable are slow. More
+/// entries than lengths, so that none needs to be checked.
+const PARTS: [(u32, u32); 64] = {
+    let mut parts = [(0, 0); 64];
+    let mut len = 1;
+    while len <= 32 {
+        let top = 1 << (len - 1);
+        parts[len] = (top - 1, top);
+        len += 1;
+    }
+    parts
+};
+
+/// Adds residuals to the weights of a base, in place.
 #[inline(always)]
 fn add(
     symbols: &[u8],
@@ -208,19 +213,18 @@ fn add(
     if bad {
         return Err(BadRecord);
     }
-    sums.raw[..raw.len()].copy_from_slice(raw);
-    sums.raw[raw.len()..raw.len() + 8].fill(0);
+    let room = padded(&mut sums.raw, raw)?;
     let mut at = 0usize;
     for residual in residuals.iter_mut() {
         let len = *residual;
-        let below = len.saturating_sub(1);
         // At most 31 bits of each weight before: within the room.
-        let Some(bytes) = sums.raw.get(at / 8..).and_then(|rest| rest.first_chunk()) else {
+        let Some(bytes) = room.get(at / 8..).and_then(|rest| rest.first_chunk()) else {
             return Err(BadRecord);
         };
         let word = u64::from_le_bytes(*bytes) >> (at % 8);
-        *residual = (word & ((1 << below) - 1)) as u32 | ((1u64 << len) >> 1) as u32;
-        at += below as usize;
+        let (below, top) = PARTS[len as usize % 64];
+        *residual = word as u32 & below | top;
+        at += len.saturating_sub(1) as usize;
     }
     if at > 8 * raw.len() || raw.len() - at.div_ceil(8) >= ALIGN {
         return Err(BadRecord);

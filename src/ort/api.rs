@@ -18,6 +18,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
 use super::cache::Cache;
+use super::depth::Limit;
 use super::fence::{self, Failure, Result};
 use crate::format::Dtype;
 
@@ -157,7 +158,7 @@ pub(crate) struct KernelInfo<'a> {
     pub(super) raw: *const OrtKernelInfo,
     cache: Option<&'a Arc<Cache>>,
     base: Option<usize>,
-    bits: Option<f64>,
+    limit: Option<Limit>,
     lifetime: PhantomData<&'a OrtKernelInfo>,
 }
 
@@ -165,7 +166,7 @@ impl<'a> KernelInfo<'a> {
     /// # Safety
     /// `raw` is the live kernel info of a `CreateKernelV2` call that lasts for `'a`.
     pub unsafe fn new(api: Api, raw: *const OrtKernelInfo, cache: Option<&'a Arc<Cache>>) -> Self {
-        KernelInfo { api, raw, cache, base: None, bits: None, lifetime: PhantomData }
+        KernelInfo { api, raw, cache, base: None, limit: None, lifetime: PhantomData }
     }
 
     /// The same of an op whose blob is a delta.
@@ -178,14 +179,14 @@ impl<'a> KernelInfo<'a> {
         self.base
     }
 
-    /// The same for a session that reads so many bits a weight at most.
-    pub fn within(self, bits: Option<f64>) -> Self {
-        KernelInfo { bits, ..self }
+    /// The same for a session that reads no more of layered weights than `limit`.
+    pub fn within(self, limit: Option<Limit>) -> Self {
+        KernelInfo { limit, ..self }
     }
 
-    /// The most bits a weight that the session reads; `None`: all.
-    pub fn bits(&self) -> Option<f64> {
-        self.bits
+    /// The most that the session reads of layered weights; `None`: all.
+    pub fn limit(&self) -> Option<Limit> {
+        self.limit
     }
 
     /// Where the session may keep decoded weights.

@@ -6,9 +6,9 @@
 //! kernel has mutable state, so one session may be run from many threads.
 
 mod api;
-mod bits;
 mod cache;
 mod cuda;
+mod depth;
 mod ep;
 mod ep_sys;
 mod fence;
@@ -24,10 +24,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
 use api::{Api, HostVersion};
-pub use bits::{BITS_OPTION, BITS_VARIABLE};
 use cache::Cache;
 pub use cache::{CACHE_OPTION, CACHE_VARIABLE};
 pub use cuda::emulate;
+use depth::Limit;
+pub use depth::{BITS_OPTION, BITS_VARIABLE, WEIGHTS_OPTION, WEIGHTS_VARIABLE};
 pub use ep::{LOG_VARIABLE, PROVIDER, STATS_VARIABLE};
 use fence::Result;
 use ops::{DEFINITIONS, Op};
@@ -92,20 +93,20 @@ pub unsafe extern "system" fn RegisterCustomOps(
 
 fn register(api: Api, options: *mut OrtSessionOptions) -> Result<()> {
     // SAFETY: the options are live.
-    let (budget, bits) =
-        unsafe { (api.session_option(options, CACHE_OPTION)?, api.session_option(options, BITS_OPTION)?) };
-    let domain = domain(api, budget, bits)?;
+    let option = |name| unsafe { api.session_option(options, name) };
+    let limit = depth::configured(option(BITS_OPTION)?, option(WEIGHTS_OPTION)?)?;
+    let domain = domain(api, option(CACHE_OPTION)?, limit)?;
     // SAFETY: the options are live, and the domain is never released.
     api.check(unsafe { (api.table().AddCustomOpDomain)(options, domain) })
 }
 
 /// The ops for sessions that keep as many decoded weights as `budget` says, as [`Cache::configured`] takes it, and read
-/// as much of them as `bits` says, as [`bits::configured`] takes it.
-fn domain(api: Api, budget: Option<String>, bits: Option<String>) -> Result<*mut OrtCustomOpDomain> {
-    match (Cache::configured(budget)?, bits::configured(bits)?) {
+/// no more of layered ones than `limit`.
+fn domain(api: Api, budget: Option<String>, limit: Option<Limit>) -> Result<*mut OrtCustomOpDomain> {
+    match (Cache::configured(budget)?, limit) {
         (None, None) => shared_domain(api),
         // Ops of its own, because kernels know their session by the op that creates them.
-        (cache, bits) => new_domain(api, cache.as_ref(), bits),
+        (cache, limit) => new_domain(api, cache.as_ref(), limit),
     }
 }
 
@@ -120,7 +121,7 @@ fn shared_domain(api: Api) -> Result<*mut OrtCustomOpDomain> {
     Ok(domain)
 }
 
-fn new_domain(api: Api, cache: Option<&Arc<Cache>>, bits: Option<f64>) -> Result<*mut OrtCustomOpDomain> {
+fn new_domain(api: Api, cache: Option<&Arc<Cache>>, limit: Option<Limit>) -> Result<*mut OrtCustomOpDomain> {
     let mut domain = ptr::null_mut();
     // SAFETY: the name is a C string that the host copies.
     api.check(unsafe { (api.table().CreateCustomOpDomain)(DOMAIN_C.as_ptr(), &mut domain) })?;
@@ -131,10 +132,10 @@ fn new_domain(api: Api, cache: Option<&Arc<Cache>>, bits: Option<f64>) -> Result
     };
     let emulated = cuda::is_emulated();
     for definition in DEFINITIONS.iter().filter(|d| !(emulated && d.is_among(&cuda::DEFINITIONS))) {
-        add(Op::new(api, definition, cache.cloned()).within(bits))?;
+        add(Op::new(api, definition, cache.cloned()).within(limit))?;
     }
     for definition in &cuda::DEFINITIONS {
-        let op = Op::new(api, definition, cache.cloned()).within(bits);
+        let op = Op::new(api, definition, cache.cloned()).within(limit);
         add(if emulated { op.on_cpu() } else { op })?;
     }
     Ok(domain)

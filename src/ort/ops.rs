@@ -12,6 +12,7 @@ use ort_sys::{
 
 use super::api::{Api, KernelContext, KernelInfo};
 use super::cache::Cache;
+use super::depth::Limit;
 use super::fence::{self, Failure, Result};
 use super::kernels::{Decode, Gather, Gemm, Lstm, MatMul, Notice};
 use super::shape::{self, Dim, Query, ShapeContext};
@@ -229,8 +230,8 @@ pub(crate) struct Op {
     definition: &'static Definition,
     provider: Option<&'static CStr>,
     cache: Option<Arc<Cache>>,
-    /// The most bits a weight that are read.
-    bits: Option<f64>,
+    /// The most that is read of layered weights.
+    limit: Option<Limit>,
 }
 
 /// A kernel and what its callbacks need beside it.
@@ -268,12 +269,12 @@ impl Op {
             GetStartVersion: Some(get_one),
             GetEndVersion: Some(get_end_version),
         };
-        Op { raw, api, definition, provider: definition.provider, cache, bits: None }
+        Op { raw, api, definition, provider: definition.provider, cache, limit: None }
     }
 
-    /// The same op, reading so many bits a weight at most.
-    pub fn within(self, bits: Option<f64>) -> Self {
-        Op { bits, ..self }
+    /// The same op, reading no more of layered weights than `limit`.
+    pub fn within(self, limit: Option<Limit>) -> Self {
+        Op { limit, ..self }
     }
 
     /// The same op, for the CPU's provider.
@@ -304,7 +305,7 @@ unsafe extern "system" fn create(
     let op = unsafe { op(this) };
     fence::guard(op.api, || {
         // SAFETY: `info` is live during this call.
-        let info = unsafe { KernelInfo::new(op.api, info, op.cache.as_ref()) }.within(op.bits);
+        let info = unsafe { KernelInfo::new(op.api, info, op.cache.as_ref()) }.within(op.limit);
         let (name, node) = (op.definition.name.to_string_lossy(), info.node_name().unwrap_or_default());
         let label = format!("{DOMAIN}.{name} node '{node}'");
         let kernel = (op.definition.create)(&info).map_err(|failure| failure.at(&label))?;

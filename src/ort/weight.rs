@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::api::{HostVersion, KernelContext, KernelInfo, Workers, threads};
 use super::cache::{self, Place};
+use super::depth::{DEPTH_BYTES, Limit};
 use super::ep::Slot;
 use super::fence::{Failure, Result};
 use crate::codec::{Decoder, DeltaDecoder, check_base};
@@ -48,8 +49,10 @@ pub(crate) struct Weight {
     shape: Vec<u64>,
     stored: Stored,
     verify: bool,
-    /// The most bits a weight that are read.
-    bits: Option<f64>,
+    /// The most that is read of weights in layers.
+    limit: Option<Limit>,
+    /// What the node says in [`DEPTH_BYTES`], or its like for its second blob.
+    depth_bytes: Option<Vec<i64>>,
     host: HostVersion,
     base: Base,
     state: State,
@@ -264,15 +267,16 @@ impl Weight {
     /// The weight of a node that is being created; the blob is validated here if it is known by now.
     pub fn new(info: &KernelInfo<'_>, input: usize, rank: Option<usize>, stored: Stored) -> Result<Weight> {
         let shape = attribute_shape(info, rank)?;
-        Weight::with_shape(info, input, shape, stored)
+        Weight::with_shape(info, input, shape, stored, DEPTH_BYTES)
     }
 
-    /// The same for a weight whose shape is not attribute `shape`.
+    /// The same for a weight whose shape is not attribute `shape`; attribute `depth_bytes` is what [`DEPTH_BYTES`] is.
     pub fn with_shape(
         info: &KernelInfo<'_>,
         input: usize,
         shape: Vec<u64>,
         stored: Stored,
+        depth_bytes: &CStr,
     ) -> Result<Weight> {
         let name = info.input_name(input).unwrap_or_default();
         let verify = verify_payload()?;
@@ -288,7 +292,8 @@ impl Weight {
             shape,
             stored,
             verify,
-            bits: info.bits(),
+            limit: info.limit(),
+            depth_bytes: info.ints(depth_bytes).ok(),
             host: info.host(),
             base,
             state: State::Late(RwLock::new(None)),
@@ -317,7 +322,8 @@ impl Weight {
             shape: slot.shape().to_vec(),
             stored: Stored::Any,
             verify: false,
-            bits: None,
+            limit: None,
+            depth_bytes: None,
             host,
             base: Base::default(),
             state: State::Packed(slot),
@@ -402,43 +408,49 @@ impl Weight {
         format!("base '{}' of {}, in {}", self.base.name, self.label(), self.base.file)
     }
 
-    /// The decoder of a blob, to the depth that the session reads.
-    fn decoder(&self, blob: &[u8]) -> std::result::Result<Decoder, Error> {
-        let mut decoder = Decoder::open_unverified(blob)?;
-        if let Some(bits) = self.bits {
-            let depth = decoder.header().depth_within(bits);
-            decoder = decoder.to_depth(depth);
+    /// The decoder of a blob that is no delta, to the depth that the session reads.
+    fn decoder(&self, blob: &[u8]) -> Result<Decoder> {
+        let failed = |error: Error| match self.base.hash {
+            // Whatever is wrong with it then, it is another blob.
+            Some(_) => self.refuse(Error::Base(format!("the base: {error}")), self.label()),
+            None => self.refuse(error, self.label()),
+        };
+        let mut decoder = Decoder::open_unverified(blob).map_err(failed)?;
+        if let Some(limit) = self.limit {
+            let depth = limit.depth(decoder.header(), self.depth_bytes.as_deref());
+            decoder = decoder.to_depth(depth.map_err(|failure| failure.at(self.label()))?);
         }
         if self.verify {
-            decoder.verify(blob)?;
+            decoder.verify(blob).map_err(failed)?;
+        }
+        if let Some(hash) = self.base.hash {
+            check_base(decoder.header(), blob, hash).map_err(|error| self.refuse(error, self.label()))?;
         }
         Ok(decoder)
     }
 
-    fn open(&self, blob: &[u8], base: Option<&[u8]>) -> Result<Opened> {
-        let open_delta = if self.verify { DeltaDecoder::open } else { DeltaDecoder::open_unverified };
-        let opened = match (base, self.base.hash) {
-            // A delta is to all bits of its base.
-            (Some(base), _) => open_delta(blob, base)
-                .map(|delta| Opened { decoder: Arc::clone(delta.base()), delta: Some(Arc::new(delta)) }),
-            (None, None) => {
-                self.decoder(blob).map(|decoder| Opened { decoder: Arc::new(decoder), delta: None })
-            }
-            // Whatever is wrong with it then, it is another blob.
-            (None, Some(hash)) => self
-                .decoder(blob)
-                .map_err(|error| Error::Base(format!("the base: {error}")))
-                .and_then(|decoder| check_base(decoder.header(), blob, hash).map(|()| decoder))
-                .map(|decoder| Opened { decoder: Arc::new(decoder), delta: None }),
-        };
-        let opened = opened.map_err(|error| match error {
+    /// What is wrong with a blob, and what to do about it; `label` names the one that should be the base's.
+    fn refuse(&self, error: Error, label: String) -> Failure {
+        match error {
             Error::Base(_) => Failure::fail(format!(
                 "{error}; put the {} back that the model was converted with, or convert the model again with --base",
                 self.base.file
             ))
-            .at(if base.is_some() { self.base_label() } else { self.label() }),
+            .at(label),
             error => Failure::fail(explain(&error)).at(self.label()),
-        })?;
+        }
+    }
+
+    fn open(&self, blob: &[u8], base: Option<&[u8]>) -> Result<Opened> {
+        let open_delta = if self.verify { DeltaDecoder::open } else { DeltaDecoder::open_unverified };
+        let opened = match base {
+            // A delta is to all bits of its base.
+            Some(base) => {
+                let delta = open_delta(blob, base).map_err(|e| self.refuse(e, self.base_label()))?;
+                Opened { decoder: Arc::clone(delta.base()), delta: Some(Arc::new(delta)) }
+            }
+            None => Opened { decoder: Arc::new(self.decoder(blob)?), delta: None },
+        };
         check_spec(&self.label(), &opened.decoder.header().spec, &self.shape, self.stored)?;
         Ok(opened)
     }

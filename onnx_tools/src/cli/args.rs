@@ -285,8 +285,8 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
     /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
-    /// symbol), and put what is below into layers that a session need not read: nz.bits says how many bits a weight it
-    /// takes. Up to three numbers [default: 3,7,15]
+    /// symbol), and put what is below into layers that a session need not read: nz.weights_mib says how many MiB all
+    /// weights may take, nz.bits how many bits each. Up to three numbers [default: 3,7,15]
     #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
         value_parser = parse_layers)]
     pub layers: Option<Layers>,
@@ -328,8 +328,8 @@ pub struct PlanArgs {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
     /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
-    /// symbol), and put what is below into layers that a session need not read: nz.bits says how many bits a weight it
-    /// takes. Up to three numbers [default: 3,7,15]
+    /// symbol), and put what is below into layers that a session need not read: nz.weights_mib says how many MiB all
+    /// weights may take, nz.bits how many bits each. Up to three numbers [default: 3,7,15]
     #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
         value_parser = parse_layers)]
     pub layers: Option<Layers>,

@@ -19,7 +19,7 @@ use super::{check, constants};
 use crate::delta::shared::{Shared, SharedBase, delta_name};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json};
-use crate::rewrite::{BaseBlob, Compression, Decision, Placement, PlanBase, UseKind};
+use crate::rewrite::{BaseBlob, Compression, Decision, DepthBytes, Placement, PlanBase, UseKind};
 use crate::staged::{Staged, commit};
 
 /// How to convert.
@@ -44,6 +44,8 @@ struct Encoded {
     bytes: u64,
     found: check::Match,
     base: Option<OfBase>,
+    /// Bytes at each depth, if blobs get layers.
+    depths: Vec<u64>,
 }
 
 /// What a weight has of the base.
@@ -96,7 +98,8 @@ fn convert_to(
         return Ok(document);
     }
     let base = base.map(|base| plan_base(&base, &encoded)).filter(|base| !base.blobs.is_empty());
-    let staged = writer.finish(&prepared, placements, base, optimized)?;
+    let depths = DepthBytes::new(encoded.into_iter().map(|(id, encoded)| (id, encoded.depths)));
+    let staged = writer.finish(&prepared, placements, base, depths, optimized)?;
     document.output = Some(json::Output {
         path: files.model.display().to_string(),
         data_path: staged.data.as_ref().map(|_| files.data.display().to_string()),
@@ -154,7 +157,7 @@ fn transfer<'a>(
                 (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
                 (Choice::Encoded { group, encoding, .. }, Decision::Compress(compression)) => next(&reads)
                     .and_then(|read| encode(prepared, base, weight, (compression, layers), *group, read))
-                    .map(|Made { blob, found, base, memory }| {
+                    .map(|Made { blob, found, base, depths, memory }| {
                         let coded = match &base {
                             Some(base) => base.encoding.to_string(),
                             None => Coded::of(*encoding, found.lossless).name(),
@@ -162,7 +165,7 @@ fn transfer<'a>(
                         let bytes = blob.as_ref().map_or(0, Vec::len) as u64;
                         progress
                             .note(&format!("{}: {} -> {bytes} bytes, {coded}", weight.name, weight.bytes));
-                        encoded.insert(weight.id, Encoded { bytes, found, base });
+                        encoded.insert(weight.id, Encoded { bytes, found, base, depths });
                         blob.map_or(Task::InBase, |blob| Task::Place { blob, form: None, memory })
                     }),
                 (Choice::Encoded { encoding: Encoding::Folded(how), .. }, _) => next(&reads)
@@ -170,7 +173,8 @@ fn transfer<'a>(
                         Ok((constants::encode(weight, &source, *how)?, memory))
                     })
                     .map(|((blob, form, found), memory)| {
-                        encoded.insert(weight.id, Encoded { bytes: blob.len() as u64, found, base: None });
+                        let bytes = blob.len() as u64;
+                        encoded.insert(weight.id, Encoded { bytes, found, base: None, depths: Vec::new() });
                         Task::Place { blob, form: Some(form), memory }
                     }),
                 _ if weight.is_external() && !dry_run => Ok(Task::Copy),
@@ -235,6 +239,7 @@ struct Made {
     blob: Option<Vec<u8>>,
     found: check::Match,
     base: Option<OfBase>,
+    depths: Vec<u64>,
     memory: Share,
 }
 
@@ -250,8 +255,11 @@ fn encode(
     let coding = prepared.groups[group].coding()?;
     let failed = |e| Error::codec(model.path(), &weight.name, e);
     let mut blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    let mut depths = Vec::new();
     if let Some(layers) = layers {
         blob = layers.apply(blob, &source, spec).map_err(failed)?;
+        let header = Header::parse(&blob).map_err(failed)?;
+        depths = (0..=header.layers.len()).map(|depth| header.bytes_to(depth)).collect();
     }
     let found = check::against_source(&blob, &source, spec).map_err(|e| {
         // The encoder is at fault here, not the file; or the file has changed since it was surveyed.
@@ -268,14 +276,14 @@ fn encode(
     drop(source);
     memory.shrink(weight.bytes);
     Ok(match shared {
-        None => Made { blob: Some(blob), found, base: None, memory },
+        None => Made { blob: Some(blob), found, base: None, depths, memory },
         Some(Shared::Same(blob)) => {
-            Made { blob: None, found, base: Some(OfBase { blob, encoding: "base" }), memory }
+            Made { blob: None, found, base: Some(OfBase { blob, encoding: "base" }), depths, memory }
         }
         Some(Shared::Delta(of_base, blob)) => {
             let encoding = Header::parse(&blob).map_err(failed).map(|header| delta_name(&header))?;
             let base = OfBase { blob: of_base, encoding: encoding.unwrap_or("delta") };
-            Made { blob: Some(blob), found, base: Some(base), memory }
+            Made { blob: Some(blob), found, base: Some(base), depths, memory }
         }
     })
 }

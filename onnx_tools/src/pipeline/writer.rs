@@ -12,7 +12,7 @@ use super::paths::OutputFiles;
 use super::planning::{Choice, Prepared};
 use crate::onnx::{Error, Model, Result, Source, Storage, Weight, WeightId};
 use crate::rewrite::splice::Plan;
-use crate::rewrite::{Decision, Form, Placement, PlanBase, build};
+use crate::rewrite::{Decision, DepthBytes, Form, Placement, PlanBase, build};
 use crate::staged::Staged;
 
 /// Alignment of a blob in the data file: ONNX Runtime maps it at that granularity.
@@ -129,6 +129,7 @@ impl<'a> Writer<'a> {
         prepared: &Prepared,
         placements: BTreeMap<WeightId, Placement>,
         base: Option<PlanBase>,
+        depths: DepthBytes,
         optimized: Option<&Optimized>,
     ) -> Result<Finished> {
         let name = self.files.data.file_name().unwrap_or_default();
@@ -146,6 +147,7 @@ impl<'a> Writer<'a> {
             metadata: optimized.map_or(Vec::new(), |o| o.origin.metadata()),
             nchwc_block: optimized.and_then(|o| o.origin.nchwc_block),
             base,
+            depths,
         };
         let mut model = Staged::create(&self.files.model)?;
         build(&prepared.model, &plan)?.stream(&prepared.model, |chunk| model.write(chunk))?;

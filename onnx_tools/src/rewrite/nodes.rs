@@ -22,19 +22,29 @@ const CAST_PREFIX: &str = "InsertedPrecisionFreeCast_";
 /// names as not registered.
 const NOTICE: &str = "register_libnz_onnx_so_before_loading_this_model";
 
-/// The node that says what a converted model needs: the library, and channel blocks of a size, if any are in it.
-pub(crate) fn notice(names: &mut Names, nchwc_block: Option<u32>) -> Rope {
+/// The node that says what a converted model needs: the library, channel blocks of a size, if any are in it, and what all
+/// blobs take with each layer, if that is known.
+pub(crate) fn notice(names: &mut Names, nchwc_block: Option<u32>, depth_bytes: Vec<i64>) -> Rope {
     let mut body = Rope::new();
     let node = proto::Node {
         output: vec![names.fresh("nz.notice")],
         op_type: Some(NOTICE.to_string()),
         domain: Some(DOMAIN.to_string()),
-        attribute: nchwc_block.map(|size| int("nchwc_block", i64::from(size))).into_iter().collect(),
+        attribute: nchwc_block
+            .map(|size| int("nchwc_block", i64::from(size)))
+            .into_iter()
+            .chain(depths(DEPTH_BYTES, depth_bytes))
+            .collect(),
         ..Default::default()
     };
     body.owned(&node.encode_to_vec());
     body
 }
+
+/// The attribute that says what all blobs take at each depth of a node's.
+const DEPTH_BYTES: &str = "depth_bytes";
+/// The same for the second blob of a node.
+const SECOND_DEPTH_BYTES: &str = "R_depth_bytes";
 
 /// How one node is rewritten: by a fused op, or by `nz.Decode` before it.
 #[derive(Debug, Default)]
@@ -69,6 +79,8 @@ pub(crate) struct Reading<'a> {
     pub usage: &'a Use,
     pub blob: String,
     pub base: Option<ReadingBase>,
+    /// What all blobs take at each depth of this one: [`super::DepthBytes::of`].
+    pub depth_bytes: Vec<i64>,
 }
 
 /// The base's blob that a weight is, or that its blob is a delta to.
@@ -93,7 +105,13 @@ impl Reading<'_> {
         if self.delta().is_some() { "Delta" } else { "" }
     }
 
-    /// What the node says of the base.
+    /// What the node says of the weight.
+    fn attributes(&self) -> Vec<proto::Attribute> {
+        let depths = depths(DEPTH_BYTES, self.depth_bytes.clone());
+        std::iter::once(shape(self.weight)).chain(depths).chain(self.base_attributes()).collect()
+    }
+
+    /// What it says of the base.
     fn base_attributes(&self) -> Vec<proto::Attribute> {
         let Some(base) = &self.base else { return Vec::new() };
         let file = proto::Attribute {
@@ -142,7 +160,7 @@ fn decode(model: &Model, names: &mut Names, reading: &Reading<'_>, out: &mut Rop
             name: Some(names.fresh(&format!("{weight}.nz.decode"))),
             op_type: Some(format!("Decode{}{}", reading.infix(), of_integers(reading.weight))),
             domain: Some(DOMAIN.to_string()),
-            attribute: std::iter::once(shape(reading.weight)).chain(reading.base_attributes()).collect(),
+            attribute: reading.attributes(),
         },
     );
     if reading.usage.transposed {
@@ -236,8 +254,7 @@ fn fuse(
         _ => (gather, vec![reading.blob.clone(), inputs[1].clone()], Vec::new()),
     };
     input.extend(reading.delta().cloned().into_iter().chain(addend));
-    attribute.push(shape(reading.weight));
-    attribute.extend(reading.base_attributes());
+    attribute.extend(reading.attributes());
     let mut output = node.outputs.clone();
     let result = casts.then(|| {
         let float32 = names.fresh(&format!("{}.nz.f32", output[0]));
@@ -281,7 +298,11 @@ fn lstm(
         output: node.outputs.clone(),
         name: None,
         op_type: Some("DecodeLSTM".to_string()),
-        attribute: vec![flag("reverse", reverse), shape(input.weight)],
+        attribute: [flag("reverse", reverse)]
+            .into_iter()
+            .chain(input.attributes())
+            .chain(depths(SECOND_DEPTH_BYTES, recurrent.depth_bytes.clone()))
+            .collect(),
         domain: Some(DOMAIN.to_string()),
     };
     replace(model, node, &fields)
@@ -371,6 +392,10 @@ fn push(out: &mut Rope, node: proto::Node) {
 fn shape(weight: &Weight) -> proto::Attribute {
     // A shape comes from int64 fields that were found not to be negative.
     ints("shape", weight.shape.iter().map(|&dim| dim as i64).collect())
+}
+
+fn depths(name: &str, bytes: Vec<i64>) -> Option<proto::Attribute> {
+    (!bytes.is_empty()).then(|| ints(name, bytes))
 }
 
 fn ints(name: &str, ints: Vec<i64>) -> proto::Attribute {

@@ -9,6 +9,7 @@ use prost::Message;
 use super::base::{BaseBlob, PlanBase};
 use super::carried::Carried;
 use super::decide::{Compression, Decision};
+use super::depths::DepthBytes;
 use super::fold;
 use super::names::Names;
 use super::nodes::{self, Reading, ReadingBase, Rewrite};
@@ -72,6 +73,8 @@ pub struct Plan {
     pub nchwc_block: Option<u32>,
     /// What weights come from a base, if any.
     pub base: Option<PlanBase>,
+    /// What blobs take with each layer, if they were to get some; else empty.
+    pub depths: DepthBytes,
 }
 
 impl Plan {
@@ -226,7 +229,7 @@ impl<'a> Splicer<'a> {
                     ReadingBase { file: base.file.clone(), hash: blob.hash, delta }
                 });
                 let rewrite = splicer.rewrites.entry((graph, usage.reader.node)).or_default();
-                rewrite.add(Reading { weight, usage, blob, base });
+                rewrite.add(Reading { weight, usage, blob, base, depth_bytes: plan.depths.of(root) });
             }
         }
         Ok(splicer)
@@ -244,7 +247,10 @@ impl<'a> Splicer<'a> {
         for field in &graph.fields {
             if is_first && matches!(field.part, Part::Node(_)) {
                 if notice {
-                    out.field(1, nodes::notice(&mut self.names, self.plan.nchwc_block));
+                    out.field(
+                        1,
+                        nodes::notice(&mut self.names, self.plan.nchwc_block, self.plan.depths.totals()),
+                    );
                 }
                 // Before all that may read them.
                 for (&weight, form) in &self.plan.folded {

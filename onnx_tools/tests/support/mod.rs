@@ -86,6 +86,7 @@ pub fn convert(
         metadata: vec![],
         nchwc_block: None,
         base: None,
+        depths: Default::default(),
     };
     let rope = rewrite::build(&model, &plan).unwrap();
     let mut bytes = Vec::new();

@@ -3,6 +3,7 @@
 //!
 //! Every function names all features: a closure inlines only into a function that has its features too.
 
+pub(super) mod delta;
 mod raw;
 mod tiers;
 

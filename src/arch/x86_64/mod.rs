@@ -4,7 +4,7 @@ mod avx2;
 mod avx512;
 pub(super) mod dense;
 
-use super::delta::{self, Bits, Sums};
+use super::delta::{Bits, Sums};
 use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
 use super::{
     Backend, BadRecord, Extent, Fused, Grid, Half, Products, Record, Scratch, Store, Tables, generic, grid,
@@ -44,7 +44,7 @@ pub(super) fn available() -> Vec<Backend> {
                         columns: avx512::multiply_columns,
                     }),
                 }),
-                delta: delta_avx512,
+                delta: avx512::decode_delta,
             });
         }
     }
@@ -121,49 +121,13 @@ fn avx2_halves(
 fn delta_avx2(
     tables: &Tables,
     record: &[u8],
-    of: &Delta,
+    delta: &Delta,
     bits: Bits,
     elements: &mut [u8],
     buffers: (&mut Scratch, &mut Sums),
 ) -> Result<(), BadRecord> {
-    #[target_feature(enable = "avx2,bmi2,popcnt")]
-    fn compiled(
-        tables: &Tables,
-        record: &[u8],
-        of: &Delta,
-        bits: Bits,
-        elements: &mut [u8],
-        buffers: (&mut Scratch, &mut Sums),
-    ) -> Result<(), BadRecord> {
-        delta::decode_inline(tables, record, of, bits, elements, buffers)
-    }
     // SAFETY: only `available` hands this function out, after it has seen these features.
-    unsafe { compiled(tables, record, of, bits, elements, buffers) }
-}
-
-fn delta_avx512(
-    tables: &Tables,
-    record: &[u8],
-    of: &Delta,
-    bits: Bits,
-    elements: &mut [u8],
-    (scratch, sums): (&mut Scratch, &mut Sums),
-) -> Result<(), BadRecord> {
-    #[target_feature(enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl")]
-    fn add(
-        symbols: &[u8],
-        raw: &[u8],
-        of: &Delta,
-        bits: Bits,
-        elements: &mut [u8],
-        sums: &mut Sums,
-    ) -> Result<(), BadRecord> {
-        delta::add_inline(symbols, raw, of, bits, elements, sums)
-    }
-    let n = elements.len() / (bits.width as usize / 8);
-    let (symbols, raw) = avx512::symbols_first(tables, record, n, scratch)?;
-    // SAFETY: only `available` hands this function out, after it has seen these features.
-    unsafe { add(symbols, raw, of, bits, elements, sums) }
+    unsafe { avx2::delta::decode(tables, record, delta, bits, elements, buffers) }
 }
 
 fn encode_avx2(t: &Tables, words: &[u32], s: &mut Scratch, out: &mut [u8], _: &[u8]) -> (u8, usize) {

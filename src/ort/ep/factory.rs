@@ -11,6 +11,7 @@ use ort_sys::{
 use super::provider::Provider;
 use super::{EpApi, PROVIDER, PROVIDER_C};
 use crate::ort::api::{Api, HostVersion};
+use crate::ort::depth;
 use crate::ort::ep_sys::{self, EP_API_LEVEL, EP_API_NEWEST, OrtDataTransferImpl, OrtEp, OrtEpFactory};
 use crate::ort::fence::{self, Failure, Result};
 
@@ -279,7 +280,7 @@ unsafe extern "system" fn get_custom_op_domains(
     fence::guard(api, || {
         if count > 0 {
             // SAFETY: there is room for `count` domains.
-            unsafe { out.write(crate::ort::domain(api, None, None)?) };
+            unsafe { out.write(crate::ort::domain(api, None, depth::configured(None, None)?)?) };
         }
         Ok(())
     })

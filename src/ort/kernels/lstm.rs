@@ -2,6 +2,7 @@
 
 use super::product::{Product, View};
 use crate::ort::api::{KernelContext, KernelInfo, Tensor, Workers};
+use crate::ort::depth::SECOND_DEPTH_BYTES;
 use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::{Bound, Stored, Weight};
@@ -28,7 +29,9 @@ impl Lstm {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let input = Weight::new(info, 1, Some(3), Stored::Rows)?;
-        Lstm::with(info, [3, 4, 5], input, |shape| Weight::with_shape(info, 2, shape, Stored::Rows))
+        Lstm::with(info, [3, 4, 5], input, |shape| {
+            Weight::with_shape(info, 2, shape, Stored::Rows, SECOND_DEPTH_BYTES)
+        })
     }
 
     /// The kernel of an ONNX `LSTM` with these weights as inputs 1 and 2.

@@ -50,6 +50,23 @@ pub(super) fn symbols<'s>(
     Ok(below)
 }
 
+/// What follows the tiers and literals at the start of `planes`, which `first`, tier 0's plane, stands before.
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+pub(super) fn behind<'a>(
+    tables: &Tables,
+    first: &'a [u8],
+    mut planes: &'a [u8],
+    n: usize,
+) -> Result<&'a [u8], BadRecord> {
+    let (mut plane, mut codes) = (first, n);
+    for (t, tier) in tables.tiers.iter().enumerate() {
+        let width = tables.tiers.get(t + 1).map_or(8, |next| next.width);
+        codes = count_escapes(tier.width, plane, codes);
+        plane = take(&mut planes, plane_bytes(width, codes))?;
+    }
+    Ok(planes)
+}
+
 /// Codes of the plane that are all ones, at most `n`: unused bits are zeros in a valid plane, and never counted.
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {

@@ -2,6 +2,7 @@
 //!
 //! Every function names all features: a closure inlines only into a function that has its features too.
 
+mod delta;
 mod elements;
 mod encode;
 mod f16;
@@ -17,8 +18,10 @@ mod whole;
 /// Blocks of a multiple of so many weights are decoded in registers.
 pub(super) const UNIT: usize = whole::GROUP;
 
+use crate::arch::delta::{Bits, Sums};
 use crate::arch::generic::one_by_one;
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
+use crate::format::Delta;
 
 pub(super) use load::load;
 
@@ -34,17 +37,6 @@ pub(super) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vbmi2")
         && is_x86_feature_detected!("avx512vpopcntdq")
-}
-
-/// The `n` symbols whose tiers and literals stand at the start of `record`, and what follows them.
-pub(super) fn symbols_first<'a>(
-    tables: &Tables,
-    record: &'a [u8],
-    n: usize,
-    scratch: &'a mut Scratch,
-) -> Result<(&'a [u8], &'a [u8]), BadRecord> {
-    // SAFETY: only a backend that `super::available` hands out comes here, after it has seen the features.
-    unsafe { symbols::symbols_first(tables, record, n, scratch) }
 }
 
 pub(super) fn decode(
@@ -81,6 +73,18 @@ pub(super) fn decode_halves(
 ) -> Result<(), BadRecord> {
     // SAFETY: as in `decode`.
     unsafe { elements::halves(tables, records, scratch, format, out, store) }
+}
+
+pub(super) fn decode_delta(
+    tables: &Tables,
+    record: &[u8],
+    delta: &Delta,
+    bits: Bits,
+    elements: &mut [u8],
+    buffers: (&mut Scratch, &mut Sums),
+) -> Result<(), BadRecord> {
+    // SAFETY: as in `decode`.
+    unsafe { delta::decode(tables, record, delta, bits, elements, buffers) }
 }
 
 pub(super) fn multiply_rows(
