@@ -258,12 +258,12 @@ def test_fused_matmul(trans_b, rng, tmp_path):
     w = weights(rng, *((N, K) if trans_b else (K, N)))
     for rows in (1, 7, 100):
         x = numbers(rng, 2, rows, K)
-        for attributes, wanted in (({}, True), ({"alpha": 0.125}, True), ({"transA": 1}, False)):
+        for attributes in ({}, {"alpha": 0.125}, {"transA": 1}):
             fused = node("FusedMatMul", ["X", "W"], domain="com.microsoft", transB=trans_b, **attributes)
             feed = x.transpose(0, 2, 1).copy() if "transA" in attributes else x
             model = build([fused], [value("X")], {"W": w})
             found, ran = run(model, {"X": feed}, tmp_path)
-            assert ran == ["FusedMatMul"] * wanted
+            assert ran == ["FusedMatMul"]
             close(found, plain(model, {"X": feed}))
 
 
