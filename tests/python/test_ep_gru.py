@@ -4,6 +4,7 @@ import eplib
 import numpy as np
 import pytest
 from eplib import build, close, library, node, plain, run, session, supported, value, weights  # noqa: F401
+from onnx import TensorProto
 
 HIDDEN, FEATURES = 48, 70
 
@@ -29,9 +30,8 @@ def gru(rng, direction="forward", given=(), hidden=HIDDEN, features=FEATURES, op
         inputs.pop()
     # Larger than in trained models, so that gates are neither open nor shut.
     initializers = {name: 5 * weights(rng, *shape) for name, shape in shapes.items() if name in inputs}
-    if "lengths" in given:
-        initializers["lengths"] = np.array([2, 3], np.int32)
     graph_inputs = [value("X")] + [value("h")] * ("h" in given)
+    graph_inputs += [value("lengths", TensorProto.INT32)] * ("lengths" in given)
     made = node("GRU", inputs, ["Y", "Y_h"], hidden_size=hidden, direction=direction, **attributes)
     return build([made], graph_inputs, initializers, [value("Y"), value("Y_h")], opset=opset), directions
 
@@ -56,6 +56,25 @@ def test_gru(direction, given, resets_product, rng, tmp_path):
 
 
 @supported
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("resets_product", [0, 1])
+def test_sequences_of_different_lengths(direction, resets_product, rng, tmp_path):
+    model, directions = gru(rng, direction, ("B", "h", "lengths"), linear_before_reset=resets_product)
+    made = session(model, {"gru": 1}, profile=str(tmp_path))
+    for lengths in ([6, 6, 6], [6, 1, 4], [2, 3, 1]):
+        feeds = {"X": numbers(rng, 6, 3, FEATURES), "h": numbers(rng, directions, 3, HIDDEN)}
+        feeds["lengths"] = np.array(lengths, np.int32)
+        expected = session(model, provider=False).run(None, feeds)
+        for found, wanted in zip(made.run(None, feeds), expected, strict=True):
+            close(found, wanted)
+    for wrong in ([6, 7, 1], [6, -1, 1], [6, 6]):
+        feeds["lengths"] = np.array(wrong, np.int32)
+        with pytest.raises(Exception, match=r"GRU node 'node_Y': sequence_lens \(input 4\) .* \[3\], of numbers from 0 to 6"):
+            made.run(None, feeds)
+    assert eplib.executed(made)[eplib.PROVIDER] == ["GRU"]
+
+
+@supported
 def test_gru_of_nothing_and_of_older_opsets(rng, tmp_path):
     model, _ = gru(rng, given=("B",))
     for shape in ((0, 2, FEATURES), (3, 0, FEATURES)):
@@ -77,7 +96,6 @@ def test_unusual_grus_are_left_alone(rng, tmp_path):
         ({"activations": ["Sigmoid", "tanh"]}, True),
         ({"activations": ["Sigmoid", "Relu"]}, False),
         ({"clip": 0.5}, False),
-        ({"given": ("lengths",)}, False),
         # R of 12 KiB is too small, and W is read with it.
         ({"hidden": 32, "features": 900}, True),
     ]

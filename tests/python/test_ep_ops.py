@@ -367,7 +367,7 @@ def test_unusual_lstms_are_left_alone(rng, tmp_path):
         ({"clip": 0.5}, False),
         ({"input_forget": 1}, False),
         ({"given": ("B", "P")}, False),
-        ({"given": ("lengths",)}, False),
+        ({"given": ("lengths",)}, True),
         # R of 16 KiB is too small, and W is read with it.
         ({"hidden": 32, "features": 900}, True),
     ]

@@ -184,14 +184,13 @@ fn order(node: &Node<'_>, op: &str, shape: &[u64]) -> Option<Order> {
     }
 }
 
-/// An LSTM or GRU as nearly all are: the default activations, all sequences of one length, no peepholes.
+/// An LSTM or GRU as nearly all are: the default activations, no peepholes.
 fn is_usual(node: &Node<'_>, default: &[&str]) -> Result<bool> {
     let inputs = node.inputs()?;
     let absent = |input: usize| inputs.get(input).is_none_or(Option::is_none);
     let usual =
         |names: Vec<String>| names.iter().zip(default.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b));
-    Ok(absent(4)
-        && absent(7)
+    Ok(absent(7)
         && (!node.has(c"activations") || node.strings(c"activations").is_some_and(usual))
         && [c"clip", c"activation_alpha", c"activation_beta"].iter().all(|name| !node.has(name))
         && [c"input_forget", c"layout"].iter().all(|name| node.int(name).unwrap_or(0) == 0))

@@ -12,8 +12,10 @@ use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::{Bound, Weight};
 
-/// Floats of the inputs that are laid out as columns at a time: 4 MiB.
-const COLUMNS: usize = 1 << 20;
+/// Floats of the inputs that are laid out as columns at a time: 1 MiB.
+const COLUMNS: usize = 1 << 18;
+/// Positions that are laid out at a time at least: the filter is decoded once for them.
+const POSITIONS: usize = 256;
 /// Floats from which on laying them out is work for several threads.
 const SHARED_FROM: usize = 1 << 15;
 
@@ -139,7 +141,7 @@ impl Conv {
             return product!(positions, x, None).add_to_columns(job.weight, job.workers, y, positions);
         }
         let (window, input, output) = (job.window, job.input, job.output);
-        let step = (COLUMNS / k).clamp(1, positions);
+        let step = (COLUMNS / k).max(POSITIONS).min(positions);
         let mut columns = vec![0f32; k * step];
         for start in (0..positions).step_by(step) {
             let m = step.min(positions - start);

@@ -9,8 +9,9 @@ use crate::ort::weight::Weight;
 
 /// Update, reset and hidden gate, in this order in weights and biases.
 const GATES: usize = 3;
-/// The inputs that hold bias and first hidden state. Input 4 has lengths of sequences: a node with them is not taken.
+/// The inputs that hold bias, lengths of sequences and first hidden state.
 const BIAS: (usize, &str) = (3, "B");
+const LENGTHS: usize = 4;
 const STATE: (usize, &str) = (5, "initial_h");
 
 /// The kernel of one node.
@@ -55,9 +56,8 @@ impl Gru {
             let gates = &gates[step * batch * width..][..batch * width];
             if self.resets_product {
                 cells.from_state(sequence, direction, 0..width, (h, (&of_state, 0)), &mut sums)?;
-                for ((sums, gates), h) in
-                    sums.chunks(width).zip(gates.chunks(width)).zip(h.chunks_mut(hidden))
-                {
+                let rows = sums.chunks(width).zip(gates.chunks(width)).zip(h.chunks_mut(hidden)).enumerate();
+                for (_, ((sums, gates), h)) in rows.filter(|(row, _)| sequence.has(step, *row)) {
                     let [update, reset, new] = split::<GATES>(sums, hidden);
                     let [update_in, reset_in, new_in] = split::<GATES>(gates, hidden);
                     // For the compiler, which then knows that no index is out of bounds.
@@ -87,7 +87,8 @@ impl Gru {
                     &mut candidate,
                 )?;
                 let rows = h.chunks_mut(hidden).zip(candidate.chunks(hidden));
-                for (sums, (h, new)) in both.chunks(2 * hidden).zip(rows) {
+                let rows = both.chunks(2 * hidden).zip(rows).enumerate();
+                for (_, (sums, (h, new))) in rows.filter(|(row, _)| sequence.has(step, *row)) {
                     for ((h, new), sum) in h.iter_mut().zip(new).zip(sums) {
                         let (z, new) = (sigmoid(*sum), tanh(*new));
                         *h = new + z * (*h - new);
@@ -104,7 +105,7 @@ impl Kernel for Gru {
     fn compute(&self, mut context: KernelContext<'_>) -> Result<()> {
         let cells = &self.cells;
         let (hidden, directions) = (cells.hidden, cells.directions);
-        let sequence = cells.sequence(&context)?;
+        let sequence = cells.sequence(&context, Some(LENGTHS))?;
         let (steps, batch) = (sequence.steps, sequence.batch);
         let bias = cells.optional(&context, BIAS, &[2 * cells.width])?;
         let bias = bias.as_ref().map(Tensor::values::<f32>).transpose()?;
@@ -117,7 +118,7 @@ impl Kernel for Gru {
                 let bias = bias.as_ref().map(|all| &all[direction * 2 * cells.width..][..2 * cells.width]);
                 self.run(&sequence, direction, bias, h, |step, h| {
                     if let Some(y) = &mut y {
-                        y[(step * directions + direction) * size..][..size].copy_from_slice(h);
+                        cells.put(&sequence, (step, direction), h, y);
                     }
                 })?;
             }

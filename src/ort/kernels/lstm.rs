@@ -15,6 +15,8 @@ pub(crate) struct Lstm {
     cells: Cells,
     /// The inputs that hold bias, first hidden state and first cell state.
     optional: [usize; 3],
+    /// The input that may hold lengths of sequences.
+    lengths: Option<usize>,
 }
 
 impl Lstm {
@@ -22,13 +24,13 @@ impl Lstm {
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let input = Weight::new(info, 1, Some(3), Stored::Rows)?;
         let recurrent = |shape| Weight::with_shape(info, 2, shape, Stored::Rows);
-        Ok(Lstm { cells: Cells::new(info, GATES, input, recurrent)?, optional: [3, 4, 5] })
+        Ok(Lstm { cells: Cells::new(info, GATES, input, recurrent)?, optional: [3, 4, 5], lengths: None })
     }
 
     /// The kernel of an ONNX `LSTM` with these weights as inputs 1 and 2.
     pub fn packed(info: &KernelInfo<'_>, input: Weight, recurrent: Weight) -> Result<Self> {
-        // Input 4 has lengths of sequences: a node with them is not taken.
-        Ok(Lstm { cells: Cells::packed(info, GATES, input, recurrent)?, optional: [3, 5, 6] })
+        let cells = Cells::packed(info, GATES, input, recurrent)?;
+        Ok(Lstm { cells, optional: [3, 5, 6], lengths: Some(4) })
     }
 }
 
@@ -36,7 +38,7 @@ impl Kernel for Lstm {
     fn compute(&self, mut context: KernelContext<'_>) -> Result<()> {
         let (cells, [b, h, c]) = (&self.cells, self.optional);
         let (hidden, directions) = (cells.hidden, cells.directions);
-        let sequence = cells.sequence(&context)?;
+        let sequence = cells.sequence(&context, self.lengths)?;
         let (steps, batch) = (sequence.steps, sequence.batch);
         let bias = cells.optional(&context, (b, "B"), &[2 * cells.width])?;
         let bias = bias.as_ref().map(Tensor::values::<f32>).transpose()?;
@@ -53,7 +55,7 @@ impl Kernel for Lstm {
                 let bias = bias.as_ref().map(|all| &all[direction * 2 * cells.width..][..2 * cells.width]);
                 self.run(&sequence, direction, bias, (h, c), |step, h| {
                     if let Some(y) = &mut y {
-                        y[(step * directions + direction) * size..][..size].copy_from_slice(h);
+                        cells.put(&sequence, (step, direction), h, y);
                     }
                 })?;
             }
@@ -90,7 +92,8 @@ impl Lstm {
         for step in cells.order(sequence, direction) {
             let from_input = &gates[step * batch * width..][..batch * width];
             cells.from_state(sequence, direction, 0..width, (h, (from_input, width)), &mut sums)?;
-            for ((sums, h), c) in sums.chunks(width).zip(h.chunks_mut(hidden)).zip(c.chunks_mut(hidden)) {
+            let rows = sums.chunks(width).zip(h.chunks_mut(hidden)).zip(c.chunks_mut(hidden)).enumerate();
+            for (_, ((sums, h), c)) in rows.filter(|(row, _)| sequence.has(step, *row)) {
                 let [input, output, forget, cell] = split::<GATES>(sums, hidden);
                 // For the compiler, which then knows that no index is out of bounds.
                 let (h, c) = (&mut h[..hidden], &mut c[..hidden]);

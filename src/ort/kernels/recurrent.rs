@@ -31,6 +31,15 @@ pub(super) struct Sequence<'a> {
     input: Bound<'a>,
     recurrent: Bound<'a>,
     workers: Workers<'a>,
+    /// Steps of each sequence of the batch; nothing where all have them all.
+    lengths: Option<Vec<usize>>,
+}
+
+impl Sequence<'_> {
+    /// Whether sequence `row` of the batch has that step.
+    pub fn has(&self, step: usize, row: usize) -> bool {
+        self.lengths.as_ref().is_none_or(|lengths| step < lengths[row])
+    }
 }
 
 impl Cells {
@@ -101,8 +110,13 @@ impl Cells {
         })
     }
 
-    /// The inputs, and the weights ready to be read.
-    pub fn sequence<'a>(&'a self, context: &KernelContext<'a>) -> Result<Sequence<'a>> {
+    /// The inputs, and the weights ready to be read. `lengths` is the input that says how long sequences are, if there may
+    /// be one.
+    pub fn sequence<'a>(
+        &'a self,
+        context: &KernelContext<'a>,
+        lengths: Option<usize>,
+    ) -> Result<Sequence<'a>> {
         let x = context.required(0)?;
         let (steps, batch) = match *x.dims() {
             [steps, batch, features] if features == self.features as i64 => (steps as usize, batch as usize),
@@ -121,7 +135,16 @@ impl Cells {
             recurrent = recurrent.decoded(&workers)?;
         }
         let input = self.input.bind(context)?;
-        Ok(Sequence { steps, batch, x: x.values::<f32>()?, input, recurrent, workers })
+        let lengths = lengths.map(|index| lengths_of(context, index, steps, batch)).transpose()?.flatten();
+        Ok(Sequence { steps, batch, x: x.values::<f32>()?, input, recurrent, workers, lengths })
+    }
+
+    /// Sets a step of the output `y` of all to the states `h` of one direction, and to zeros where a sequence is over.
+    pub fn put(&self, sequence: &Sequence<'_>, (step, direction): (usize, usize), h: &[f32], y: &mut [f32]) {
+        let y = &mut y[(step * self.directions + direction) * h.len()..][..h.len()];
+        y.copy_from_slice(h);
+        let rows = y.chunks_mut(self.hidden).enumerate();
+        rows.filter(|(row, _)| !sequence.has(step, *row)).for_each(|(_, y)| y.fill(0.0));
     }
 
     /// The steps in the order in which a direction takes them.
@@ -159,6 +182,25 @@ impl Cells {
             sums,
         )
     }
+}
+
+/// The steps of each sequence of a batch, as input `index` says, if it is there.
+fn lengths_of(
+    context: &KernelContext<'_>,
+    index: usize,
+    steps: usize,
+    batch: usize,
+) -> Result<Option<Vec<usize>>> {
+    let Some(tensor) = context.input(index)? else { return Ok(None) };
+    let lengths: Option<Vec<usize>> =
+        tensor.values::<i32>()?.iter().map(|&n| usize::try_from(n).ok().filter(|&n| n <= steps)).collect();
+    let fits = tensor.dims() == [batch as i64];
+    lengths.filter(|_| fits).map(Some).ok_or_else(|| {
+        let found = tensor.dims();
+        Failure::invalid(format!(
+            "sequence_lens (input {index}) has shape {found:?}: it must be [{batch}], of numbers from 0 to {steps}"
+        ))
+    })
 }
 
 /// The gates of a row.
