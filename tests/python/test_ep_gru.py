@@ -61,7 +61,7 @@ def test_gru(direction, given, resets_product, rng, tmp_path):
 def test_sequences_of_different_lengths(direction, resets_product, rng, tmp_path):
     model, directions = gru(rng, direction, ("B", "h", "lengths"), linear_before_reset=resets_product)
     made = session(model, {"gru": 1}, profile=str(tmp_path))
-    for lengths in ([6, 6, 6], [6, 1, 4], [2, 3, 1]):
+    for lengths in ([6, 6, 6], [6, 1, 4], [2, 3, 1], [0, 3, 6]):
         feeds = {"X": numbers(rng, 6, 3, FEATURES), "h": numbers(rng, directions, 3, HIDDEN)}
         feeds["lengths"] = np.array(lengths, np.int32)
         expected = session(model, provider=False).run(None, feeds)

@@ -1,5 +1,6 @@
 //! `com.microsoft` `Attention` over a compressed weight: one product for queries, keys and values, then the attention itself.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -240,13 +241,16 @@ impl Kernel for Attention {
     }
 }
 
-/// Optional input `index` and its shape, if that is what it should be.
+/// The elements of a tensor, and its shape.
+type Floats<'a> = (Cow<'a, [f32]>, Vec<i64>);
+
+/// Optional input `index`, if that is what it should be.
 fn floats<'a>(
     context: &KernelContext<'a>,
     (index, name): (usize, &str),
     fits: impl Fn(&[i64]) -> bool,
     wanted: impl Fn() -> String,
-) -> Result<Option<(std::borrow::Cow<'a, [f32]>, Vec<i64>)>> {
+) -> Result<Option<Floats<'a>>> {
     let Some(tensor) = context.input(index)? else { return Ok(None) };
     let dims = Tensor::dims(&tensor).to_vec();
     if !fits(&dims) {

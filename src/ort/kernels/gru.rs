@@ -48,14 +48,14 @@ impl Gru {
             of_input.iter_mut().zip(&state[..early]).for_each(|(sum, b)| *sum += b);
             of_state[early..].copy_from_slice(&state[early..]);
         }
-        let gates = cells.from_inputs(sequence, direction, &of_input)?;
+        let gates = cells.input_sums(sequence, direction, &of_input)?;
         let mut sums = vec![0f32; batch * width];
         let mut candidate = vec![0f32; batch * hidden];
         let mut reset_state = vec![0f32; batch * hidden];
         for step in cells.order(sequence, direction) {
             let gates = &gates[step * batch * width..][..batch * width];
             if self.resets_product {
-                cells.from_state(sequence, direction, 0..width, (h, (&of_state, 0)), &mut sums)?;
+                cells.state_sums(sequence, direction, 0..width, (h, (&of_state, 0)), &mut sums)?;
                 let rows = sums.chunks(width).zip(gates.chunks(width)).zip(h.chunks_mut(hidden)).enumerate();
                 for (_, ((sums, gates), h)) in rows.filter(|(row, _)| sequence.has(step, *row)) {
                     let [update, reset, new] = split::<GATES>(sums, hidden);
@@ -71,7 +71,7 @@ impl Gru {
                 }
             } else {
                 let both = &mut sums[..batch * 2 * hidden];
-                cells.from_state(sequence, direction, 0..2 * hidden, (h, (gates, width)), both)?;
+                cells.state_sums(sequence, direction, 0..2 * hidden, (h, (gates, width)), both)?;
                 let reset = reset_state.chunks_mut(hidden).zip(h.chunks(hidden));
                 for (sums, (reset, h)) in both.chunks(2 * hidden).zip(reset) {
                     for ((reset, h), sum) in reset.iter_mut().zip(h).zip(&sums[hidden..]) {
@@ -79,7 +79,7 @@ impl Gru {
                     }
                 }
                 let addend = (&gates[2 * hidden..], width);
-                cells.from_state(
+                cells.state_sums(
                     sequence,
                     direction,
                     2 * hidden..width,
@@ -123,6 +123,7 @@ impl Kernel for Gru {
                 })?;
             }
         }
+        cells.clear(&sequence, &mut state);
         if let Some(out) = context.output(1, &[directions as i64, batch as i64, hidden as i64])? {
             out.copy_from_slice(&state);
         }

@@ -61,7 +61,8 @@ impl Kernel for Lstm {
             }
         }
         let dims = [directions as i64, batch as i64, hidden as i64];
-        for (index, state) in states.iter().enumerate() {
+        for (index, state) in states.iter_mut().enumerate() {
+            cells.clear(&sequence, state);
             if let Some(out) = context.output(1 + index, &dims)? {
                 out.copy_from_slice(state);
             }
@@ -87,11 +88,11 @@ impl Lstm {
             Some(bias) => bias[..width].iter().zip(&bias[width..]).map(|(w, r)| w + r).collect(),
             None => vec![0.0; width],
         };
-        let gates = cells.from_inputs(sequence, direction, &bias)?;
+        let gates = cells.input_sums(sequence, direction, &bias)?;
         let mut sums = vec![0f32; batch * width];
         for step in cells.order(sequence, direction) {
             let from_input = &gates[step * batch * width..][..batch * width];
-            cells.from_state(sequence, direction, 0..width, (h, (from_input, width)), &mut sums)?;
+            cells.state_sums(sequence, direction, 0..width, (h, (from_input, width)), &mut sums)?;
             let rows = sums.chunks(width).zip(h.chunks_mut(hidden)).zip(c.chunks_mut(hidden)).enumerate();
             for (_, ((sums, h), c)) in rows.filter(|(row, _)| sequence.has(step, *row)) {
                 let [input, output, forget, cell] = split::<GATES>(sums, hidden);

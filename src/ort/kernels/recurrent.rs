@@ -139,6 +139,15 @@ impl Cells {
         Ok(Sequence { steps, batch, x: x.values::<f32>()?, input, recurrent, workers, lengths })
     }
 
+    /// Sets last `states` of sequences that have no step to zeros, as ONNX Runtime does.
+    pub fn clear(&self, sequence: &Sequence<'_>, states: &mut [f32]) {
+        for (row, state) in states.chunks_mut(self.hidden).enumerate() {
+            if !sequence.has(0, row % sequence.batch) {
+                state.fill(0.0);
+            }
+        }
+    }
+
     /// Sets a step of the output `y` of all to the states `h` of one direction, and to zeros where a sequence is over.
     pub fn put(&self, sequence: &Sequence<'_>, (step, direction): (usize, usize), h: &[f32], y: &mut [f32]) {
         let y = &mut y[(step * self.directions + direction) * h.len()..][..h.len()];
@@ -154,7 +163,7 @@ impl Cells {
     }
 
     /// What the inputs of all steps and `bias` come to, in one product: rows of [`Cells::width`]. There must be a row.
-    pub fn from_inputs(&self, sequence: &Sequence<'_>, direction: usize, bias: &[f32]) -> Result<Vec<f32>> {
+    pub fn input_sums(&self, sequence: &Sequence<'_>, direction: usize, bias: &[f32]) -> Result<Vec<f32>> {
         let (m, n) = (sequence.steps * sequence.batch, self.width);
         let mut sums = vec![0f32; m * n];
         let rows = (direction * n, self.directions * n);
@@ -167,7 +176,7 @@ impl Cells {
     }
 
     /// What `state`, a row a sequence of the batch, and `addend` come to for these of the gates' elements.
-    pub fn from_state(
+    pub fn state_sums(
         &self,
         sequence: &Sequence<'_>,
         direction: usize,
