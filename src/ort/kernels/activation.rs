@@ -115,7 +115,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 }
 
 /// The exponential of numbers up to 0, to within 2e-7; 0 from -87 on, where it would not be a normal number.
-#[inline]
+#[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // 1 over factorials.
     const SERIES: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
