@@ -68,7 +68,7 @@ mod dispatch {
     }
 
     macro_rules! compiled_for {
-        ($name:ident, $features:literal, $dots:literal) => {
+        ($name:ident) => {
             mod $name {
                 pub fn rows(y: &mut [f32], width: usize, x: &[f32], stride: usize, w: &[f32]) {
                     // SAFETY: only `pick` hands this function out, after it has seen the features.
@@ -76,18 +76,14 @@ mod dispatch {
                 }
 
                 pub fn dots(y: &mut [f32], x: &[f32], w: &[f32]) {
-                    #[target_feature(enable = $features)]
-                    fn compiled(y: &mut [f32], x: &[f32], w: &[f32]) {
-                        crate::arch::dense::dots_inline::<true, $dots>(y, x, w);
-                    }
                     // SAFETY: as above.
-                    unsafe { compiled(y, x, w) }
+                    unsafe { super::dense::$name::dots(y, x, w) }
                 }
             }
         };
     }
-    compiled_for!(avx2, "avx2,fma", 64);
-    compiled_for!(avx512, "avx2,fma,avx512f,avx512vl", 128);
+    compiled_for!(avx2);
+    compiled_for!(avx512);
 
     fn pick() -> Routines {
         static ROUTINES: OnceLock<Routines> = OnceLock::new();

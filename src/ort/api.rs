@@ -239,6 +239,19 @@ impl<'a> KernelInfo<'a> {
         self.api.string(read).ok()
     }
 
+    /// An attribute of floats, if the node has it.
+    pub fn floats(&self, name: &CStr) -> Option<Vec<f32>> {
+        let (mut count, get) = (0, self.api.0.KernelInfoGetAttributeArray_float);
+        // SAFETY: `raw` is live; the host writes at most `count` numbers to a buffer of that size.
+        unsafe {
+            self.api.check(get(self.raw, name.as_ptr(), ptr::null_mut(), &mut count)).ok()?;
+            let mut values = vec![0f32; count];
+            self.api.check(get(self.raw, name.as_ptr(), values.as_mut_ptr(), &mut count)).ok()?;
+            values.truncate(count);
+            Some(values)
+        }
+    }
+
     /// An attribute of integers.
     pub fn ints(&self, name: &CStr) -> Result<Vec<i64>> {
         let (mut count, get) = (0, self.api.0.KernelInfoGetAttributeArray_int64);

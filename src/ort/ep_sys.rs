@@ -92,7 +92,8 @@ pub(crate) struct OrtApi24 {
     pub Node_GetNumInputs: unsafe extern "system" fn(*const OrtNode, *mut usize) -> OrtStatusPtr,
     pub Node_GetInputs:
         unsafe extern "system" fn(*const OrtNode, *mut *const OrtValueInfo, usize) -> OrtStatusPtr,
-    _355: Gap<6>,
+    pub Node_GetNumOutputs: unsafe extern "system" fn(*const OrtNode, *mut usize) -> OrtStatusPtr,
+    _356: Gap<5>,
     pub Node_GetAttributeByName:
         unsafe extern "system" fn(*const OrtNode, *const c_char, *mut *const OrtOpAttr) -> OrtStatusPtr,
     _362: Gap<7>,
@@ -278,7 +279,7 @@ mod tests {
             327 ValueInfo_GetExternalInitializerInfo, 330 ValueInfo_IsGraphOutput,
             331 ValueInfo_IsConstantInitializer, 332 ValueInfo_IsFromOuterScope, 334 Graph_GetModelPath,
             344 Graph_GetNumNodes, 345 Graph_GetNodes, 346 Graph_GetParentNode, 350 Node_GetOperatorType,
-            351 Node_GetDomain, 353 Node_GetNumInputs, 354 Node_GetInputs, 361 Node_GetAttributeByName,
+            351 Node_GetDomain, 353 Node_GetNumInputs, 354 Node_GetInputs, 355 Node_GetNumOutputs, 361 Node_GetAttributeByName,
             369 ReleaseExternalInitializerInfo, 370 ExternalInitializerInfo_GetFilePath,
             371 ExternalInitializerInfo_GetFileOffset, 372 ExternalInitializerInfo_GetByteSize,
             379 GetSessionOptionsConfigEntries,

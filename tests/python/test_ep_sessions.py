@@ -124,7 +124,7 @@ def test_options_say_how_small_and_how_exact(chain, x, tmp_path, monkeypatch):
         ({"cache_dir": "/proc/none/such"}, ["cache_dir", "'/proc/none/such'", "folder"]),
         (
             {"size": "1"},
-            ["'size'", "lossless, ratio, mantissa_bits, transform, profile, min_size, conv, lstm, cache_mib and cache_dir"],
+            ["'size'", "lossless, ratio, mantissa_bits, transform, profile, min_size, conv, lstm, gru, cache_mib and cache_dir"],
         ),
         ({"transform": "round", "ratio": "0.5"}, ["transform", "'round'", "cut, grid or auto"]),
         ({"transform": "grid"}, ["transform", "ratio or lossless=0"]),
@@ -280,7 +280,7 @@ def test_converted_models_run_with_either_and_with_both(chain, x, tmp_path):
 
 @needed
 @every
-@pytest.mark.parametrize("options", [{}, {"conv": 1, "lstm": 1}], ids=["usual", "all ops"])
+@pytest.mark.parametrize("options", [{}, {"conv": 1, "lstm": 1, "gru": 1}], ids=["usual", "all ops"])
 def test_real_models_run_as_with_the_cpu_alone(model, options, tmp_path, say):
     inputs = tmp_path / "inputs.npz"
     np.savez(inputs, **model.inputs())

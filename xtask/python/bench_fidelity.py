@@ -107,7 +107,7 @@ def sources(arguments):
         if stem in at:
             found[stem] = at[stem], lambda _, make=make: make()
     layers, hidden, vocabulary = (2, 64, 512) if arguments.quick else (4, 512, 4096)
-    made = arguments.scratch / "fidelity" / "transformer.onnx"
+    made = arguments.scratch / "fidelity" / f"transformer-{layers}-{hidden}-{vocabulary}.onnx"
     if not made.exists() or arguments.quick:
         transformer(made, layers, hidden, vocabulary, "float32")
     found["transformer, made"] = made, lambda _: inputs.tokens(vocabulary)

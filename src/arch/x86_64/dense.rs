@@ -1,6 +1,9 @@
 //! Rows of activations times decoded weights that lie in the cache, with the sums in registers.
 
-use std::arch::x86_64::{__m256i, _mm256_cmpgt_epi32, _mm256_set1_epi32, _mm256_setr_epi32};
+use std::arch::x86_64::{
+    __m256, __m256i, _mm256_add_ps, _mm256_cmpgt_epi32, _mm256_hadd_ps, _mm256_permute2f128_ps,
+    _mm256_set1_epi32, _mm256_setr_epi32, _mm256_storeu_ps,
+};
 
 /// All ones in the first `n` lanes.
 #[inline]
@@ -9,10 +12,27 @@ fn first(n: usize) -> __m256i {
     _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 }
 
-/// The kernel for one kind of vector: how many vectors of columns go with 1, 2, 4 and 6 rows, and its instructions.
+/// What the lanes of each vector add up to.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn total(v: [__m256; 8]) -> [f32; 8] {
+    // Each half of these has part sums of four vectors.
+    let quarter = |at: usize| {
+        let pair = |at: usize| _mm256_hadd_ps(v[at], v[at + 1]);
+        _mm256_hadd_ps(pair(at), pair(at + 2))
+    };
+    let (a, b) = (quarter(0), quarter(4));
+    let sums = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+    let mut out = [0f32; 8];
+    // SAFETY: there is room for eight.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sums) };
+    out
+}
+
+/// The kernels for one kind of vector: how many vectors of columns go with 1, 2, 4 and 6 rows, and its instructions.
 macro_rules! dense {
     ($name:ident, $features:literal, $lanes:literal, [$c1:literal, $c2:literal, $c4:literal, $c6:literal],
-     $zero:ident, $splat:ident, $fma:ident, $load:item, $store:item) => {
+     $zero:ident, $splat:ident, $fma:ident, $load:item, $store:item, $total:item) => {
         pub(in crate::arch) mod $name {
             use std::arch::x86_64::*;
 
@@ -37,6 +57,43 @@ macro_rules! dense {
                             _ => job.all_columns::<1, $c1>(),
                         }
                     };
+                }
+            }
+
+            /// Rows whose sums are in registers together.
+            const TOGETHER: usize = 8;
+
+            /// As [`crate::arch::dense::accumulate_dots`], whose check it repeats.
+            #[target_feature(enable = $features)]
+            pub fn dots(y: &mut [f32], x: &[f32], w: &[f32]) {
+                let depth = x.len();
+                assert_eq!(w.len(), depth * y.len());
+                if depth == 0 {
+                    return;
+                }
+                for (y, w) in y.chunks_mut(TOGETHER).zip(w.chunks(TOGETHER * depth)) {
+                    // Where there are fewer rows, the last again: a row's sum does not depend on where it stands.
+                    let last = y.len() - 1;
+                    let rows: [*const f32; TOGETHER] =
+                        std::array::from_fn(|row| w[row.min(last) * depth..].as_ptr());
+                    let mut sums = [$zero(); TOGETHER];
+                    // SAFETY: `x` and each row have `depth` elements.
+                    unsafe {
+                        for at in (0..depth / LANES * LANES).step_by(LANES) {
+                            let x = load(x.as_ptr().add(at), LANES);
+                            for (sum, row) in sums.iter_mut().zip(rows) {
+                                *sum = $fma(x, load(row.add(at), LANES), *sum);
+                            }
+                        }
+                        let (at, rest) = (depth / LANES * LANES, depth % LANES);
+                        if rest > 0 {
+                            let x = load(x.as_ptr().add(at), rest);
+                            for (sum, row) in sums.iter_mut().zip(rows) {
+                                *sum = $fma(x, load(row.add(at), rest), *sum);
+                            }
+                        }
+                    }
+                    y.iter_mut().zip(total(sums)).for_each(|(y, sum)| *y += sum);
                 }
             }
 
@@ -124,6 +181,11 @@ macro_rules! dense {
             #[inline]
             #[target_feature(enable = $features)]
             $store
+
+            /// What the lanes of each vector add up to.
+            #[inline]
+            #[target_feature(enable = $features)]
+            $total
         }
     };
 }
@@ -145,6 +207,12 @@ dense!(
         unsafe {
             if n == LANES { _mm512_storeu_ps(to, v) } else { _mm512_mask_storeu_ps(to, (1 << n) - 1, v) }
         }
+    },
+    fn total(sums: [__m512; TOGETHER]) -> [f32; TOGETHER] {
+        super::total(sums.map(|sum| {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
+            _mm256_add_ps(_mm512_castps512_ps256(sum), high)
+        }))
     }
 );
 
@@ -165,5 +233,8 @@ dense!(
         unsafe {
             if n == LANES { _mm256_storeu_ps(to, v) } else { _mm256_maskstore_ps(to, super::first(n), v) }
         }
+    },
+    fn total(sums: [__m256; TOGETHER]) -> [f32; TOGETHER] {
+        super::total(sums)
     }
 );

@@ -5,12 +5,14 @@ use std::collections::{HashMap, HashSet};
 use super::graph::{Graph, Identity, Node, Value};
 use crate::format::{GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 use crate::ort::fence::Result;
+use crate::ort::kernels::Activation;
 
 /// Ops that run slower over a compressed weight than they do at their best, and are taken where a session asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlowOps {
     pub conv: bool,
     pub lstm: bool,
+    pub gru: bool,
 }
 
 /// A weight and all the nodes that read it.
@@ -120,20 +122,22 @@ fn weights<'a>(node: &Node<'a>, slow: SlowOps, nested: bool) -> Result<Vec<Read<
     let (domain, op) = node.op()?;
     // In the body of a node ONNX Runtime keeps originals beside what is packed. A blob must at least take the place of a
     // packed copy that the CPU's provider would have.
-    if nested && !matches!(op, "MatMul" | "FusedMatMul" | "Gemm" | "LSTM") {
+    if nested && !matches!(op, "MatMul" | "FusedMatMul" | "Gemm" | "FusedGemm" | "Attention" | "LSTM" | "GRU")
+    {
         return Ok(Vec::new());
     }
+    let is_known = || node.text(c"activation").is_none_or(|name| Activation::is_known(&name));
     let is_zero = |name| node.int(name).unwrap_or(0) == 0;
     let (activation, wanted): (usize, &[usize]) = match (domain, op) {
         ("", "MatMul" | "Gemm") => (0, &[1]),
-        ("com.microsoft", "FusedMatMul")
-            if is_zero(c"transA") && is_zero(c"transBatchA") && is_zero(c"transBatchB") =>
-        {
-            (0, &[1])
-        }
+        ("com.microsoft", "FusedMatMul") if is_zero(c"transBatchA") && is_zero(c"transBatchB") => (0, &[1]),
+        ("com.microsoft", "Attention") if is_usual_attention(node)? => (0, &[1]),
+        ("com.microsoft", "FusedGemm") if is_known() => (0, &[1]),
+        ("com.microsoft", "FusedConv") if slow.conv && is_known() => (0, &[1]),
         ("", "Gather") => (1, &[0]),
         ("", "Conv") if slow.conv => (0, &[1]),
-        ("", "LSTM") if slow.lstm && is_usual_lstm(node)? => (0, &[1, 2]),
+        ("", "LSTM") if slow.lstm && is_usual(node, &["sigmoid", "tanh", "tanh"])? => (0, &[1, 2]),
+        ("", "GRU") if slow.gru && is_usual(node, &["sigmoid", "tanh"])? => (0, &[1, 2]),
         _ => return Ok(Vec::new()),
     };
     let inputs = node.inputs()?;
@@ -159,8 +163,10 @@ fn weights<'a>(node: &Node<'a>, slow: SlowOps, nested: bool) -> Result<Vec<Read<
 fn order(node: &Node<'_>, op: &str, shape: &[u64]) -> Option<Order> {
     let transposed = node.int(c"transB").unwrap_or(0) != 0;
     match (op, shape) {
-        ("MatMul" | "Gemm" | "FusedMatMul", &[k, n]) if !transposed => Some(Order::Columns(k, n)),
-        ("Gemm" | "FusedMatMul", [_, _]) => Some(Order::Rows),
+        ("MatMul" | "Gemm" | "FusedMatMul" | "FusedGemm" | "Attention", &[k, n]) if !transposed => {
+            Some(Order::Columns(k, n))
+        }
+        ("Gemm" | "FusedMatMul" | "FusedGemm", [_, _]) => Some(Order::Rows),
         ("MatMul", [batch @ .., k, n]) if shape.len() <= MAX_RANK => {
             let rows = batch.iter().try_fold(*k, |rows, &d| rows.checked_mul(d));
             rows.map(|rows| Order::Columns(rows, *n))
@@ -169,27 +175,37 @@ fn order(node: &Node<'_>, op: &str, shape: &[u64]) -> Option<Order> {
             let axis = node.int(c"axis").unwrap_or(0);
             (axis == 0 || axis == -(shape.len() as i64)).then_some(Order::Gathered)
         }
-        ("LSTM", [_, _, _]) => Some(Order::Rows),
+        ("LSTM" | "GRU", [_, _, _]) => Some(Order::Rows),
         // Not a depthwise one, of one input channel a group: it has few weights, and a kernel of its own.
-        ("Conv", shape) if (3..=5).contains(&shape.len()) => {
+        ("Conv" | "FusedConv", shape) if (3..=5).contains(&shape.len()) => {
             (shape[1] > 1 || node.int(c"group").unwrap_or(1) == 1).then_some(Order::Rows)
         }
         _ => None,
     }
 }
 
-/// An LSTM as nearly all are: the default activations, all sequences of one length, no peepholes.
-fn is_usual_lstm(node: &Node<'_>) -> Result<bool> {
-    const DEFAULT: [&str; 3] = ["sigmoid", "tanh", "tanh"];
+/// An LSTM or GRU as nearly all are: the default activations, no peepholes.
+fn is_usual(node: &Node<'_>, default: &[&str]) -> Result<bool> {
     let inputs = node.inputs()?;
     let absent = |input: usize| inputs.get(input).is_none_or(Option::is_none);
     let usual =
-        |names: Vec<String>| names.iter().zip(DEFAULT.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b));
-    Ok(absent(4)
-        && absent(7)
+        |names: Vec<String>| names.iter().zip(default.iter().cycle()).all(|(a, b)| a.eq_ignore_ascii_case(b));
+    Ok(absent(7)
         && (!node.has(c"activations") || node.strings(c"activations").is_some_and(usual))
         && [c"clip", c"activation_alpha", c"activation_beta"].iter().all(|name| !node.has(name))
         && [c"input_forget", c"layout"].iter().all(|name| node.int(name).unwrap_or(0) == 0))
+}
+
+/// An attention over its own input alone, as encoders have it: nothing is kept from run to run.
+fn is_usual_attention(node: &Node<'_>) -> Result<bool> {
+    let inputs = node.inputs()?;
+    let absent = |input: usize| inputs.get(input).is_none_or(Option::is_none);
+    // A size that the kernel would refuse is the CPU provider's to judge.
+    let sizes = node.ints(c"qkv_hidden_sizes");
+    let fits = sizes.is_none_or(|sizes| matches!(sizes[..], [queries, keys, _] if queries == keys));
+    let zero = |name| node.int(name).unwrap_or(0) == 0;
+    let one = node.output_count()? == 1;
+    Ok(absent(4) && absent(6) && fits && one && zero(c"do_rotary") && zero(c"past_present_share_buffer"))
 }
 
 impl<'a> Readers<'a> {

@@ -140,11 +140,34 @@ impl<'a> Node<'a> {
         Ok(inputs.into_iter().map(|raw| (!raw.is_null()).then(|| value(raw))).collect())
     }
 
+    /// How many outputs it has.
+    pub fn output_count(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: the node is live.
+        self.api.check(unsafe { (self.api.table().Node_GetNumOutputs)(self.raw, &mut count) })?;
+        Ok(count)
+    }
+
     /// An integer attribute; nothing if the node lacks it.
     pub fn int(&self, name: &CStr) -> Option<i64> {
         let mut value = [0i64];
         let read = self.attribute(name, OrtOpAttrType::ORT_OP_ATTR_INT, &mut value)?;
         (read == size_of::<i64>()).then_some(value[0])
+    }
+
+    /// An attribute of integers; nothing if the node lacks it, or has more than a few.
+    pub fn ints(&self, name: &CStr) -> Option<Vec<i64>> {
+        let mut values = [0i64; 8];
+        let read = self.attribute(name, OrtOpAttrType::ORT_OP_ATTR_INTS, &mut values)?;
+        values.get(..read / size_of::<i64>()).map(<[i64]>::to_vec)
+    }
+
+    /// A string attribute; nothing if the node lacks it, or it has more than some hundred bytes.
+    pub fn text(&self, name: &CStr) -> Option<String> {
+        let mut bytes = [0u8; 256];
+        let read = self.attribute(name, OrtOpAttrType::ORT_OP_ATTR_STRING, &mut bytes)?;
+        let text = bytes.get(..read)?.split(|&b| b == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 
     /// Strings of an attribute; nothing if the node lacks it, or has more than some hundred bytes of them.

@@ -18,7 +18,7 @@ use crate::ort::ep_sys::{
     EP_API_LEVEL, OrtDataType, OrtKernelImpl, OrtKernelRegistry, OrtSharedPrePackedWeightCache,
 };
 use crate::ort::fence::{self, Failure, Result};
-use crate::ort::kernels::{Conv, Gather, Gemm, Lstm, MatMul};
+use crate::ort::kernels::{Attention, Conv, Gather, Gemm, Gru, Lstm, MatMul};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::Weight;
 
@@ -63,9 +63,10 @@ impl Weights<'_> {
 }
 
 const NEWEST: c_int = c_int::MAX;
+const FLOAT_ONLY: [&[ElementType]; 2] = [&[FLOAT]; 2];
 const FLOATS: [&[ElementType]; 2] = [&[FLOAT, FLOAT16], &[FLOAT, FLOAT16, BFLOAT16]];
 
-static DEFINITIONS: [Definition; 6] = [
+static DEFINITIONS: [Definition; 10] = [
     Definition {
         domain: c"",
         op: c"MatMul",
@@ -116,9 +117,45 @@ static DEFINITIONS: [Definition; 6] = [
         op: c"LSTM",
         versions: &[(7, 13), (14, 21), (22, NEWEST)],
         weights: &[1, 2],
-        floats: [&[FLOAT], &[FLOAT]],
+        floats: FLOAT_ONLY,
         others: &[(c"T1", &[INT32])],
         create: |info, weights| Ok(Box::new(Lstm::packed(info, weights.get(0), weights.get(1))?)),
+    },
+    Definition {
+        domain: c"",
+        op: c"GRU",
+        versions: &[(7, 13), (14, 21), (22, NEWEST)],
+        weights: &[1, 2],
+        floats: FLOAT_ONLY,
+        others: &[(c"T1", &[INT32])],
+        create: |info, weights| Ok(Box::new(Gru::packed(info, weights.get(0), weights.get(1))?)),
+    },
+    Definition {
+        domain: c"com.microsoft",
+        op: c"FusedGemm",
+        versions: &[(1, NEWEST)],
+        weights: &[1],
+        floats: FLOAT_ONLY,
+        others: &[],
+        create: |info, weights| Ok(Box::new(Gemm::packed(info, weights.get(0))?)),
+    },
+    Definition {
+        domain: c"com.microsoft",
+        op: c"FusedConv",
+        versions: &[(1, NEWEST)],
+        weights: &[1],
+        floats: FLOAT_ONLY,
+        others: &[],
+        create: |info, weights| Ok(Box::new(Conv::packed(info, weights.get(0))?)),
+    },
+    Definition {
+        domain: c"com.microsoft",
+        op: c"Attention",
+        versions: &[(1, NEWEST)],
+        weights: &[1],
+        floats: FLOAT_ONLY,
+        others: &[(c"M", &[INT32])],
+        create: |info, weights| Ok(Box::new(Attention::packed(info, weights.get(0))?)),
     },
 ];
 

@@ -107,6 +107,7 @@ impl Options {
                 }
                 "conv" => options.slow.conv = flag(name, value)?,
                 "lstm" => options.slow.lstm = flag(name, value)?,
+                "gru" => options.slow.gru = flag(name, value)?,
                 "cache_mib" => {
                     let wanted = "a whole number of MiB, 0 to keep nothing decoded";
                     let fits = |mib: &usize| mib.checked_mul(1 << 20).is_some();
@@ -116,7 +117,7 @@ impl Options {
                 _ => {
                     return Err(Failure::invalid(format!(
                         "NzExecutionProvider has no option '{name}': it has lossless, ratio, mantissa_bits, transform, \
-                         profile, min_size, conv, lstm, cache_mib and cache_dir"
+                         profile, min_size, conv, lstm, gru, cache_mib and cache_dir"
                     )));
                 }
             }
@@ -231,7 +232,7 @@ mod tests {
         }
         assert!(aim(&[("profile", "fast")]).is_ok_and(|aim| aim.profile == Profile::Fast));
         let slow = options(&[("conv", "1"), ("lstm", "0")]).expect("valid").slow;
-        assert_eq!(slow, SlowOps { conv: true, lstm: false });
+        assert_eq!(slow, SlowOps { conv: true, lstm: false, gru: false });
     }
 
     #[test]
@@ -257,7 +258,8 @@ mod tests {
             ("profile", "small", "compact or fast"),
             ("conv", "yes", "0 or 1"),
             ("lstm", "2", "0 or 1"),
-            ("ration", "0.5", "ratio, mantissa_bits, transform, profile, min_size, conv, lstm"),
+            ("ration", "0.5", "ratio, mantissa_bits, transform, profile, min_size, conv, lstm, gru"),
+            ("gru", "yes", "0 or 1"),
         ] {
             let message = parse(&[(name, value)]).expect_err(name);
             assert!(message.contains(name) && message.contains(choices), "{message}");

@@ -1,18 +1,21 @@
-//! ONNX `Conv` over a compressed filter: its inputs laid out as columns, piece by piece, times the filter.
+//! ONNX `Conv` and `com.microsoft` `FusedConv` over a compressed filter: its inputs laid out as columns, piece by piece, times the filter.
 
 use std::sync::{Mutex, PoisonError};
 
+use super::activation::Activation;
 use super::patch::{AXES, Pads, Window};
 use super::plan::is_few;
 use super::product::{Product, View};
 use super::turn;
-use crate::ort::api::{KernelContext, KernelInfo, Workers, threads};
+use crate::ort::api::{KernelContext, KernelInfo, Tensor, Workers, threads};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::{Bound, Weight};
 
-/// Floats of the inputs that are laid out as columns at a time: 4 MiB.
-const COLUMNS: usize = 1 << 20;
+/// Floats of the inputs that are laid out as columns at a time: 1 MiB.
+const COLUMNS: usize = 1 << 18;
+/// Positions that are laid out at a time at least: the filter is decoded once for them.
+const POSITIONS: usize = 256;
 /// Floats from which on laying them out is work for several threads.
 const SHARED_FROM: usize = 1 << 15;
 
@@ -28,6 +31,7 @@ pub(crate) struct Conv {
     outputs: usize,
     window: Window,
     pads: Pads,
+    activation: Activation,
 }
 
 /// What all images and groups share.
@@ -42,7 +46,7 @@ struct Job<'a> {
 }
 
 impl Conv {
-    /// The kernel of an ONNX `Conv` with this weight as input 1.
+    /// The kernel of an ONNX `Conv`, or a `FusedConv`, with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
         let wrong = |what: &str| {
             Failure::fail(format!("{what} does not go with a filter of shape {:?}", weight.shape()))
@@ -92,7 +96,8 @@ impl Conv {
                 Some(_) => return Err(wrong("attribute pads")),
             },
         };
-        Ok(Conv { rank, groups, inputs, outputs: outputs / groups, window, pads, weight })
+        let activation = Activation::of(info)?;
+        Ok(Conv { rank, groups, inputs, outputs: outputs / groups, window, pads, activation, weight })
     }
 
     /// `y`, one image's outputs of one group, from its inputs `x`.
@@ -136,7 +141,7 @@ impl Conv {
             return product!(positions, x, None).add_to_columns(job.weight, job.workers, y, positions);
         }
         let (window, input, output) = (job.window, job.input, job.output);
-        let step = (COLUMNS / k).clamp(1, positions);
+        let step = (COLUMNS / k).max(POSITIONS).min(positions);
         let mut columns = vec![0f32; k * step];
         for start in (0..positions).step_by(step) {
             let m = step.min(positions - start);
@@ -193,6 +198,17 @@ impl Kernel for Conv {
         };
         let axes = AXES - self.rank..;
         let dims: Vec<i64> = [images, all].iter().chain(&output[axes]).map(|&d| d as i64).collect();
+        // Of a `FusedConv`: added before its activation.
+        let sum = context.input(3)?;
+        let sum = match &sum {
+            Some(sum) if sum.dims() != dims => {
+                let found = sum.dims();
+                return Err(Failure::invalid(format!(
+                    "Z (input 3) has shape {found:?}, but the output has {dims:?}"
+                )));
+            }
+            sum => sum.as_ref().map(Tensor::floats).transpose()?,
+        };
         let weight = self.weight.bind(&context)?;
         let values = x.floats()?;
         let workers = context.workers();
@@ -203,8 +219,15 @@ impl Kernel for Conv {
                 return Ok(());
             }
             let size = values.len() / (images * self.groups);
-            let mut parts = y.chunks_exact_mut(y.len() / (images * self.groups)).enumerate();
-            parts.try_for_each(|(i, y)| self.group(&job, i % self.groups, &values[i * size..][..size], y))
+            let part = y.len() / (images * self.groups);
+            y.chunks_exact_mut(part).enumerate().try_for_each(|(i, y)| {
+                self.group(&job, i % self.groups, &values[i * size..][..size], y)?;
+                if let Some(sum) = &sum {
+                    y.iter_mut().zip(&sum[i * part..]).for_each(|(y, z)| *y += z);
+                }
+                self.activation.apply(y);
+                Ok(())
+            })
         })
     }
 }

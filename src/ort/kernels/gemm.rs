@@ -1,5 +1,6 @@
 //! `nz.DecodeGemm`: `Y = alpha * A * W + beta * C`, as ONNX `Gemm`.
 
+use super::activation::Activation;
 use super::matmul::Matrix;
 use super::product::{Product, View};
 use crate::ort::api::{KernelContext, KernelInfo};
@@ -14,25 +15,26 @@ pub(crate) struct Gemm {
     alpha: f32,
     beta: f32,
     trans_a: bool,
+    activation: Activation,
 }
 
 impl Gemm {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let (weight, matrix) = Matrix::new(info)?;
-        Ok(Gemm::with(info, weight, matrix))
+        Ok(Gemm::with(info, weight, matrix, Activation::None))
     }
 
-    /// The kernel of an ONNX `Gemm` with this weight as input 1.
+    /// The kernel of an ONNX `Gemm`, or a `FusedGemm`, with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
         let matrix = Matrix::of(weight.shape(), info.int(c"transB").unwrap_or(0) != 0)?;
-        Ok(Gemm::with(info, weight, matrix))
+        Ok(Gemm::with(info, weight, matrix, Activation::of(info)?))
     }
 
-    fn with(info: &KernelInfo<'_>, weight: Weight, matrix: Matrix) -> Self {
+    fn with(info: &KernelInfo<'_>, weight: Weight, matrix: Matrix, activation: Activation) -> Self {
         let (alpha, beta) = (info.float(c"alpha").unwrap_or(1.0), info.float(c"beta").unwrap_or(1.0));
         let trans_a = info.int(c"transA").unwrap_or(0) != 0;
-        Gemm { weight, matrix, alpha, beta, trans_a }
+        Gemm { weight, matrix, alpha, beta, trans_a, activation }
     }
 }
 
@@ -101,7 +103,9 @@ impl Kernel for Gemm {
             let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
             let x = View { data: &values, row_stride, column_stride };
             let (alpha, first_row, height) = (self.alpha, 0, if transposed { n } else { k });
-            Product { m, k, n, x, alpha, addend, transposed, first_row, height }.run(&weight, &workers, y)
+            Product { m, k, n, x, alpha, addend, transposed, first_row, height }.run(&weight, &workers, y)?;
+            self.activation.apply(y);
+            Ok(())
         })
     }
 }

@@ -13,6 +13,8 @@ pub(crate) struct MatMul {
     /// Dimensions of the weight before those of the matrix.
     batch: Vec<i64>,
     alpha: f32,
+    /// Whether the last two dimensions of `X` are `[K, M]`, if it has two.
+    trans_a: bool,
 }
 
 /// The weight as a right-hand side.
@@ -54,23 +56,24 @@ impl MatMul {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
         let (weight, matrix) = Matrix::new(info)?;
-        Ok(MatMul { weight, matrix, batch: Vec::new(), alpha: 1.0 })
+        Ok(MatMul { weight, matrix, batch: Vec::new(), alpha: 1.0, trans_a: false })
     }
 
-    /// The kernel of an ONNX `MatMul`, or a `FusedMatMul` that transposes no input but this, with this weight as
-    /// input 1.
+    /// The kernel of an ONNX `MatMul`, or a `FusedMatMul` that transposes no batches, with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
         let alpha = info.float(c"alpha").unwrap_or(1.0);
         let matrix = Matrix::of(weight.shape(), info.int(c"transB").unwrap_or(0) != 0)?;
         let batch = weight.shape().iter().rev().skip(2).rev().map(|&d| d as i64).collect();
-        Ok(MatMul { weight, matrix, batch, alpha })
+        let trans_a = info.int(c"transA").unwrap_or(0) != 0;
+        Ok(MatMul { weight, matrix, batch, alpha, trans_a })
     }
 
     /// The products of a batch of matrices, each with its own rows of `x`.
     fn batched(&self, context: &mut KernelContext<'_>, weight: &Bound<'_>, x: &Tensor<'_>) -> Result<()> {
-        let Matrix { k, n, .. } = self.matrix;
+        let Matrix { k, n, transposed } = self.matrix;
         let (rows, batch) = match *x.dims() {
             [_] => (None, &[][..]),
+            [ref batch @ .., _, m] if self.trans_a => (Some(m), batch),
             [ref batch @ .., m, _] => (Some(m), batch),
             [] => (None, &[][..]),
         };
@@ -84,14 +87,15 @@ impl MatMul {
         let dims: Vec<i64> = all.iter().copied().chain(rows).chain([n as i64]).collect();
         let values = x.floats()?;
         let workers = context.workers();
-        let height = self.batch.iter().product::<i64>() as usize * k;
+        let height = self.batch.iter().product::<i64>() as usize * if transposed { n } else { k };
         context.fill_output(x.element(), &dims, |y| {
             for (index, y) in y.chunks_exact_mut((m * n).max(1)).enumerate() {
                 let (of_x, of_w) = (place(index, &all, batch), place(index, &all, &self.batch));
-                let x = View { data: &values[of_x * m * k..][..m * k], row_stride: k, column_stride: 1 };
+                let data = &values[of_x * m * k..][..m * k];
+                let (row_stride, column_stride) = if self.trans_a { (1, m) } else { (k, 1) };
+                let x = View { data, row_stride, column_stride };
                 let (alpha, first_row) = (self.alpha, of_w * k);
-                let product =
-                    Product { m, k, n, x, alpha, addend: None, transposed: false, first_row, height };
+                let product = Product { m, k, n, x, alpha, addend: None, transposed, first_row, height };
                 product.run(weight, &workers, y)?;
             }
             Ok(())
@@ -129,15 +133,20 @@ impl Kernel for MatMul {
         let Matrix { k, n, transposed } = self.matrix;
         let weight = self.weight.bind(&context)?;
         let x = context.required(0)?;
-        let Some((_, batch)) = x.dims().split_last().filter(|(last, _)| **last == k as i64) else {
+        // As in ONNX Runtime, a vector is never transposed.
+        let trans_a = self.trans_a && x.dims().len() > 1;
+        let inner = x.dims().iter().rev().nth(usize::from(trans_a));
+        if inner != Some(&(k as i64)) {
+            let which = if trans_a { "last dimension but one" } else { "last dimension" };
             return Err(Failure::invalid(format!(
-                "X (input 0) has shape {:?}, but the weight has K = {k}: the last dimension must be {k}",
+                "X (input 0) has shape {:?}, but the weight has K = {k}: the {which} must be {k}",
                 x.dims()
             )));
-        };
-        if !self.batch.is_empty() {
+        }
+        if trans_a || !self.batch.is_empty() {
             return self.batched(&mut context, &weight, &x);
         }
+        let batch = &x.dims()[..x.dims().len() - 1];
         let values = x.floats()?;
         let m = values.len() / k;
         let dims: Vec<i64> = batch.iter().copied().chain([n as i64]).collect();
