@@ -151,7 +151,7 @@ struct Plane {
 }
 
 impl Plane {
-    fn of<'a>(self, tail: &'a [u8], width: u8) -> &'a [u8] {
+    fn of(self, tail: &[u8], width: u8) -> &[u8] {
         &tail[self.at..self.at + plane_bytes(width, self.n)]
     }
 }
