@@ -16,11 +16,13 @@ from . import results
 from .compare import compare
 from .errors import CorruptError, NzError, OrtVersionError, RatioError, UnsupportedError, UsageError
 from .library import get_ep_name, get_ep_names, get_library_path
-from .models import convert, inspect, plan, restore, verify
+from .models import convert, inspect, inspect_delta, plan, restore, verify, verify_delta
 from .results import (
     CompareResult,
     ConvertResult,
+    DeltaInspectResult,
     DeltaResult,
+    DeltaVerifyResult,
     InspectResult,
     PlanResult,
     RestoreResult,
@@ -36,7 +38,9 @@ __all__ = [
     "CompareResult",
     "ConvertResult",
     "CorruptError",
+    "DeltaInspectResult",
     "DeltaResult",
+    "DeltaVerifyResult",
     "InspectResult",
     "NzError",
     "OrtVersionError",
@@ -54,9 +58,11 @@ __all__ = [
     "get_ep_names",
     "get_library_path",
     "inspect",
+    "inspect_delta",
     "plan",
     "read_stats",
     "restore",
     "results",
     "verify",
+    "verify_delta",
 ]

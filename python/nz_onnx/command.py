@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .errors import BY_EXIT_CODE, CorruptError, NzError
 from .library import find_library
-from .results import InspectResult, VerifyResult, from_document
+from .results import DeltaInspectResult, DeltaVerifyResult, InspectResult, VerifyResult, from_document
 
 Result = TypeVar("Result")
 
@@ -120,6 +120,11 @@ def _failed_checks(result: object) -> str:
     lines: list[str] = []
     if isinstance(result, InspectResult):
         lines += [f"{blob.name}: payload checksum differs" for blob in result.blobs if not blob.checksum_ok]
+    if isinstance(result, DeltaInspectResult):
+        wrong = [part.weight for part in result.parts if part.checksum_ok is False]
+        lines += [f"{weight}: checksum differs" for weight in wrong]
+    if isinstance(result, DeltaVerifyResult):
+        lines += [f"{file.name}: {file.problem}" for file in result.files if file.problem is not None]
     if isinstance(result, VerifyResult):
         lines += result.problems
         lines += [f"{blob.name}: {blob.problem}" for blob in result.blobs if blob.problem is not None]

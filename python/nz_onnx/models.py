@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Optional, Union, overload
+from typing import Optional, TypeVar, Union, overload
 from collections.abc import Iterable, Mapping, Sequence
 
 from .command import run as _run
-from .results import ConvertResult, DeltaResult, InspectResult, PlanResult, RestoreResult, VerifyResult
+from .errors import UsageError
+from .results import (
+    ConvertResult,
+    DeltaInspectResult,
+    DeltaResult,
+    DeltaVerifyResult,
+    InspectResult,
+    PlanResult,
+    RestoreResult,
+    VerifyResult,
+)
 
 StrPath = Union[str, "os.PathLike[str]"]
 Patterns = Union[str, Iterable[str]]
@@ -188,7 +198,22 @@ def inspect(path: StrPath) -> InspectResult:
         CorruptError: the file is corrupt; its ``result`` says which blobs are, if the rest can be read.
         NzError: the file cannot be read; subclasses as in :func:`convert`.
     """
-    return _run(InspectResult, "inspect", [], [os.fspath(path)])
+    return _no_delta(path, _run(InspectResult, "inspect", [], [os.fspath(path)], _INSPECT_DELTA), "inspect_delta")
+
+
+def inspect_delta(path: StrPath) -> DeltaInspectResult:
+    """What is in a delta file.
+
+    >>> for part in nz_onnx.inspect_delta("tuned.nzd").parts:
+    ...     print(part.weight, part.encoding, part.bytes_after)
+
+    Raises:
+        CorruptError: the file is corrupt; its ``result`` says where, if the rest can be read.
+        UsageError: it is no delta file.
+        NzError: the file cannot be read; subclasses as in :func:`convert`.
+    """
+    result = _run(DeltaInspectResult, "inspect", [], [os.fspath(path)], {"nz-onnx.inspect/1": InspectResult})
+    return _delta(path, result, "inspect")
 
 
 def verify(
@@ -239,7 +264,47 @@ def verify(
     options += _options(ort_lib=ort_lib, library=library, threads=threads)
     for name, dimensions in (shapes or {}).items():
         options.append(f"--shape={name}={','.join(map(str, dimensions))}")
-    return _run(VerifyResult, "verify", options, [os.fspath(path)])
+    return _no_delta(path, _run(VerifyResult, "verify", options, [os.fspath(path)], _VERIFY_DELTA), "verify_delta")
+
+
+def verify_delta(
+    path: StrPath, *, base: Optional[StrPath] = None, threads: Optional[int] = None
+) -> DeltaVerifyResult:
+    """Checks that all files of a delta file would come back, and writes nothing. Returns when they would.
+
+    >>> nz_onnx.verify_delta("tuned.nzd").base
+    'base.onnx'
+
+    Args:
+        path: The delta file.
+        base: The base. Default: looked for in the folder of the delta file.
+        threads: Threads to use. Default: all cores.
+
+    Raises:
+        CorruptError: a file would not, and its ``result`` says which; or the delta file is corrupt.
+        UsageError: it is no delta file.
+        NzError: a file cannot be read; subclasses as in :func:`convert`.
+    """
+    options = _options(base=base, threads=threads)
+    others = {"nz-onnx.verify/1": VerifyResult}
+    return _delta(path, _run(DeltaVerifyResult, "verify", options, [os.fspath(path)], others), "verify")
+
+
+_INSPECT_DELTA = {"nz-onnx.inspect-delta/1": DeltaInspectResult}
+_VERIFY_DELTA = {"nz-onnx.verify-delta/1": DeltaVerifyResult}
+_Result = TypeVar("_Result")
+
+
+def _no_delta(path: StrPath, result: _Result, function: str) -> _Result:
+    if isinstance(result, (DeltaInspectResult, DeltaVerifyResult)):
+        raise UsageError(f"{os.fspath(path)} is a delta file: nz_onnx.{function}() is for those", 2)
+    return result
+
+
+def _delta(path: StrPath, result: _Result, function: str) -> _Result:
+    if not isinstance(result, (DeltaInspectResult, DeltaVerifyResult)):
+        raise UsageError(f"{os.fspath(path)} is no delta file: nz_onnx.{function}() is for others", 2)
+    return result
 
 
 def restore(

@@ -117,6 +117,30 @@ def test_models_of_a_base(model, tmp_path):
         nz_onnx.convert(model, base=base, ratio=0.5)
 
 
+def test_what_is_in_a_delta_file(model, tmp_path):
+    base = tmp_path / "base.onnx"
+    shutil.copy(model, base)
+    archive = tmp_path / "model.nzd"
+    nz_onnx.convert(model, archive, base=base)
+    found = nz_onnx.inspect_delta(archive)
+    assert plain(found) == document("inspect", archive)
+    assert {part.encoding for part in found.parts if part.weight} == {"base"}
+    checked = nz_onnx.verify_delta(archive)
+    assert plain(checked) == document("verify", archive) and checked.ok
+    assert nz_onnx.verify_delta(archive, base=base).base == str(base)
+
+    with pytest.raises(nz_onnx.UsageError, match=r"inspect_delta\(\)"):
+        nz_onnx.inspect(archive)
+    with pytest.raises(nz_onnx.UsageError, match=r"verify_delta\(\)"):
+        nz_onnx.verify(archive)
+    with pytest.raises(nz_onnx.UsageError, match="no delta file"):
+        nz_onnx.inspect_delta(model)
+
+    archive.write_bytes(archive.read_bytes()[:-1] + b"\0")
+    with pytest.raises(nz_onnx.CorruptError):
+        nz_onnx.verify_delta(archive)
+
+
 def test_plan_says_who_reads_a_weight(model):
     plan = nz_onnx.plan(model, ratio=0.8, exclude="W1")
     first, second = plan.tensors

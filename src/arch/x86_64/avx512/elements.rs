@@ -121,16 +121,17 @@ fn write_halves<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: boo
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
     let block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, escapes)?;
-    let order = opaque(&order_of_words());
-    let arrange = |v| _mm512_permutexvar_epi32(order, v);
+    let (order, order_of_words) = (opaque(&order_of_halves()), opaque(&order_of_words()));
+    let arrange = |v| _mm512_permutexvar_epi64(order, v);
+    let arrange_words = |v| _mm512_permutexvar_epi32(order_of_words, v);
     let (groups, _) = out.as_chunks_mut::<256>();
     block.for_groups(|group| {
         let (vectors, _) = groups[group.g].as_chunks_mut::<32>();
         let halves = [
-            group.halves::<0>(arrange),
-            group.halves::<1>(arrange),
-            group.halves::<2>(arrange),
-            group.halves::<3>(arrange),
+            group.halves::<0>(arrange, arrange_words),
+            group.halves::<1>(arrange, arrange_words),
+            group.halves::<2>(arrange, arrange_words),
+            group.halves::<3>(arrange, arrange_words),
         ];
         for (to, &from) in vectors.iter_mut().zip(halves.as_flattened()) {
             put::<STREAM>(to.as_mut_ptr().cast(), from);

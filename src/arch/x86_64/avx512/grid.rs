@@ -75,10 +75,7 @@ pub(super) fn has_halves(step: Step) -> bool {
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 pub(super) fn values_of_halves(step: Step, upper: [__m512i; 2]) -> [__m512i; 4] {
-    let scale = step.scale * 65536.0;
-    // 9 bits times the 8 of a unit: exact, and so is all that follows.
-    let offset = _mm512_set1_ps(-((1 << 23) + (1 << 15)) as f32 * scale);
-    let scale = _mm512_set1_ps(scale);
+    let (scale, offset) = scale_of_halves(step);
     let (magnitude, centre) = (_mm512_set1_epi16(i16::MAX), (step.centre >> 16) as i16 | i16::MIN);
     let float = _mm512_set1_epi16(0x4b00);
     let [low, high] = upper;
@@ -89,6 +86,64 @@ pub(super) fn values_of_halves(step: Step, upper: [__m512i; 2]) -> [__m512i; 4] 
         scaled(_mm512_unpacklo_epi16(high, float), scale, offset),
         scaled(_mm512_unpackhi_epi16(high, float), scale, offset),
     ]
+}
+
+/// What levels above 2^23 + 2^15, taken as floats, are multiplied with, and what is added then.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn scale_of_halves(step: Step) -> (__m512, __m512) {
+    let scale = step.scale * 65536.0;
+    // 9 bits times the 8 of a unit: exact, and so is all that follows.
+    (_mm512_set1_ps(scale), _mm512_set1_ps(-((1 << 23) + (1 << 15)) as f32 * scale))
+}
+
+/// The words with these upper halves and lower halves of zero: of each vector first those at even places, then the others.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn pairs_of([low, high]: [__m512i; 2]) -> [__m512i; 4] {
+    let odd = _mm512_set1_epi32(!0xffff);
+    [
+        _mm512_slli_epi32::<16>(low),
+        _mm512_and_si512(low, odd),
+        _mm512_slli_epi32::<16>(high),
+        _mm512_and_si512(high, odd),
+    ]
+}
+
+/// As [`values_of_halves`], in the order of [`pairs_of`].
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn values_of_pairs(step: Step, upper: [__m512i; 2]) -> [__m512i; 4] {
+    let (scale, offset) = scale_of_halves(step);
+    let (magnitude, centre) = (_mm512_set1_epi16(i16::MAX), (step.centre >> 16) as i16 | i16::MIN);
+    let (mask, float) = (_mm512_set1_epi32(0xffff), _mm512_set1_epi32(0x4b00_0000));
+    let [low, high] = upper;
+    let (low, high) = (above(low, magnitude, centre), above(high, magnitude, centre));
+    [
+        scaled(_mm512_ternarylogic_epi64::<0xea>(low, mask, float), scale, offset), // low & mask | float
+        scaled(_mm512_or_si512(_mm512_srli_epi32::<16>(low), float), scale, offset),
+        scaled(_mm512_ternarylogic_epi64::<0xea>(high, mask, float), scale, offset),
+        scaled(_mm512_or_si512(_mm512_srli_epi32::<16>(high), float), scale, offset),
+    ]
+}
+
+/// The bfloat16 elements nearest to values in the order of [`pairs_of`].
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn bf16_of_pairs([even_a, odd_a, even_b, odd_b]: [__m512i; 4]) -> [__m512i; 2] {
+    let pair = |even, odd| {
+        let even = _mm512_srli_epi32::<16>(rounded_up(even));
+        _mm512_mask_mov_epi16(even, 0xaaaa_aaaa, rounded_up(odd))
+    };
+    [pair(even_a, odd_a), pair(even_b, odd_b)]
 }
 
 /// 2^15 and the level of each half.
@@ -194,7 +249,7 @@ fn to_f16(values: __m512i) -> __m256i {
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn to_bf16(values: __m512i) -> __m256i {
-    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round_to_bf16(values)))
+    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded_up(values)))
 }
 
 #[inline]
@@ -202,7 +257,15 @@ fn to_bf16(values: __m512i) -> __m256i {
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn round_to_bf16(values: __m512i) -> __m512i {
+    _mm512_and_si512(rounded_up(values), _mm512_set1_epi32(!0xffff))
+}
+
+/// Values whose upper halves are the nearest bfloat16, with anything below.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn rounded_up(values: __m512i) -> __m512i {
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(values), _mm512_set1_epi32(1));
-    let up = _mm512_add_epi32(_mm512_add_epi32(values, _mm512_set1_epi32(0x7fff)), odd);
-    _mm512_and_si512(up, _mm512_set1_epi32(!0xffff))
+    _mm512_add_epi32(_mm512_add_epi32(values, _mm512_set1_epi32(0x7fff)), odd)
 }

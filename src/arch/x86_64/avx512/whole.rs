@@ -10,7 +10,7 @@ use super::layers::{Bytes, Parts};
 use super::symbols::{Job, Symbols, escapes};
 use crate::arch::x86_64::prefetch_lines;
 use crate::arch::{BLOCK, BadRecord, Grid, Record, Scratch, Tables, TierTable};
-use crate::format::HEAD_BITS;
+use crate::format::{Dtype, HEAD_BITS};
 
 /// Weights a group: the least of which every plane is whole vectors.
 pub(super) const GROUP: usize = 256;
@@ -420,15 +420,35 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
         grid::values_of_words(step, self.coded_words::<J>(arrange))
     }
 
-    /// The elements of 16 bits of the values of quarter `J`, in the order of [`Block::words`].
+    /// The elements of 16 bits of the values of quarter `J`: two vectors, in order if `arrange` has the order of halves, and
+    /// `arrange_words` that of words.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn halves<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
+    pub fn halves<const J: usize>(
+        &self,
+        arrange: impl Fn(__m512i) -> __m512i,
+        arrange_words: impl Fn(__m512i) -> __m512i,
+    ) -> [__m512i; 2] {
         let Some(grid) = &self.block.grid else { return [_mm512_setzero_si512(); 2] };
-        let [a, b, c, d] = self.values::<J>(grid, arrange);
-        [grid::halves(grid.dtype, a, b), grid::halves(grid.dtype, c, d)]
+        if HIGH != 0 || grid.dtype != Dtype::Bf16 {
+            let [a, b, c, d] = self.values::<J>(grid, arrange_words);
+            return [grid::halves(grid.dtype, a, b), grid::halves(grid.dtype, c, d)];
+        }
+        // Where elements and the upper halves of words change places only in pairs, nothing needs to be unpacked.
+        let step = grid.step(self.g * 4 + J);
+        let upper = self.upper::<J>(arrange);
+        let values = if HEAD == 1
+            && let Some(table) = grid.table(step)
+        {
+            grid::values_of_codebook(table, step, grid::pairs_of(upper))
+        } else if grid::has_halves(step) {
+            grid::values_of_pairs(step, upper)
+        } else {
+            grid::values_of_words(step, grid::pairs_of(upper))
+        };
+        grid::bf16_of_pairs(values)
     }
 
     #[inline]
