@@ -202,7 +202,7 @@ mod tests {
     }
 
     fn record(tiers: &[Tier], words: &[u32]) -> (u8, Vec<u8>) {
-        let m = (0..=23u8).find(|&m| words.iter().all(|w| u64::from(*w) << (41 + m) == 0)).unwrap_or(23);
+        let m = (0..23u8).find(|&m| words.iter().all(|w| u64::from(*w) << (41 + m) == 0)).unwrap_or(23);
         let a = m.min(HEAD_BITS);
         let mut symbols: Vec<u8> = words.iter().map(|w| (w >> 23) as u8).collect();
         let mut out = Vec::new();
@@ -264,7 +264,7 @@ mod tests {
         let (tables, mut scratch) = (Tables::new(&tiers), Scratch::new());
         // All patterns there are, then blocks of normal numbers among which a few are zero or special, or subnormal.
         let all: Vec<u16> = (0..=u16::MAX).collect();
-        let normal = |i: usize| 0x2400 + (i as u16 * 7919) % 0x1000 + (i as u16 & 1) * 0x8000;
+        let normal = |i: usize| 0x2400 + (i as u16).wrapping_mul(7919) % 0x1000 + (i as u16 & 1) * 0x8000;
         let odd = |i: usize| {
             if i % 97 == 5 { [0, 0x8000, 0x7f80, 0xff81, 0x7c00, 0xfe01][i % 6] } else { normal(i) }
         };
