@@ -275,6 +275,9 @@ fn fuse(
     Ok(())
 }
 
+/// Outputs of `nz.DecodeLSTM`.
+const LSTM_OUTPUTS: usize = 3;
+
 /// `nz.DecodeLSTM` in place of the node.
 fn lstm(
     model: &Model,
@@ -292,10 +295,13 @@ fn lstm(
     while inputs.last().is_some_and(String::is_empty) {
         inputs.pop();
     }
+    // ONNX Runtime 1.17 and 1.20 crash where a custom op's node ends with fewer outputs than the op has.
+    let mut output = node.outputs.clone();
+    output.resize(LSTM_OUTPUTS, String::new());
     let reverse = node.attribute("direction").and_then(|a| a.s.as_deref()) == Some(b"reverse");
     let fields = proto::Node {
         input: inputs,
-        output: node.outputs.clone(),
+        output,
         name: None,
         op_type: Some("DecodeLSTM".to_string()),
         attribute: [flag("reverse", reverse)]

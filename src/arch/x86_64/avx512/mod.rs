@@ -6,6 +6,7 @@ mod delta;
 mod elements;
 mod encode;
 mod f16;
+mod first;
 mod grid;
 mod lane;
 mod layers;
