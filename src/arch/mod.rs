@@ -79,8 +79,8 @@ pub struct Scratch {
     codes: [u8; BLOCK],
     symbols: [u8; PADDED],
     below: [u8; PADDED],
-    /// The same for three more blocks, where some are decoded side by side.
-    more: [[[u8; PADDED]; 2]; 3],
+    /// The same for a second block, where two are decoded side by side.
+    more: [[u8; PADDED]; 2],
     head: [u8; PADDED],
     high: [u8; PADDED],
     low: [u8; PADDED],
@@ -94,7 +94,7 @@ impl Scratch {
             codes: [0; BLOCK],
             symbols: [0; PADDED],
             below: [0; PADDED],
-            more: [[[0; PADDED]; 2]; 3],
+            more: [[0; PADDED]; 2],
             head: [0; PADDED],
             high: [0; PADDED],
             low: [0; PADDED],

@@ -282,7 +282,7 @@ pub(super) fn symbols_first<'a>(
         plane = take(&mut rest, width, codes)?;
     }
     let tail = &tail[..tail.len() - rest.len()];
-    let Scratch { symbols: a, below, more: [[out, _], ..], .. } = scratch;
+    let Scratch { symbols: a, below, more: [out, _], .. } = scratch;
     Ok((symbols(tables, Job { first, tail, n, symbols: a, below }, out)?, rest))
 }
 

@@ -126,24 +126,19 @@ pub(super) fn for_blocks(
     scratch: &mut Scratch,
     mut body: impl FnMut(usize, &Record<'_>, &Symbols) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
-    let Scratch { symbols, below, more: [[b, b_below], [c, c_below], [d, d_below]], .. } = scratch;
-    let (fours, rest) = records.as_chunks::<4>();
-    for (i, four) in fours.iter().enumerate() {
-        let [ra, rb, rc, rd] = four;
+    let Scratch { symbols, below, more: [too, below_too], .. } = scratch;
+    let (pairs, rest) = records.as_chunks::<2>();
+    for (i, pair) in pairs.iter().enumerate() {
+        let [a, b] = pair;
         // Side by side: each has to wait for itself again and again.
-        let jobs = [
-            Job::new(tables, ra, symbols, below)?,
-            Job::new(tables, rb, b, b_below)?,
-            Job::new(tables, rc, c, c_below)?,
-            Job::new(tables, rd, d, d_below)?,
-        ];
-        for (j, (record, escapes)) in four.iter().zip(escapes(tables, jobs)?).enumerate() {
-            body(4 * i + j, record, escapes)?;
-        }
+        let jobs = [Job::new(tables, a, symbols, below)?, Job::new(tables, b, too, below_too)?];
+        let [escapes_a, escapes_b] = escapes(tables, jobs)?;
+        body(2 * i, a, escapes_a)?;
+        body(2 * i + 1, b, escapes_b)?;
     }
-    for (i, record) in rest.iter().enumerate() {
+    for record in rest {
         let [escapes] = escapes(tables, [Job::new(tables, record, symbols, below)?])?;
-        body(4 * fours.len() + i, record, escapes)?;
+        body(2 * pairs.len(), record, escapes)?;
     }
     Ok(())
 }
