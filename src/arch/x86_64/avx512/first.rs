@@ -39,6 +39,7 @@ impl<'a> First<'a> {
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
+    #[expect(clippy::extra_unused_type_parameters, reason = "makes a copy for each caller")]
     pub fn group<Caller>(&mut self, g: usize) -> [__m512i; 4] {
         let Some((vectors, down)) = self.plain else {
             let symbols;
