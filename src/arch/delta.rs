@@ -151,6 +151,15 @@ pub(crate) fn padded<'a>(room: &'a mut Raw, raw: &[u8]) -> Result<&'a Raw, BadRe
     Ok(room)
 }
 
+/// Checks that raw bits which end before bit `end` fill `bytes` bytes, but for padding.
+///
+/// # Errors
+/// They do not.
+#[inline(always)]
+pub(crate) fn check_end(end: usize, bytes: usize) -> Result<(), BadRecord> {
+    if end > 8 * bytes || bytes - end.div_ceil(8) >= ALIGN { Err(BadRecord) } else { Ok(()) }
+}
+
 /// A block of a delta in plain Rust: adds the residuals in `record` to the base's elements.
 pub(super) fn decode(
     tables: &Tables,
@@ -226,9 +235,7 @@ fn add(
         *residual = word as u32 & below | top;
         at += len.saturating_sub(1) as usize;
     }
-    if at > 8 * raw.len() || raw.len() - at.div_ceil(8) >= ALIGN {
-        return Err(BadRecord);
-    }
+    check_end(at, raw.len())?;
     for (base, &residual) in base.iter_mut().zip(residuals.iter()) {
         *base = bits.restored(how, residual, *base);
     }

@@ -4,9 +4,9 @@
 use std::arch::x86_64::*;
 
 use super::{LANES, load, take, tiers};
-use crate::arch::delta::{Bits, MAX_LIFT, Raw, Sums, mask, padded};
+use crate::arch::delta::{Bits, MAX_LIFT, Raw, Sums, check_end, mask, padded};
 use crate::arch::{BadRecord, Scratch, Tables};
-use crate::format::{ALIGN, Delta, Residual, plane_bytes};
+use crate::format::{Delta, Residual, plane_bytes};
 
 /// Weights in a vector of their lengths.
 const WORDS: usize = 8;
@@ -36,7 +36,7 @@ pub(in crate::arch::x86_64) fn decode(
         (_, Residual::Xor) => add::<32, false>(symbols, raw, delta, bits, elements),
         (_, Residual::Difference) => add::<32, true>(symbols, raw, delta, bits, elements),
     }?;
-    if end > 8 * bytes || bytes - end.div_ceil(8) >= ALIGN { Err(BadRecord) } else { Ok(()) }
+    check_end(end, bytes)
 }
 
 /// Adds the residuals with these symbols and raw bits to elements of `WIDTH` bits; returns the bit of `raw` behind the

@@ -5,9 +5,9 @@ mod halves;
 mod words;
 
 use super::symbols::symbols_first;
-use crate::arch::delta::{Bits, Raw, Sums, WINDOW, padded};
+use crate::arch::delta::{Bits, Raw, Sums, WINDOW, check_end, padded};
 use crate::arch::{BadRecord, Scratch, Tables};
-use crate::format::{ALIGN, Delta, Residual};
+use crate::format::{Delta, Residual};
 
 /// Bytes of elements that are worked on at a time.
 const STEP: usize = 64;
@@ -34,7 +34,7 @@ pub(super) fn decode(
         (_, Residual::Xor) => words::add::<false>(symbols, raw, delta, bits, elements),
         (_, Residual::Difference) => words::add::<true>(symbols, raw, delta, bits, elements),
     }?;
-    if end > 8 * bytes || bytes - end.div_ceil(8) >= ALIGN { Err(BadRecord) } else { Ok(()) }
+    check_end(end, bytes)
 }
 
 /// The bytes that bit `at` and those that a step needs behind it are in.

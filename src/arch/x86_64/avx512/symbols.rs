@@ -64,15 +64,7 @@ fn count_escapes(width: u8, plane: &[u8], n: usize) -> usize {
             }
             count
         }
-        (_, ..=8) => {
-            let x = bits_of(plane);
-            let ones = match width {
-                1 => x,
-                2 => x & x >> 1 & 0x5555_5555_5555_5555,
-                _ => x & x >> 1 & x >> 2 & x >> 3 & 0x1111_1111_1111_1111,
-            };
-            ones.count_ones() as usize
-        }
+        (_, ..=64) => count_few(width, plane),
         (1, _) => count_ones(plane, |x| x),
         (2, _) => count_ones(plane, |x| pairs(x)),
         _ => count_ones(plane, |x| quads(x)),
@@ -144,7 +136,7 @@ pub(super) struct Job<'a> {
 }
 
 /// A tier's plane: where it starts in the tail, and how many codes it has.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Plane {
     at: usize,
     n: usize,
