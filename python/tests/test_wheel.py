@@ -54,9 +54,11 @@ def test_what_is_in_it(wheel):
         names = set(archive.namelist())
         metadata = Parser().parsestr(archive.read(f"{name}-{version}.dist-info/METADATA").decode())
         modes = {entry.filename: entry.external_attr >> 16 & 0o777 for entry in archive.infolist()}
-    modules = "__init__ __main__ alternatives command compare errors library models results session stats".split()
+    modules = "__init__ __main__ alternatives command compare errors library models session stats".split()
+    results = "__init__ comparison conversion delta document inspection provider verification".split()
     assert names == {
         *(f"nz_onnx/{module}.py" for module in modules),
+        *(f"nz_onnx/results/{module}.py" for module in results),
         "nz_onnx/py.typed",
         "nz_onnx/libnz_onnx.so",
         f"nz_onnx-{version}.data/scripts/nz-onnx",
