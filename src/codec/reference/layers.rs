@@ -2,7 +2,10 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Dtype, Header, Reader, check, read_field};
+use super::check;
+use super::header::{Dtype, Header};
+use super::reader::Reader;
+use super::record::read_field;
 
 /// What a header says of layers.
 #[derive(Default)]
