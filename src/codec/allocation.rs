@@ -12,7 +12,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use self::ladder::Ladder;
-use super::{Coding, GridStep, Survey};
+use super::{CodebookSurvey, Coding, GridStep, GridSurvey, Survey};
 use crate::format::Dtype;
 
 /// A blob that saves less than this part of its weight does not pay.
@@ -86,6 +86,33 @@ pub struct Grids {
     pub steps: Vec<(GridStep, u64, f64)>,
     /// Whether no weight may be rounded to mantissa bits where a grid can hold it.
     pub only: bool,
+}
+
+impl Grids {
+    /// The choices among grids, and how the weight is coded at each step. Without a survey no grid can hold it.
+    pub fn new(survey: Option<&GridSurvey>, only: bool) -> (Self, Vec<(GridStep, Coding)>) {
+        let of_step = |step| survey.map(|survey| (step, survey.coding(step), survey.noise(step)));
+        Self::of(GridStep::all().filter_map(of_step), only)
+    }
+
+    /// The same among codebooks.
+    pub fn of_codebooks(survey: Option<&CodebookSurvey>, only: bool) -> (Self, Vec<(GridStep, Coding)>) {
+        let of_survey = |survey: &CodebookSurvey| {
+            survey.steps().map(|step| (step, survey.coding(step), survey.noise(step))).collect()
+        };
+        let steps: Vec<_> = survey.map(of_survey).unwrap_or_default();
+        Self::of(steps.into_iter(), only)
+    }
+
+    fn of(
+        steps: impl Iterator<Item = (GridStep, Coding, f64)>,
+        only: bool,
+    ) -> (Self, Vec<(GridStep, Coding)>) {
+        let choice =
+            |(step, coding, noise): (GridStep, Coding, f64)| ((step, coding.size(), noise), (step, coding));
+        let (steps, codings) = steps.map(choice).unzip();
+        (Grids { steps, only }, codings)
+    }
 }
 
 /// What to do with a candidate.

@@ -37,6 +37,16 @@ impl GridStep {
             .rev()
             .flat_map(move |raw_bits| cells.clone().map(move |cell| GridStep { cell, raw_bits }))
     }
+
+    /// The number that stands for the step where one is written down: below 64, another for each.
+    pub fn number(self) -> u8 {
+        self.cell as u8 * (GRID_BITS + 1) + self.raw_bits
+    }
+
+    /// The step that a number stands for, if any.
+    pub fn from_number(number: u8) -> Option<GridStep> {
+        GridStep::all().find(|step| step.number() == number)
+    }
 }
 
 /// The largest weight is at most so many cells from zero: a symbol less than the last, for rounding.

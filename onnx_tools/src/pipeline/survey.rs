@@ -235,13 +235,18 @@ fn group(
     let survey = codec::survey(bytes, spec, &options)?;
     let (mut candidate, codings) = Candidate::new(&survey, spec.dtype, bytes.len() as u64);
     candidate.rounded_noise = cut_noise(bytes, spec);
+    let only = wanted.rounding != Rounding::Auto;
     let grids = match wanted.rounding {
         Rounding::Cut => None,
-        Rounding::Codebook => Some(codebooks(bytes, spec, &options)?),
-        Rounding::Grid | Rounding::Auto => Some(on_grids(bytes, spec, &options)?),
+        Rounding::Codebook => {
+            Some(Grids::of_codebooks(codec::survey_codebooks(bytes, spec, &options)?.as_ref(), only))
+        }
+        Rounding::Grid | Rounding::Auto => {
+            Some(Grids::new(codec::survey_grid(bytes, spec, &options)?.as_ref(), only))
+        }
     };
-    let (steps, codings_of_steps) = grids.unzip();
-    candidate.grids = steps.map(|steps| Grids { steps, only: wanted.rounding != Rounding::Auto });
+    let (grids, codings_of_steps) = grids.unzip();
+    candidate.grids = grids;
     let grids = codings_of_steps.unwrap_or_default();
     if let Some(layers) = &wanted.layers {
         layers.price(&mut candidate, spec, *block_len)?;
@@ -251,32 +256,6 @@ fn group(
         group.keep_to(wanted.target, bytes, compression)?;
     }
     Ok(group)
-}
-
-/// Bytes and noise of each step of a ladder, as [`Grids`] has them, and how the weight is coded at each.
-type Ladder = (Vec<(GridStep, u64, f64)>, Vec<(GridStep, Coding)>);
-
-fn ladder(steps: impl Iterator<Item = (GridStep, Coding, f64)>) -> Ladder {
-    steps.map(|(step, coding, noise)| ((step, coding.size(), noise), (step, coding))).unzip()
-}
-
-fn on_grids(bytes: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> nz_onnx::error::Result<Ladder> {
-    let survey = codec::survey_grid(bytes, spec, options)?;
-    Ok(ladder(
-        survey.iter().flat_map(|survey| {
-            GridStep::all().map(move |step| (step, survey.coding(step), survey.noise(step)))
-        }),
-    ))
-}
-
-/// What codebooks would do, on the ladder that grids have otherwise.
-fn codebooks(bytes: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> nz_onnx::error::Result<Ladder> {
-    let survey = codec::survey_codebooks(bytes, spec, options)?;
-    Ok(ladder(
-        survey.iter().flat_map(|survey| {
-            survey.steps().map(move |step| (step, survey.coding(step), survey.noise(step)))
-        }),
-    ))
 }
 
 /// Weights that are looked at in a row, and places where that is done.

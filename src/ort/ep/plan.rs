@@ -10,9 +10,8 @@ use super::session::{Log, Shared};
 use super::slot::{Recipe, Slot};
 use super::store::{Content, Key, KeyMaker};
 use crate::codec::allocation::{Candidate, Encoding, Grids, MIN_SAVING, Target, allocate};
-use crate::codec::{self, Coding, EncodeOptions, GridStep, GridSurvey, Profile, Survey};
+use crate::codec::{self, Coding, EncodeOptions, GridStep, Profile, Survey};
 use crate::error::Error;
-use crate::format::GRID_BITS;
 use crate::ort::fence::{Failure, Result};
 
 /// What is decided about the weights of a graph.
@@ -43,14 +42,13 @@ const KEEP: u8 = 255;
 const LOSSLESS: u8 = 254;
 /// The first of the bytes that stand for grids.
 const GRIDS: u8 = 64;
-const GRIDS_A_CELL: u8 = GRID_BITS + 1;
 
 impl Precision {
     fn to_byte(self) -> u8 {
         match self {
             Precision::Lossless => LOSSLESS,
             Precision::Mantissa(bits) => bits,
-            Precision::Grid(GridStep { cell, raw_bits }) => GRIDS + cell as u8 * GRIDS_A_CELL + raw_bits,
+            Precision::Grid(step) => GRIDS + step.number(),
         }
     }
 
@@ -79,11 +77,7 @@ impl Decision {
             KEEP => return Some(Decision::Keep),
             LOSSLESS => Precision::Lossless,
             bits @ 0..GRIDS => Precision::Mantissa(bits),
-            _ => {
-                let (cell, raw_bits) = ((byte - GRIDS) / GRIDS_A_CELL, (byte - GRIDS) % GRIDS_A_CELL);
-                let step = GridStep { cell: cell.into(), raw_bits };
-                Precision::Grid(GridStep::all().find(|known| *known == step)?)
-            }
+            _ => Precision::Grid(GridStep::from_number(byte - GRIDS)?),
         };
         Some(Decision::Encode(precision, None))
     }
@@ -237,7 +231,9 @@ fn decide_together<'a>(
                 candidate.rounded_noise =
                     (0..spec.dtype.mantissa_bits()).map(|bits| survey.cut_noise(bits)).collect();
             }
-            candidate.grids = Some(on_grids(survey.as_ref(), aim.rounding, &mut grids));
+            let (choices, codings) = Grids::new(survey.as_ref(), aim.rounding == Rounding::Grid);
+            candidate.grids = Some(choices);
+            grids = codings;
         }
         candidates.push(candidate);
         surveyed.push(Codings { claim: index, cuts, grids });
@@ -273,17 +269,6 @@ fn decide_together<'a>(
         _ => None,
     };
     Ok((decisions, failure))
-}
-
-/// What grids would do to a weight, of which `survey` is nothing if they cannot hold it; and how each is coded.
-fn on_grids(survey: Option<&GridSurvey>, rounding: Rounding, codings: &mut Vec<(GridStep, Coding)>) -> Grids {
-    let mut steps = Vec::new();
-    for (step, survey) in GridStep::all().filter_map(|step| Some((step, survey?))) {
-        let coding = survey.coding(step);
-        steps.push((step, coding.size(), survey.noise(step)));
-        codings.push((step, coding));
-    }
-    Grids { steps, only: rounding == Rounding::Grid }
 }
 
 #[cfg(test)]
