@@ -2,6 +2,8 @@
 //!
 //! TensorFlow's and Paddle's exporters give a loop its weights so: as initial values of variables that no turn changes.
 
+use std::collections::BTreeMap;
+
 use crate::onnx::scope::{Definition, Reader, Scope, ValueKey};
 use crate::onnx::{Graph, GraphId, Model, Node};
 
@@ -105,12 +107,12 @@ impl Carried {
     }
 }
 
-/// All such variables of a model.
-pub fn all(model: &Model, scope: &Scope<'_>) -> Vec<Carried> {
+/// All such variables of a model, by who gives them their initial value.
+pub fn all(model: &Model, scope: &Scope<'_>) -> BTreeMap<Reader, Carried> {
     let inputs = model.graphs().iter().flat_map(|graph| {
         graph.nodes.iter().enumerate().flat_map(move |(node, n)| {
             (0..n.inputs.len()).map(move |input| Reader { graph: graph.id, node, input })
         })
     });
-    inputs.filter_map(|reader| Carried::of(model, scope, reader)).collect()
+    inputs.filter_map(|reader| Some((reader, Carried::of(model, scope, reader)?))).collect()
 }

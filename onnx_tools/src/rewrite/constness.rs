@@ -1,10 +1,10 @@
 //! Which values depend on the model's inputs; ONNX Runtime computes the others once, at load.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use super::carried::{self, Carried};
+use super::carried::Carried;
 use super::ops;
-use crate::onnx::scope::{Definition, Scope, ValueKey};
+use crate::onnx::scope::{Definition, Reader, Scope, ValueKey};
 use crate::onnx::{GraphId, Model};
 
 /// The values that depend on an input.
@@ -14,13 +14,12 @@ pub struct Variables<'m> {
 }
 
 impl<'m> Variables<'m> {
-    /// Finds them.
-    pub fn new(model: &'m Model, scope: &Scope<'m>) -> Self {
+    /// Finds them, given all variables that loops hand on as they are.
+    pub fn new(model: &'m Model, scope: &Scope<'m>, carried: &BTreeMap<Reader, Carried>) -> Self {
         let mut found = Variables { values: HashSet::new() };
         // What a loop hands on as it is varies if its initial value does.
-        let carried = carried::all(model, scope);
         let starts: HashSet<ValueKey<'m>> =
-            carried.iter().filter_map(|c| Some((c.body, c.start(model)?))).collect();
+            carried.values().filter_map(|c| Some((c.body, c.start(model)?))).collect();
         for graph in model.graphs() {
             for input in &graph.inputs {
                 let is_input =
@@ -33,7 +32,7 @@ impl<'m> Variables<'m> {
             }
         }
         // Nodes are in topological order, so one pass does but for what flows out of bodies.
-        while found.pass(model, scope, &carried) {}
+        while found.pass(model, scope, carried) {}
         found
     }
 
@@ -42,10 +41,10 @@ impl<'m> Variables<'m> {
         scope.resolve(graph, name).is_some_and(|(owner, _)| self.values.contains(&(owner, name)))
     }
 
-    fn pass(&mut self, model: &'m Model, scope: &Scope<'m>, carried: &[Carried]) -> bool {
+    fn pass(&mut self, model: &'m Model, scope: &Scope<'m>, carried: &BTreeMap<Reader, Carried>) -> bool {
         let mut changed = false;
         let mut constant = HashSet::new();
-        for variable in carried {
+        for variable in carried.values() {
             let (graph, initial) = variable.initial(model);
             if !self.has(scope, graph, initial) {
                 constant.extend(variable.last(model));

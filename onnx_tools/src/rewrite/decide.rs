@@ -1,10 +1,10 @@
 //! What happens to each weight, and why.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nz_onnx::format::{Dtype, GATHER_BLOCK, MAX_BLOCK, MAX_RANK, TensorSpec};
 
-use super::carried::Carried;
+use super::carried::{self, Carried};
 use super::constness::Variables;
 use super::costly;
 use super::normalise::{NCHWC, has_nchwc};
@@ -142,8 +142,9 @@ pub fn decide(model: &Model, rules: &Rules) -> Result<Vec<Decision>> {
     }
     model.check_external_data()?;
     let scope = Scope::new(model);
-    let variables = Variables::new(model, &scope);
-    let decider = Decider { model, rules, scope, variables };
+    let carried = carried::all(model, &scope);
+    let variables = Variables::new(model, &scope, &carried);
+    let decider = Decider { model, rules, scope, carried, variables };
     let mut decisions: Vec<Decision> =
         model.weights().iter().map(|weight| decider.weight(weight)).collect::<Result<_>>()?;
     // Whoever names weights wants those.
@@ -157,6 +158,8 @@ struct Decider<'a> {
     model: &'a Model,
     rules: &'a Rules,
     scope: Scope<'a>,
+    /// Variables that loops hand on as they are, by who gives them their initial value.
+    carried: BTreeMap<Reader, Carried>,
     variables: Variables<'a>,
 }
 
@@ -269,7 +272,7 @@ impl<'a> Decider<'a> {
             if self.rules.refuses_node(&node.name) {
                 return Err(format!("excluded by --exclude-nodes: read by node {:?}", node.name).into());
             }
-            if let Some(carried) = Carried::of(self.model, &self.scope, reader) {
+            if let Some(&carried) = self.carried.get(&reader) {
                 self.carried(weight, carried, view, found)?;
                 continue;
             }
