@@ -40,34 +40,52 @@ struct TierTable {
     /// The symbol of each code; the escape's entry is not used.
     symbols: [u8; 16],
     /// The symbol of each code whatever the bits above it; the escape's entry is `mark`.
+    #[cfg(target_arch = "x86_64")]
     lookup: [u8; 64],
     /// A byte that is no symbol of the tier.
+    #[cfg(target_arch = "x86_64")]
     mark: u8,
     /// Whether only the mark has its top bit set: so it is where exponents are those of weights below 2.
+    #[cfg(target_arch = "x86_64")]
     top_marks: bool,
     /// If the tier has 1 bit, how many that are so in turn it is the last of, at most [`MAX_RUN`]; tier 0 apart.
+    #[cfg(target_arch = "x86_64")]
     run: usize,
 }
 
 /// Tiers of 1 bit that are decoded at one go.
+#[cfg(target_arch = "x86_64")]
 const MAX_RUN: usize = 4;
 
 impl Tables {
     /// The tables of a cascade.
     pub fn new(tiers: &[Tier]) -> Self {
-        let table = |(t, tier): (usize, &Tier)| {
-            let run =
-                tiers[..=t].iter().skip(1).rev().take_while(|tier| tier.width == 1).take(MAX_RUN).count();
-            let mut symbols = [0; 16];
-            symbols[..tier.symbols.len()].copy_from_slice(&tier.symbols);
-            let mark = (0..=255u8).rev().find(|b| !tier.symbols.contains(b)).unwrap_or(0);
-            let lookup = std::array::from_fn(|i| {
+        Tables { tiers: (0..tiers.len()).map(|last| TierTable::new(&tiers[..=last])).collect() }
+    }
+}
+
+impl TierTable {
+    /// The table of the last of `tiers`.
+    fn new(tiers: &[Tier]) -> Self {
+        let tier = &tiers[tiers.len() - 1];
+        let mut symbols = [0; 16];
+        symbols[..tier.symbols.len()].copy_from_slice(&tier.symbols);
+        #[cfg(target_arch = "x86_64")]
+        let mark = (0..=255u8).rev().find(|b| !tier.symbols.contains(b)).unwrap_or(0);
+        TierTable {
+            width: tier.width,
+            symbols,
+            #[cfg(target_arch = "x86_64")]
+            lookup: std::array::from_fn(|i| {
                 tier.symbols.get(i & ((1 << tier.width) - 1)).copied().unwrap_or(mark)
-            });
-            let top_marks = mark >= 0x80 && tier.symbols.iter().all(|&symbol| symbol < 0x80);
-            TierTable { width: tier.width, symbols, lookup, mark, top_marks, run }
-        };
-        Tables { tiers: tiers.iter().enumerate().map(table).collect() }
+            }),
+            #[cfg(target_arch = "x86_64")]
+            mark,
+            #[cfg(target_arch = "x86_64")]
+            top_marks: mark >= 0x80 && tier.symbols.iter().all(|&symbol| symbol < 0x80),
+            #[cfg(target_arch = "x86_64")]
+            run: tiers.iter().skip(1).rev().take_while(|tier| tier.width == 1).take(MAX_RUN).count(),
+        }
     }
 }
 
@@ -80,6 +98,7 @@ pub struct Scratch {
     symbols: [u8; PADDED],
     below: [u8; PADDED],
     /// The same for a second block, where two are decoded side by side.
+    #[cfg(target_arch = "x86_64")]
     more: [[u8; PADDED]; 2],
     head: [u8; PADDED],
     high: [u8; PADDED],
@@ -94,6 +113,7 @@ impl Scratch {
             codes: [0; BLOCK],
             symbols: [0; PADDED],
             below: [0; PADDED],
+            #[cfg(target_arch = "x86_64")]
             more: [[0; PADDED]; 2],
             head: [0; PADDED],
             high: [0; PADDED],
@@ -143,7 +163,9 @@ pub enum Store {
     Streamed,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Store {
+    /// Whether elements that start where `out` does go past the caches.
     fn streams<T>(self, out: &[T]) -> bool {
         self == Store::Streamed && out.as_ptr().addr().is_multiple_of(64)
     }
