@@ -63,8 +63,10 @@ def test_what_is_in_it(wheel):
         "nz_onnx/libnz_onnx.so",
         f"nz_onnx-{version}.data/scripts/nz-onnx",
         *(f"nz_onnx-{version}.dist-info/{file}" for file in ("METADATA", "WHEEL", "RECORD")),
-        f"nz_onnx-{version}.dist-info/licenses/LICENSE-APACHE",
-        f"nz_onnx-{version}.dist-info/licenses/LICENSE-MIT",
+        *(
+            f"nz_onnx-{version}.dist-info/licenses/{file}"
+            for file in ("LICENSE-APACHE", "LICENSE-MIT", "THIRD_PARTY_LICENSES")
+        ),
     }
     assert modes[f"nz_onnx-{version}.data/scripts/nz-onnx"] & 0o111 == 0o111
     assert metadata["Requires-Python"] == ">=3.9" and metadata["License-Expression"] == "Apache-2.0 OR MIT"

@@ -9,6 +9,7 @@ mod bench;
 mod cuda;
 mod debian;
 mod demo;
+mod licenses;
 mod python;
 mod test;
 mod wheel;
@@ -25,18 +26,20 @@ Usage: cargo xtask <TASK>
        cargo xtask bench [PART...] [--quick]
 
 Tasks:
-  aarch64 Run the codec's tests for aarch64, under QEMU; part of test
-  bench   Measure, and write the figures into docs/benchmarks.md, those of the part fidelity into
-          docs/fidelity.md; of the parts decode, encode, gemv, models and fidelity only those
-          named, and gpu if it is named: it runs the tests of the CUDA kernels, too, and skips where
-          there is no GPU (REQUIRE_GPU=1: fails). --quick: a smoke test with small sizes, into files
-          under target/xtask/bench
-  cuda    Compile the CUDA kernels to the PTX under cpp/ptx, with a pinned nvcc from PyPI, and write
-          their registers into docs/cuda.md; test compares both with what is there
-  demo    Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in
-          ONNX Runtime; print memory, latency and agreement
-  test    Make what the tests need and run every test there is; CI runs this
-  wheel   Build the Python package's wheel, into target/xtask/wheel, and run its tests; part of test
+  aarch64  Run the codec's tests for aarch64, under QEMU; part of test
+  bench    Measure, and write the figures into docs/benchmarks.md, those of the part fidelity into
+           docs/fidelity.md; of the parts decode, encode, gemv, models and fidelity only those
+           named, and gpu if it is named: it runs the tests of the CUDA kernels, too, and skips where
+           there is no GPU (REQUIRE_GPU=1: fails). --quick: a smoke test with small sizes, into files
+           under target/xtask/bench
+  cuda     Compile the CUDA kernels to the PTX under cpp/ptx, with a pinned nvcc from PyPI, and write
+           their registers into docs/cuda.md; test compares both with what is there
+  demo     Convert a real model (MiniLM, 87 MiB of weights) and run it beside the original in
+           ONNX Runtime; print memory, latency and agreement
+  licenses Write the licence texts of the crates that the command and the library link into
+           THIRD_PARTY_LICENSES; test compares them with what is there
+  test     Make what the tests need and run every test there is; CI runs this
+  wheel    Build the Python package's wheel, into target/xtask/wheel, and run its tests; part of test
 
 Options:
   -h, --help    Print this text
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Some("aarch64") => Box::new(aarch64::run),
         Some("cuda") => Box::new(cuda::run),
         Some("demo") => Box::new(demo::run),
+        Some("licenses") => Box::new(licenses::run),
         Some("test") => Box::new(test::run),
         Some("wheel") => Box::new(test::run_wheel),
         Some("-h" | "--help" | "help") => {

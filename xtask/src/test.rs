@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::aarch64::Emulator;
 use crate::bench;
 use crate::cuda;
+use crate::licenses;
 use crate::python::{CURRENT, OLDER, OLDEST, OLDEST_PROVIDER, Python, TOO_OLD};
 use crate::wheel;
 use crate::workspace::{self, Workspace, progress};
@@ -59,6 +60,7 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         let arguments = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
         workspace::run(workspace.cargo().args(arguments))
     });
+    report.step("licences of what is linked", || licenses::check(workspace));
     let built = report.step("cargo build", || {
         workspace::run(workspace.cargo().args(["build", "--quiet", "--release", "--workspace"]))?;
         let example = ["build", "--quiet", "--release", "--example", "encode_tensor"];
