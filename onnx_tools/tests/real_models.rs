@@ -1,28 +1,18 @@
 //! The development models, converted and restored. They are found by `NZ_MODELS`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "support/real.rs"]
+mod real;
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use onnx_tools::onnx::Model;
 use onnx_tools::rewrite::{Decision, Outcome, Rules, restore};
+use real::models;
 use support::{INLINE, convert};
 use tempfile::TempDir;
-
-fn models() -> Vec<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models");
-    let folder = std::env::var_os("NZ_MODELS").map_or(default, PathBuf::from);
-    let Ok(entries) = fs::read_dir(&folder) else {
-        eprintln!("SKIPPED: no models at {} (set NZ_MODELS)", folder.display());
-        return Vec::new();
-    };
-    let mut models: Vec<_> =
-        entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")).collect();
-    models.sort();
-    models
-}
 
 #[test]
 fn real_models_come_back_byte_for_byte() {

@@ -243,6 +243,29 @@ pub struct SelectArgs {
     pub exclude_nodes: Vec<String>,
 }
 
+/// How weights are coded.
+#[derive(Debug, Clone, Args)]
+pub struct CodingArgs {
+    /// Size or speed of the encoded weights
+    #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
+    pub profile: ProfileArg,
+    /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
+    /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
+    /// k-means, for 5 bits a weight and less) [default: auto with --size, --bits and --snr, else cut]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
+    pub transform: Option<TransformArg>,
+    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
+    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
+    pub calibrate: Option<PathBuf>,
+    /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
+    /// symbol), and put what is below into layers that a session need not read: nz.weights_mib says how many MiB all
+    /// weights may take, nz.bits how many bits each. Up to three numbers [default: 3,7,15]
+    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
+        value_parser = parse_layers)]
+    pub layers: Option<Layers>,
+}
+
 /// Where to write.
 #[derive(Debug, Clone, Args)]
 pub struct OutputArgs {
@@ -272,24 +295,9 @@ pub struct ConvertArgs {
     /// Where to.
     #[command(flatten)]
     pub output: OutputArgs,
-    /// Size or speed of the encoded weights
-    #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
-    pub profile: ProfileArg,
-    /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
-    /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
-    /// k-means, for 5 bits a weight and less) [default: auto with --size, --bits and --snr, else cut]
-    #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
-    pub transform: Option<TransformArg>,
-    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
-    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
-    pub calibrate: Option<PathBuf>,
-    /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
-    /// symbol), and put what is below into layers that a session need not read: nz.weights_mib says how many MiB all
-    /// weights may take, nz.bits how many bits each. Up to three numbers [default: 3,7,15]
-    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
-        value_parser = parse_layers)]
-    pub layers: Option<Layers>,
+    /// How coded.
+    #[command(flatten)]
+    pub coding: CodingArgs,
     /// Write what tells the model from FILE, another one of which it was made, such as by fine-tuning. If FILE is a converted
     /// model in the same folder: X.nz.onnx, whose weights are those of FILE's data file, changed as they are decoded; both
     /// models loaded together have FILE's weights in memory once. Else X.nzd, of which `restore` makes the model again, and
@@ -315,24 +323,9 @@ pub struct PlanArgs {
     /// What comes first.
     #[command(flatten)]
     pub optimize: OptimizeArgs,
-    /// Size or speed of the encoded weights
-    #[arg(long, value_enum, value_name = "PROFILE", default_value_t)]
-    pub profile: ProfileArg,
-    /// How to round weights where they must be: cut (mantissa bits: the relative error of each weight has a bound), grid
-    /// (a uniform grid: the least error in all), auto (whichever is closer at the same size), or codebook (values found by
-    /// k-means, for 5 bits a weight and less) [default: auto with --size, --bits and --snr, else cut]
-    #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
-    pub transform: Option<TransformArg>,
-    /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
-    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
-    pub calibrate: Option<PathBuf>,
-    /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
-    /// symbol), and put what is below into layers that a session need not read: nz.weights_mib says how many MiB all
-    /// weights may take, nz.bits how many bits each. Up to three numbers [default: 3,7,15]
-    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "3,7,15",
-        value_parser = parse_layers)]
-    pub layers: Option<Layers>,
+    /// How coded.
+    #[command(flatten)]
+    pub coding: CodingArgs,
 }
 
 /// Options of `inspect`.

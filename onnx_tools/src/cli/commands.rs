@@ -7,7 +7,8 @@ use nz_onnx::codec::Profile;
 
 use super::Outcome;
 use super::args::{
-    Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs, TransformArg,
+    CodingArgs, Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs,
+    TransformArg,
 };
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
 use crate::delta::{self, DeltaOptions, shared};
@@ -80,18 +81,13 @@ impl Talk<'_> {
             return Ok(self.say(&document, false, text));
         }
         refuse_delta(&args.model)?;
-        let how = (args.calibrate.as_deref(), &args.optimize);
         let mut target = args.target.clone();
         // What is shared with a base is exact.
         target.lossless |= shared;
-        let transform = args.transform.unwrap_or(TransformArg::usual(&target));
         let options = ConvertOptions {
             base: args.base.clone(),
-            plan: Options {
-                layers: layers(args.layers.as_ref(), args.profile, transform)?,
-                ..self.options(&target, &args.select, args.profile, transform, how)?
-            },
-            optimize: optimizing(&args.optimize, args.calibrate.is_some())?,
+            plan: self.options(&target, &args.select, &args.coding, &args.optimize)?,
+            optimize: optimizing(&args.optimize, args.coding.calibrate.is_some())?,
             output: args.output.output.clone(),
             force: args.output.force,
             dry_run: args.dry_run,
@@ -111,19 +107,14 @@ impl Talk<'_> {
 
     fn plan(&self, args: &PlanArgs) -> Result<Outcome> {
         refuse_delta(&args.model)?;
-        let how = (args.calibrate.as_deref(), &args.optimize);
-        let transform = args.transform.unwrap_or(TransformArg::usual(&args.target));
-        let options = Options {
-            layers: layers(args.layers.as_ref(), args.profile, transform)?,
-            ..self.options(&args.target, &args.select, args.profile, transform, how)?
-        };
-        let document = match optimizing(&args.optimize, args.calibrate.is_some())? {
+        let options = self.options(&args.target, &args.select, &args.coding, &args.optimize)?;
+        let document = match optimizing(&args.optimize, args.coding.calibrate.is_some())? {
             None => plan(&args.model, &options, self.progress)?,
             Some(how) => optimize::plan(&args.model, &options, &how, self.progress)?,
         };
         document.warnings.iter().for_each(|warning| self.progress.warn(warning));
         Ok(self.say(&document, true, || {
-            report::convert::plan(&document, transform == TransformArg::Cut, self.style)
+            report::convert::plan(&document, options.rounding == Rounding::Cut, self.style)
         }))
     }
 
@@ -131,10 +122,11 @@ impl Talk<'_> {
         &self,
         target: &TargetArgs,
         select: &SelectArgs,
-        profile: ProfileArg,
-        transform: TransformArg,
-        (calibrate, ort): (Option<&Path>, &OptimizeArgs),
+        coding: &CodingArgs,
+        ort: &OptimizeArgs,
     ) -> Result<Options> {
+        let transform = coding.transform.unwrap_or(TransformArg::usual(target));
+        let layers = layers(coding.layers.as_ref(), coding.profile, transform)?;
         if target.max_error.is_some() && transform == TransformArg::Grid {
             return Err(Error::Usage(
             "--max-error cannot be had with --transform grid, which bounds the relative error of no weight near \
@@ -153,7 +145,7 @@ impl Talk<'_> {
             .unwrap_or(Target::Default);
         let rules = Rules::new(select.min_size, &select.include, &select.exclude, &select.exclude_nodes)?
             .with_integers(select.integers);
-        let profile = match profile {
+        let profile = match coding.profile {
             ProfileArg::Compact => Profile::Compact,
             ProfileArg::Fast => Profile::Fast,
             ProfileArg::Gpu => Profile::Gpu,
@@ -164,12 +156,12 @@ impl Talk<'_> {
             TransformArg::Auto => Rounding::Auto,
             TransformArg::Codebook => Rounding::Codebook,
         };
-        let calibrate = calibrate.map(|inputs| CalibrateOptions {
-            inputs: inputs.to_path_buf(),
+        let calibrate = coding.calibrate.as_ref().map(|inputs| CalibrateOptions {
+            inputs: inputs.clone(),
             ort_lib: ort.ort_lib.clone(),
             threads: self.global.threads,
         });
-        Ok(Options { target, rules, profile, rounding, calibrate, layers: None })
+        Ok(Options { target, rules, profile, rounding, calibrate, layers })
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {

@@ -10,6 +10,8 @@ mod convert;
 mod files;
 mod inspect;
 mod interrupted;
+#[path = "../support/real.rs"]
+mod real;
 mod real_models;
 mod tool;
 mod verify;

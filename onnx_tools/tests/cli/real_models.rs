@@ -1,23 +1,10 @@
 //! The development models through the command. They are found by `NZ_MODELS`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use super::convert::adds_up;
+use super::real::models;
 use super::tool::Folder;
-
-fn models() -> Vec<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models");
-    let folder = std::env::var_os("NZ_MODELS").map_or(default, PathBuf::from);
-    let Ok(entries) = fs::read_dir(&folder) else {
-        eprintln!("SKIPPED: no models at {} (set NZ_MODELS)", folder.display());
-        return Vec::new();
-    };
-    let mut models: Vec<_> =
-        entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")).collect();
-    models.sort();
-    models
-}
 
 #[test]
 fn default_halves_every_compressed_weight() {
