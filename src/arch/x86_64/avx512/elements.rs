@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::f16::write_f16;
+use super::first::First;
 use super::grid;
 use super::lane::load;
-use super::symbols::Symbols;
 use super::whole::{Block, for_bits, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
 
@@ -36,13 +36,13 @@ pub(super) fn words(
     store: Store,
 ) -> Result<(), BadRecord> {
     let (stream, mut out) = (store.streams(out), out);
-    for_blocks(tables, records, scratch, |_, record, escapes| {
+    for_blocks(tables, records, scratch, |_, record, first| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
         let kind = grid::kind(record);
         match stream {
-            true => for_kinds!(kind, write_words, [true], (tables, record, escapes, here)),
-            false => for_kinds!(kind, write_words, [false], (tables, record, escapes, here)),
+            true => for_kinds!(kind, write_words, [true], (tables, record, first, here)),
+            false => for_kinds!(kind, write_words, [false], (tables, record, first, here)),
         }
     })
 }
@@ -53,10 +53,10 @@ pub(super) fn words(
 fn write_words<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
-    escapes: &Symbols,
+    first: First<'_>,
     out: &mut [u32],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, escapes)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     let order = opaque(&order_of_words());
     let arrange = |v| _mm512_permutexvar_epi32(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
@@ -89,23 +89,23 @@ pub(super) fn halves(
     store: Store,
 ) -> Result<(), BadRecord> {
     let (stream, mut out) = (store.streams(out), out);
-    for_blocks(tables, records, scratch, |_, record, escapes| {
+    for_blocks(tables, records, scratch, |_, record, first| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
         if record.grid.is_some() {
             return match stream {
-                true => for_bits!(15, record.m, write_halves, [true], (tables, record, escapes, here)),
-                false => for_bits!(15, record.m, write_halves, [false], (tables, record, escapes, here)),
+                true => for_bits!(15, record.m, write_halves, [true], (tables, record, first, here)),
+                false => for_bits!(15, record.m, write_halves, [false], (tables, record, first, here)),
             };
         }
         match (format, stream) {
-            (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, escapes, here)),
+            (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, first, here)),
             (Half::Bf16, false) => {
-                for_bits!(7, record.m, write_bf16, [false], (tables, record, escapes, here))
+                for_bits!(7, record.m, write_bf16, [false], (tables, record, first, here))
             }
-            (Half::F16, true) => for_bits!(10, record.m, write_f16, [true], (tables, record, escapes, here)),
+            (Half::F16, true) => for_bits!(10, record.m, write_f16, [true], (tables, record, first, here)),
             (Half::F16, false) => {
-                for_bits!(10, record.m, write_f16, [false], (tables, record, escapes, here))
+                for_bits!(10, record.m, write_f16, [false], (tables, record, first, here))
             }
         }
     })
@@ -117,10 +117,10 @@ pub(super) fn halves(
 fn write_halves<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    escapes: &Symbols,
+    first: First<'_>,
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, escapes)?;
+    let block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, first)?;
     let (order, order_of_words) = (opaque(&order_of_halves()), opaque(&order_of_words()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let arrange_words = |v| _mm512_permutexvar_epi32(order_of_words, v);
@@ -151,10 +151,10 @@ pub(super) fn order_of_halves() -> [u64; 8] {
 fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    escapes: &Symbols,
+    first: First<'_>,
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, escapes)?;
+    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, first)?;
     let order = opaque(&order_of_halves());
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();

@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::elements::{opaque, order_of_halves, put};
+use super::first::First;
 use super::grid;
-use super::symbols::Symbols;
 use super::whole::Block;
 use crate::arch::{BadRecord, Record, Tables};
 
@@ -14,10 +14,10 @@ use crate::arch::{BadRecord, Record, Tables};
 pub(super) fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    escapes: &Symbols,
+    first: First<'_>,
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, escapes)?;
+    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, first)?;
     let order = opaque(&order_of_halves());
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();

@@ -94,3 +94,13 @@ pub(super) fn bits_of(bytes: &[u8]) -> u64 {
         },
     }
 }
+
+/// In a register.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn in_register(v: __m512i) -> __m512i {
+    let mut v = v;
+    // SAFETY: does nothing.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}

@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use super::first::First;
 use super::grid;
-use super::symbols::Symbols;
 use super::whole::{Block, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Record, Scratch, Tables};
 
@@ -23,14 +23,14 @@ pub(super) fn rows(
 ) -> Result<(), BadRecord> {
     let (width, step) = (y.len(), records[0].len / y.len());
     let mut sums = gather(y);
-    for_blocks(tables, records, scratch, |i, record, escapes| {
+    for_blocks(tables, records, scratch, |i, record, first| {
         let x = &x[i * step..];
         let x = &x[..record.len / width];
         let (kind, sums) = (grid::kind(record), &mut sums);
         match width {
-            64 => for_kinds!(kind, block_rows, [1], (tables, record, escapes, x, sums)),
-            128 => for_kinds!(kind, block_rows, [2], (tables, record, escapes, x, sums)),
-            _ => for_kinds!(kind, block_rows, [4], (tables, record, escapes, x, sums)),
+            64 => for_kinds!(kind, block_rows, [1], (tables, record, first, x, sums)),
+            128 => for_kinds!(kind, block_rows, [2], (tables, record, first, x, sums)),
+            _ => for_kinds!(kind, block_rows, [4], (tables, record, first, x, sums)),
         }
     })?;
     scatter(&sums, y);
@@ -82,11 +82,11 @@ fn scatter(sums: &Sums, y: &mut [f32]) {
 fn block_rows<const HEAD: u8, const HIGH: u8, const LOW: u8, const V: usize, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
-    escapes: &Symbols,
+    first: First<'_>,
     x: &[f32],
     totals: &mut Sums,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, escapes)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     // A copy of their own, so that they stay in registers.
     let mut sums = *totals;
     let rows = 4 / V;
@@ -128,9 +128,9 @@ pub(super) fn columns(
     let ordered = |x: &[f32; 64]| std::array::from_fn(|i| x[place(i)]);
     let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
     let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
-    for_blocks(tables, records, scratch, |_, record, escapes| {
+    for_blocks(tables, records, scratch, |_, record, first| {
         let kind = grid::kind(record);
-        for_kinds!(kind, block_columns, [], (tables, record, escapes, &mut dot))
+        for_kinds!(kind, block_columns, [], (tables, record, first, &mut dot))
     })
 }
 
@@ -181,10 +181,10 @@ impl Dot<'_> {
 fn block_columns<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
-    escapes: &Symbols,
+    first: First<'_>,
     state: &mut Dot<'_>,
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, escapes)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     let mut dot = Dot { x: state.x, y: &mut *state.y, ..*state };
     block.for_groups(|group| {
         dot.add(group.words::<0>(|v| v));

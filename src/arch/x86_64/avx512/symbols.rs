@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lane::{bits_of, lanes, load, load_at, masked, store_at, take};
+use super::lane::{bits_of, in_register, lanes, load, load_at, masked, store_at, take};
 use crate::arch::generic::bitmaps;
 use crate::arch::{BadRecord, MAX_RUN, PADDED, Scratch, Tables, TierTable};
 use crate::format::{MAX_TIERS, plane_bytes};
@@ -116,9 +116,12 @@ fn quads(x: __m512i) -> __m512i {
 )]
 fn count_ones(plane: &[u8], mark: impl Fn(__m512i) -> __m512i) -> usize {
     let (vectors, last) = plane.as_chunks::<64>();
-    let mut sum = _mm512_popcnt_epi64(mark(load(last)));
+    let mut sum = _mm512_setzero_si512();
     for bytes in vectors {
         sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(mark(load(bytes))));
+    }
+    if !last.is_empty() {
+        sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(mark(load(last))));
     }
     _mm512_reduce_add_epi64(sum) as usize
 }
@@ -247,10 +250,25 @@ pub(super) fn symbols<'a>(
     out: &'a mut Symbols,
 ) -> Result<&'a [u8], BadRecord> {
     let (first, n) = (job.first, job.n);
-    let [many] = escapes(tables, [job])?;
+    let [escapes] = escapes(tables, [job])?;
+    Ok(&named(&tables.tiers[0], first, n, escapes, out)[..n])
+}
+
+/// The symbols of the `n` codes of tier 0, those of its escapes given.
+#[inline(never)]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn named<'a>(
+    tier: &TierTable,
+    codes: &[u8],
+    n: usize,
+    escapes: &Symbols,
+    out: &'a mut Symbols,
+) -> &'a Symbols {
     let few = _mm512_setzero_si512();
-    expand_tier(&tables.tiers[0], first, n, Merge::<false> { few, many, next: 0, out });
-    Ok(&out[..n])
+    expand_tier(tier, codes, n, Merge::<false> { few, many: escapes, next: 0, out });
+    out
 }
 
 /// Decodes all tiers of a block at the start of `record`, and returns its symbols and what follows them.
@@ -347,7 +365,7 @@ impl<const FEW: bool> Merge<'_, FEW> {
         let below = if FEW {
             _mm512_permutexvar_epi8(_mm512_add_epi8(iota(), _mm512_set1_epi8(self.next as i8)), self.few)
         } else {
-            load_at(self.many, self.next)
+            in_register(load_at(self.many, self.next))
         };
         let symbols = _mm512_mask_expand_epi8(named, escaped, below);
         self.next += escaped.count_ones() as usize;

@@ -25,6 +25,7 @@ struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
+    #[inline(always)]
     fn take(planes: &mut &'a [u8], bits: u8, n: usize) -> Result<Self, BadRecord> {
         let mut plane = |width| if bits & width == 0 { Ok(&[] as &[u8]) } else { take(planes, width, n) };
         // From the widest on: a field is cut as its number of bits is written.
@@ -114,8 +115,7 @@ pub(super) fn vector(plane: &[u8], i: usize) -> __m512i {
     load(&plane[i * 64..i * 64 + 64])
 }
 
-/// Calls `body` with each record, its place and the symbols of its escapes, in turn. All lengths are multiples of
-/// [`GROUP`].
+/// Calls `body` with each record, its place and its symbols, in turn. All lengths are multiples of [`GROUP`].
 #[inline]
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
@@ -124,21 +124,25 @@ pub(super) fn for_blocks(
     tables: &Tables,
     records: &[Record<'_>],
     scratch: &mut Scratch,
-    mut body: impl FnMut(usize, &Record<'_>, &Symbols) -> Result<(), BadRecord>,
+    mut body: impl FnMut(usize, &Record<'_>, First<'_>) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
-    let Scratch { symbols, below, more: [too, below_too], .. } = scratch;
+    let Scratch { symbols, below, more: [too, below_too], head: room, .. } = scratch;
+    let tier = &tables.tiers[0];
     let (pairs, rest) = records.as_chunks::<2>();
     for (i, pair) in pairs.iter().enumerate() {
         let [a, b] = pair;
         // Side by side: each has to wait for itself again and again.
         let jobs = [Job::new(tables, a, symbols, below)?, Job::new(tables, b, too, below_too)?];
+        let [codes_a, codes_b] = [jobs[0].first, jobs[1].first];
         let [escapes_a, escapes_b] = escapes(tables, jobs)?;
-        body(2 * i, a, escapes_a)?;
-        body(2 * i + 1, b, escapes_b)?;
+        body(2 * i, a, First::new(tier, codes_a, a.len, escapes_a, room))?;
+        body(2 * i + 1, b, First::new(tier, codes_b, b.len, escapes_b, room))?;
     }
     for record in rest {
-        let [escapes] = escapes(tables, [Job::new(tables, record, symbols, below)?])?;
-        body(2 * pairs.len(), record, escapes)?;
+        let job = Job::new(tables, record, symbols, below)?;
+        let codes = job.first;
+        let [escapes] = escapes(tables, [job])?;
+        body(2 * pairs.len(), record, First::new(tier, codes, record.len, escapes, room))?;
     }
     Ok(())
 }
@@ -185,22 +189,21 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     /// Lines of 64 bytes that a group has, about: codes, escapes and raw bits. A constant, so that no loop goes over them.
     const LINES: usize = (GROUP / 8 * (3 + HEAD as usize + HIGH as usize + LOW as usize)).div_ceil(64);
 
-    /// The block of `record`, the symbols of whose escapes these are.
+    /// The block of `record`, whose symbols these are.
     #[inline]
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    pub fn new(tables: &'a Tables, record: &Record<'a>, escapes: &'a Symbols) -> Result<Self, BadRecord> {
+    pub fn new(tables: &Tables, record: &Record<'a>, first: First<'a>) -> Result<Self, BadRecord> {
         let (mut planes, n) = (record.bytes, record.len);
-        let tier = &tables.tiers[0];
-        let codes = take(&mut planes, tier.width, n)?;
+        take(&mut planes, tables.tiers[0].width, n)?;
         // Bits that are counted here are fields of the record only if none lie in layers.
         let bits = |of: u8| if KIND & grid::LAYERED == 0 { of } else { 0 };
         let head = Field::take(&mut planes, bits(HEAD), n)?;
         let high = Field::take(&mut planes, bits(HIGH), n)?;
         let low = Field::take(&mut planes, bits(LOW), n)?;
         let mut block = Block {
-            first: First::new(tier, codes, escapes),
+            first,
             groups: n / GROUP,
             head,
             high,
