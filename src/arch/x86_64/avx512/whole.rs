@@ -126,6 +126,7 @@ pub(super) fn for_blocks(
     scratch: &mut Scratch,
     mut body: impl FnMut(usize, &Record<'_>, First<'_>) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
+    // No head is written out here, so that there is room for symbols.
     let Scratch { symbols, below, more: [too, below_too], head: room, .. } = scratch;
     let tier = &tables.tiers[0];
     let (pairs, rest) = records.as_chunks::<2>();
