@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::build::raw;
+use super::build::{self, raw};
 use super::tool::{Folder, chain, large, npz, small, with_runtime};
 
 #[test]
@@ -113,4 +113,24 @@ fn both_models_give_the_same() {
     with_runtime(&folder, &format!("{line} --tolerance 1e-6")).unwrap().exits(4);
     with_runtime(&folder, &format!("{line} --shape nope=1")).unwrap().complains(2, &["nope"]);
     with_runtime(&folder, &format!("{line} --inputs model.onnx")).unwrap().complains(4, &["model.onnx"]);
+}
+
+#[test]
+fn random_integers_get_smaller_until_the_original_runs() {
+    // A table of two rows, as that of the segments of sentences.
+    let graph = build::GraphProto {
+        name: Some("segments".into()),
+        input: vec![build::info("segment", 7, &[1, 32])],
+        output: vec![build::info("y", 1, &[1, 32, 1024])],
+        node: vec![build::node("Gather", &["table", "segment"], &["y"]).named("look_up")],
+        initializer: vec![build::raw("table", &[2, 1024], 1)],
+        ..Default::default()
+    };
+    let folder = Folder::with(&build::model(8, 17, graph));
+    folder.run("convert model.onnx --lossless").exits(0);
+    let line = "verify model.nz.onnx --original model.onnx --run --json";
+    let Some(ran) = with_runtime(&folder, line) else { return };
+    let found = ran.exits(0).json();
+    assert_eq!(found["run"]["outputs"][0]["max_abs_error"], 0.0);
+    assert_eq!(found["run"]["custom_nodes"], 1);
 }
