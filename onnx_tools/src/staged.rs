@@ -216,10 +216,15 @@ pub fn commit(files: Vec<Staged>, force: bool) -> Result<()> {
     outcome
 }
 
-/// Refuses a final name that exists, unless `force`.
+/// Refuses a final name that exists, unless `force`; folders, devices, pipes and the like in any case: the rename
+/// at the end would put a file where they are, in `/dev/null`'s place for instance.
 pub fn check_free(target: &Path, force: bool) -> Result<()> {
-    if target.is_dir() {
-        return Err(Error::Usage(format!("{}: is a folder; name a file with --output", target.display())));
+    if let Ok(found) = target.metadata()
+        && !found.is_file()
+    {
+        let what =
+            if found.is_dir() { "is a folder" } else { "is no regular file, and cannot be replaced by one" };
+        return Err(Error::Usage(format!("{}: {what}; name a file with --output", target.display())));
     }
     if !force && exists(target) { Err(exists_error(target)) } else { Ok(()) }
 }
@@ -341,6 +346,22 @@ mod tests {
         commit(stage(), true).expect("committed");
         assert_eq!(names(folder.path()), ["a", "a.data"]);
         assert_eq!(fs::read(&model).expect("read"), b"");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn special_files_are_never_replaced() {
+        let folder = tempfile::tempdir().expect("folder");
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        for target in [socket.as_path(), folder.path()] {
+            for force in [false, true] {
+                let error = check_free(target, force).expect_err("it would be replaced").to_string();
+                assert!(error.contains("name a file with --output"), "{error}");
+            }
+        }
+        fs::write(folder.path().join("a"), b"").expect("written");
+        check_free(&folder.path().join("a"), true).expect("a regular file may be replaced");
     }
 
     #[test]

@@ -131,6 +131,32 @@ fn inputs_that_were_initializers_are_none() {
 }
 
 #[test]
+fn operator_sets_that_no_node_is_of_are_not_imported() {
+    let folder = TempDir::new().unwrap();
+    let mut listed = blocked(&[0, 1, 2, 3, 4, 5, 6], &NAMES);
+    let set = |domain: &str, version| Opset { domain: Some(domain.into()), version: Some(version) };
+    listed.opset_import.extend([
+        set("ai.onnx.ml", 5),
+        set("com.microsoft.nchwc", 1),
+        set("com.microsoft", 1),
+        set("org.pytorch.aten", 1),
+    ]);
+    // One that only a body has.
+    let body = GraphProto {
+        node: vec![NodeProto { domain: Some("com.microsoft".into()), ..node("Gelu", &["z"], &["g"]) }],
+        output: vec![info("g", 1, &[1, 64, 6, 6])],
+        ..Default::default()
+    };
+    let graph = listed.graph.as_mut().unwrap();
+    graph.input.push(info("c", 9, &[]));
+    graph.node.push(node("If", &["c"], &["h"]).body("then_branch", body.clone()).body("else_branch", body));
+    graph.output.push(info("h", 1, &[1, 64, 6, 6]));
+    let (_, found) = normal(&folder, &listed, &[]);
+    let versions = ["", "com.microsoft.nchwc", "com.microsoft", "ai.onnx.ml", "org.pytorch.aten"];
+    assert_eq!(versions.map(|domain| found.opset(domain)), [Some(13), Some(1), Some(1), None, None]);
+}
+
+#[test]
 fn weights_in_channel_blocks_are_compressed_and_say_so() {
     let folder = TempDir::new().unwrap();
     let source = Model::open(&write(&folder, "m.onnx", &blocked(&[0, 1, 2, 3, 4, 5, 6], &NAMES))).unwrap();

@@ -84,7 +84,7 @@ pub struct Global {
     #[arg(short, long, global = true)]
     pub verbose: bool,
     /// Threads to use [default: all cores]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// Progress bar on stderr: auto (if it is a terminal) or never
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
@@ -145,22 +145,22 @@ pub struct TargetArgs {
     #[arg(long)]
     pub lossless: bool,
     /// Weight bytes after over before that must be reached, for instance 0.4; exit 3 if they cannot
-    #[arg(long, value_name = "R", value_parser = parse_ratio)]
+    #[arg(long, allow_negative_numbers = true, value_name = "R", value_parser = parse_ratio)]
     pub ratio: Option<f64>,
     /// Weight bytes after that must be reached, with a unit or without: 300MiB, 1GB; exit 3 if they cannot
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, allow_negative_numbers = true, value_name = "BYTES", value_parser = parse_bytes)]
     pub size: Option<u64>,
     /// Bits a weight that must be reached, on average over the weights that are compressed; exit 3 if they cannot
-    #[arg(long, value_name = "B", value_parser = parse_bits)]
+    #[arg(long, allow_negative_numbers = true, value_name = "B", value_parser = parse_bits)]
     pub bits: Option<f64>,
     /// The fewest bytes at which no weight changes by more than this part of itself, for instance 0.01
-    #[arg(long, value_name = "E", value_parser = parse_error)]
+    #[arg(long, allow_negative_numbers = true, value_name = "E", value_parser = parse_error)]
     pub max_error: Option<f64>,
     /// The fewest bytes at which each tensor's energy is so many decibels above that of its error
-    #[arg(long, value_name = "DB", value_parser = parse_decibels)]
+    #[arg(long, allow_negative_numbers = true, value_name = "DB", value_parser = parse_decibels)]
     pub snr: Option<f64>,
     /// Round every weight to K mantissa bits (float32 has 23, float16 10, bfloat16 7)
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=23))]
+    #[arg(long, allow_negative_numbers = true, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=23))]
     pub mantissa_bits: Option<u8>,
 }
 
@@ -227,7 +227,7 @@ pub enum ProfileArg {
 #[derive(Debug, Clone, Args)]
 pub struct SelectArgs {
     /// Leave smaller weights alone; bytes, or with a unit: 4096, 4KiB, 1MiB
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4096")]
+    #[arg(long, allow_negative_numbers = true, value_name = "BYTES", value_parser = parse_bytes, default_value = "4096")]
     pub min_size: u64,
     /// Compress int8 and uint8 weights of quantised models too, without loss: by a sixth, at the price of speed
     #[arg(long)]
@@ -358,11 +358,11 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "NAME=DIMS", value_parser = parse_shape, requires = "run")]
     pub shape: Vec<ShapeArg>,
     /// Seed of the random inputs
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "run")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, requires = "run")]
     pub seed: u64,
     /// Largest error of an output, relative to its largest magnitude [default: 1e-5, or 1e-3 if the model has
     /// float16 or bfloat16 weights, when no weight was changed; else outputs are reported only]
-    #[arg(long, value_name = "T", value_parser = parse_tolerance, requires = "run")]
+    #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = parse_tolerance, requires = "run")]
     pub tolerance: Option<f64>,
     /// libonnxruntime to use
     #[arg(long, value_name = "FILE", requires = "original")]

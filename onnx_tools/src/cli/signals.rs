@@ -4,7 +4,10 @@
 /// leaves hidden temporary files, which the next run of the same output removes.
 #[cfg(unix)]
 pub fn install() {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+    // Without a handler a limit on the size of files (`ulimit -f`) ends the process; with any, the write fails, and
+    // that is one message with nothing left behind. Nobody reads the flag.
+    let _ = signal_hook::flag::register(SIGXFSZ, std::sync::Arc::default());
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]) else { return };
     let wait = move || {
         if let Some(signal) = signals.forever().next() {

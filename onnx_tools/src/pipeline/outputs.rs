@@ -17,16 +17,11 @@ use crate::report::json;
 const TOLERANCE_F32: f64 = 1e-5;
 /// The same with float16 or bfloat16 weights.
 const TOLERANCE_F16: f64 = 1e-3;
-/// Symbolic dimensions of random inputs, tried in turn.
-const OPEN: [Open; 7] = [
-    Open { size: 1, only_last: false },
-    Open { size: 8, only_last: false },
-    Open { size: 8, only_last: true },
-    Open { size: 64, only_last: false },
-    Open { size: 64, only_last: true },
-    Open { size: 512, only_last: false },
-    Open { size: 512, only_last: true },
-];
+/// Symbolic dimensions of random inputs, tried in turn: their size, and whether only the last of an input have it.
+const OPEN: [(i64, bool); 7] =
+    [(1, false), (8, false), (8, true), (64, false), (64, true), (512, false), (512, true)];
+/// Integers of random inputs are below this, tried in turn for each of the sizes: segments of sentences are 0 or 1.
+const BELOW: [u64; 2] = [10, 2];
 
 /// How to run the models.
 #[derive(Debug, Clone)]
@@ -159,7 +154,11 @@ fn expected(
         |slot: &Slot| !options.shapes.contains_key(&slot.name) && slot.shape.iter().skip(1).any(|&d| d < 0);
     let tries = if slots.iter().any(is_open) { &OPEN[..] } else { &OPEN[..1] };
     let mut first = None;
-    for &open in tries {
+    let integers = if slots.iter().any(Slot::is_integer) { &BELOW[..] } else { &BELOW[..1] };
+    let all = tries
+        .iter()
+        .flat_map(|&(size, only_last)| integers.iter().map(move |&below| Open { size, only_last, below }));
+    for open in all {
         let random = inputs::random(&slots, &options.shapes, open, options.seed).map_err(Refused::Inputs)?;
         let given = vec![random];
         match run_all(session, &given) {

@@ -115,9 +115,9 @@ fn with_ending(path: &Path, old: &str, new: &str) -> PathBuf {
         Some(n) if n > 0 && name[n..].eq_ignore_ascii_case(old.as_bytes()) => n,
         _ => name.len(),
     };
-    // Cutting an ASCII ending off leaves a valid name; lossy only where the name was not UTF-8 to begin with,
-    // which is refused later.
-    let mut renamed = OsString::from(String::from_utf8_lossy(&name[..keep]).into_owned());
+    // A name that is not UTF-8 keeps its ending; for a model it is refused later.
+    let stem = std::str::from_utf8(&name[..keep]).map(OsString::from);
+    let mut renamed = stem.unwrap_or_else(|_| path.file_name().unwrap_or_default().to_os_string());
     renamed.push(new);
     path.with_file_name(renamed)
 }
@@ -156,5 +156,15 @@ mod tests {
         let back = OutputFiles::restored(Path::new("a/m.nz.onnx"), None).expect("a name");
         assert_eq!(back.model, Path::new("a/m.restored.onnx"));
         assert!(OutputFiles::converted(Path::new("m.onnx"), Some(Path::new(".."))).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf_8_are_not_made_up() {
+        use std::os::unix::ffi::OsStrExt;
+        let input = Path::new(std::ffi::OsStr::from_bytes(b"a\xff.onnx"));
+        let error = OutputFiles::converted(input, None).expect_err("another name was made up");
+        assert!(error.to_string().contains("--output"), "{error}");
+        assert!(OutputFiles::converted(input, Some(Path::new("a.nz.onnx"))).is_ok());
     }
 }

@@ -16,6 +16,10 @@ use crate::onnx::{Attribute, Graph, GraphId, Model, Node, Result};
 pub const NCHWC: &str = "com.microsoft.nchwc";
 /// The first IR version in which an initializer need not be a graph input.
 const IR_VERSION: i64 = 4;
+/// The field of a `ModelProto` that imports an operator set.
+const OPSET_IMPORT: u32 = 8;
+/// The field of a `ModelProto` that holds a function.
+const FUNCTIONS: u32 = 25;
 
 /// Whether any node of the model works on blocks of channels.
 pub fn has_nchwc(model: &Model) -> bool {
@@ -29,18 +33,29 @@ pub fn has_nchwc(model: &Model) -> bool {
 /// - Before IR version 4 an initializer is a graph input too. Those that the optimiser did away with stay as inputs,
 ///   which every caller then would have to give. `defaults`, the names of the original's initializers, are no inputs
 ///   of the model made here, which has IR version 4.
+/// - Operator sets that no node is of are not imported: ONNX Runtime lists all those that it knows, and older versions
+///   refuse a model for the version of a set that it does not use.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn normalise(model: &Model, defaults: &HashSet<String>) -> Result<Rope> {
     let is_old = model.ir_version() < IR_VERSION;
     let normaliser = Normaliser { model, dropped: if is_old { Some(defaults) } else { None } };
-    let mut out = Rope::new();
     let mut scanner = Scanner::new(model.source());
-    let mut at = 0;
+    let (mut at, mut fields) = (0, Vec::new());
     while let Some(field) = scanner.field(&mut at, model.source().len())? {
+        fields.push(field);
+    }
+    let has_functions = fields.iter().any(|field| field.number == FUNCTIONS);
+    let mut out = Rope::new();
+    for field in fields {
         if field.whole == *model.graph_field() {
             out.field(7, normaliser.graph(GraphId(0))?);
+        } else if let (OPSET_IMPORT, Some(body)) = (field.number, field.bytes()) {
+            // Nodes of functions are not known here.
+            if has_functions || is_used(model, &model.source().read(body)?) {
+                out.source(field.whole);
+            }
         } else if is_old && field.number == 1 {
             let version = proto::ModelHeader { ir_version: Some(IR_VERSION), ..Default::default() };
             out.owned(&version.encode_to_vec());
@@ -49,6 +64,14 @@ pub fn normalise(model: &Model, defaults: &HashSet<String>) -> Result<Rope> {
         }
     }
     Ok(out)
+}
+
+/// Whether any node is of this operator set; ONNX's own is always of use, and so is what cannot be read.
+fn is_used(model: &Model, opset: &[u8]) -> bool {
+    proto::OperatorSetId::decode(opset).map_or(true, |opset| {
+        let nodes = || model.graphs().iter().flat_map(|graph| &graph.nodes);
+        matches!(opset.domain(), "" | "ai.onnx") || nodes().any(|node| node.domain == opset.domain())
+    })
 }
 
 struct Normaliser<'a> {

@@ -124,6 +124,10 @@ fn usage_errors_are_2_and_help_is_0() {
         assert_eq!(ran.stdout, "");
         assert!(!ran.stderr.is_empty());
     }
+    for option in ["ratio", "bits", "size", "max-error", "snr", "mantissa-bits", "min-size", "threads"] {
+        // The message is about the option, not about an argument "-1" that nobody knows.
+        folder.run(&format!("convert model.onnx --{option} -1")).complains(2, &[&format!("--{option} <")]);
+    }
     let help = folder.run("convert --help").exits(0);
     assert!(help.stdout.contains("Exit codes:") && help.stdout.contains("Examples:"));
     assert!(folder.run("--version").exits(0).stdout.starts_with("nz-onnx "));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::build::raw;
+use super::build::{self, raw};
 use super::tool::{Folder, chain, large, npz, small, with_runtime};
 
 #[test]
@@ -113,4 +113,62 @@ fn both_models_give_the_same() {
     with_runtime(&folder, &format!("{line} --tolerance 1e-6")).unwrap().exits(4);
     with_runtime(&folder, &format!("{line} --shape nope=1")).unwrap().complains(2, &["nope"]);
     with_runtime(&folder, &format!("{line} --inputs model.onnx")).unwrap().complains(4, &["model.onnx"]);
+}
+
+#[test]
+fn random_integers_get_smaller_until_the_original_runs() {
+    // A table of two rows, as that of the segments of sentences.
+    let graph = build::GraphProto {
+        name: Some("segments".into()),
+        input: vec![build::info("segment", 7, &[1, 32])],
+        output: vec![build::info("y", 1, &[1, 32, 1024])],
+        node: vec![build::node("Gather", &["table", "segment"], &["y"]).named("look_up")],
+        initializer: vec![build::raw("table", &[2, 1024], 1)],
+        ..Default::default()
+    };
+    let folder = Folder::with(&build::model(8, 17, graph));
+    folder.run("convert model.onnx --lossless").exits(0);
+    let line = "verify model.nz.onnx --original model.onnx --run --json";
+    let Some(ran) = with_runtime(&folder, line) else { return };
+    let found = ran.exits(0).json();
+    assert_eq!(found["run"]["outputs"][0]["max_abs_error"], 0.0);
+    assert_eq!(found["run"]["custom_nodes"], 1);
+}
+
+#[test]
+fn fused_embeddings_keep_their_constants() {
+    let ids = |name: &str| build::info(name, 6, &[1, 8]);
+    let inputs = ["words", "segments", "word_table", "position_table", "segment_table", "gamma", "beta"];
+    let embed = build::node("EmbedLayerNormalization", &inputs, &["e", "mask"]).named("embed");
+    let graph = build::GraphProto {
+        name: Some("embeddings".into()),
+        input: vec![ids("words"), ids("segments")],
+        output: vec![build::info("y", 1, &[1, 8, 64])],
+        node: vec![
+            build::NodeProto { domain: Some("com.microsoft".into()), ..embed },
+            build::node("MatMul", &["e", "w"], &["y"]).named("product"),
+        ],
+        initializer: vec![
+            raw("word_table", &[32, 1024], 1),
+            raw("position_table", &[16, 1024], 2),
+            raw("segment_table", &[16, 1024], 3),
+            raw("gamma", &[1024], 4),
+            raw("beta", &[1024], 5),
+            raw("w", &[1024, 64], 6),
+        ],
+        ..Default::default()
+    };
+    let mut model = build::model(8, 17, graph);
+    model.opset_import.push(build::Opset { domain: Some("com.microsoft".into()), version: Some(1) });
+    let folder = Folder::with(&model);
+    let found = folder.run("convert model.onnx --lossless --json").exits(0).json();
+    let kept = |name: &str| {
+        let tensors = found["tensors"].as_array().unwrap();
+        let tensor = tensors.iter().find(|t| t["name"] == name).unwrap();
+        tensor["decision"] == "kept"
+    };
+    assert!(inputs[2..].iter().all(|name| kept(name)) && !kept("w"));
+    let line = "verify model.nz.onnx --original model.onnx --run --json";
+    let Some(ran) = with_runtime(&folder, line) else { return };
+    assert_eq!(ran.exits(0).json()["run"]["custom_nodes"], 1);
 }

@@ -27,15 +27,23 @@ impl Slot {
         let ValueType::Tensor { ty, shape, .. } = value else { return None };
         Some(Slot { name: name.to_string(), dtype: *ty, shape: shape.iter().copied().collect() })
     }
+
+    /// Whether it takes integers.
+    pub fn is_integer(&self) -> bool {
+        use TensorElementType::*;
+        matches!(self.dtype, Int8 | Int16 | Int32 | Int64 | Uint8 | Uint16 | Uint32 | Uint64)
+    }
 }
 
-/// What symbolic dimensions of random inputs are; the first of an input is 1 all the same.
+/// What is open in random inputs: integers, and symbolic dimensions, but the first of an input is 1 all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Open {
-    /// Their size.
+    /// The size of symbolic dimensions.
     pub size: i64,
     /// Whether those that a fixed dimension comes after are 1.
     pub only_last: bool,
+    /// Integers are 0 or more, and below this.
+    pub below: u64,
 }
 
 /// The inputs of `path`, checked against the model's: an `.npz` file or a folder of `.npy` files for one run, a folder
@@ -81,8 +89,8 @@ fn one_set(path: &Path, slots: &[Slot]) -> Result<BTreeMap<String, Array>> {
     Ok(inputs)
 }
 
-/// Random inputs: floats from a normal distribution, small integers, ones where a name says "mask". Unless `shapes` has
-/// the input, symbolic dimensions are as `open` says.
+/// Random inputs: floats from a normal distribution, small integers as `open` says, ones where a name says "mask".
+/// Unless `shapes` has the input, symbolic dimensions are as `open` says.
 ///
 /// # Errors
 /// An input has a dtype for which there are no random values, or `shapes` does not fit the model.
@@ -135,7 +143,7 @@ pub fn random(
         let mask = slot.name.to_ascii_lowercase().contains("mask");
         let mut bytes = Vec::with_capacity(count * size);
         for _ in 0..count {
-            source.element(slot.dtype, mask, &mut bytes);
+            source.element(slot.dtype, mask, open.below, &mut bytes);
         }
         inputs.insert(slot.name.clone(), Array { dtype: slot.dtype, shape, bytes });
     }
@@ -165,7 +173,7 @@ impl Random {
         (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
     }
 
-    fn element(&mut self, dtype: TensorElementType, mask: bool, out: &mut Vec<u8>) {
+    fn element(&mut self, dtype: TensorElementType, mask: bool, below: u64, out: &mut Vec<u8>) {
         use TensorElementType::*;
         let float = |random: &mut Random| if mask { 1.0 } else { random.normal() };
         match dtype {
@@ -175,7 +183,7 @@ impl Random {
             Bfloat16 => out.extend(bf16::from_f64(float(self)).to_le_bytes()),
             Bool => out.push(u8::from(mask || self.next() & 1 == 1)),
             other => {
-                let value = if mask { 1 } else { self.next() % 10 };
+                let value = if mask { 1 } else { self.next() % below };
                 out.extend(&value.to_le_bytes()[..element_size(other).unwrap_or(0)]);
             }
         }
@@ -190,7 +198,7 @@ mod tests {
         Slot { name: name.into(), dtype, shape: shape.to_vec() }
     }
 
-    const ONE: Open = Open { size: 1, only_last: false };
+    const ONE: Open = Open { size: 1, only_last: false, below: 10 };
 
     #[test]
     fn random_inputs_repeat() {
@@ -207,11 +215,13 @@ mod tests {
         assert_eq!(one["ids"].shape, [5]);
         let open = [slot("x", TensorElementType::Float32, &[-1, -1, 3, -1])];
         for (only_last, shape) in [(false, [1, 64, 3, 64]), (true, [1, 1, 3, 64])] {
-            let made = random(&open, &BTreeMap::new(), Open { size: 64, only_last }, 7).expect("made");
+            let made = random(&open, &BTreeMap::new(), Open { size: 64, only_last, ..ONE }, 7).expect("made");
             assert_eq!(made["x"].shape, shape);
         }
         assert!(one["ids"].numbers().iter().all(|&i| (0.0..10.0).contains(&i)));
         assert_eq!(one["attention_mask"].numbers(), [1.0, 1.0]);
+        let bits = random(&slots, &shapes, Open { below: 2, ..ONE }, 7).expect("made");
+        assert!(bits["ids"].numbers().iter().all(|&i| (0.0..2.0).contains(&i)));
     }
 
     #[test]
