@@ -1,5 +1,5 @@
 // Decoding to memory: whole tensors, ranges of slots (so also tiles of columns, and rows), and gathered rows.
-#include "words.cuh"
+#include "octets.cuh"
 
 namespace nz {
 

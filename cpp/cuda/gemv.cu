@@ -2,7 +2,7 @@
 //
 // Every sum has a fixed order: within a lane by slot, over lanes by a butterfly, over warps, blocks and parts by
 // number. So results depend on shapes and block length, and on nothing else.
-#include "words.cuh"
+#include "octets.cuh"
 
 namespace nz {
 

@@ -36,13 +36,17 @@ NZ_DEVICE u32 bfloat_of_float(float value) {
     return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
 }
 
+// The word of the element that is nearest to `value`.
+NZ_DEVICE u32 word_of_value(float value, u32 element) {
+    if (element == NZ_CUDA_FLOAT16) return word_of_half(half_of_float(value));
+    if (element == NZ_CUDA_BFLOAT16) return bfloat_of_float(value) << 16;
+    return __float_as_uint(value);
+}
+
 // What the level of a grid stands for, as a word.
 NZ_DEVICE u32 value_of_level(u32 word, const Step& step) {
     const float value = (float)((word & 0x7fffffffU) | step.centre) * step.scale;
-    u32 bits = __float_as_uint(value);
-    if (step.element == NZ_CUDA_FLOAT16) bits = __float_as_uint(float_of_half(half_of_float(value)));
-    if (step.element == NZ_CUDA_BFLOAT16) bits = bfloat_of_float(value) << 16;
-    return bits | (word & 0x80000000U);
+    return word_of_value(value, step.element) | (word & 0x80000000U);
 }
 
 // `bytes` has exponent, head and the rest of the mantissa, from the top down.

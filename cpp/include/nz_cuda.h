@@ -13,8 +13,7 @@
 #define NZ_CUDA_LANE_SLOTS 16
 #define NZ_CUDA_MAX_WARPS 8
 
-/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then where the block is on its
- * grid. */
+/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then which units the block has. */
 #define NZ_CUDA_COUNTS_SIZE 144
 #define NZ_CUDA_PLACE_SIZE 16
 /* Bytes behind a staged record, or a tail, that may be read as part of a word. */
@@ -39,6 +38,9 @@
 #define NZ_CUDA_UNIT_OF_TENSOR 0U
 #define NZ_CUDA_UNIT_OF_BLOCK 1U
 #define NZ_CUDA_UNIT_OF_ROW 2U
+
+/* Values of a codebook. */
+#define NZ_CUDA_BOOK 64U
 
 /* One block of a blob. */
 typedef struct NzCudaBlock {
@@ -66,7 +68,7 @@ typedef struct NzCudaWeight {
     unsigned int is_even; /* 1: one or two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH weights */
     unsigned int unused;
     unsigned int symbols[NZ_MAX_TIERS][4]; /* 16 bytes a tier: the symbol of each code */
-    /* On a grid, else 0: */
+    /* On a grid and with codebooks, else 0: */
     const unsigned short *units; /* of the tensor, of each block or of each row */
     unsigned int units_of;       /* NZ_CUDA_UNIT_* */
     unsigned int raw_bits;       /* k */
@@ -74,6 +76,9 @@ typedef struct NzCudaWeight {
     unsigned int tile_width;     /* columns of a whole tile, if each row has a unit */
     unsigned long long columns;  /* the same of the tensor */
     unsigned long long tile_slots; /* slots of a whole tile; all when row-major */
+    /* With codebooks, else 0: */
+    const float *books;          /* NZ_CUDA_BOOK values each, those of sign 0 first; 0 where there is none */
+    const unsigned char *groups; /* the codebook of each unit */
 } NzCudaWeight;
 
 /* Arguments of nz_decode_float32, nz_decode_float16 and nz_decode_bfloat16. */

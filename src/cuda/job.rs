@@ -1,5 +1,7 @@
 //! Launches: which kernel, how many threads, and what it is told.
 
+mod table;
+
 use super::layout::{
     BlockEntry, COUNTS_SIZE, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, PADDING, ROW_MAJOR,
     STORED, WARP_SLOTS, WeightArguments,
@@ -8,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::format::{
     Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes,
 };
+
+use table::Table;
 
 /// The most thread blocks that a launch has in its second dimension.
 pub(super) const MAX_GRID_Y: u64 = 65_535;
@@ -137,9 +141,7 @@ pub struct Indices {
 pub struct DeviceWeight {
     pub(super) arguments: WeightArguments,
     blocks: Vec<BlockEntry>,
-    /// Blocks and, behind them, units.
-    table: Vec<u8>,
-    units_at: u64,
+    table: Table,
     dtype: Dtype,
     pub(super) layout: Layout,
     pub(super) shape: Vec<u64>,
@@ -156,7 +158,8 @@ impl DeviceWeight {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
             Transform::Grid => 3,
-            Transform::Integer | Transform::Delta | Transform::Codebook => {
+            Transform::Codebook => 6,
+            Transform::Integer | Transform::Delta => {
                 let what = format!("transform {:?}: the CUDA kernels do not know it", header.transform);
                 return Err(Error::Unsupported(what));
             }
@@ -198,7 +201,7 @@ impl DeviceWeight {
             arguments.symbols[i][..tier.symbols.len()].copy_from_slice(&tier.symbols);
         }
         let spec = &header.spec;
-        if header.transform == Transform::Grid {
+        if !header.units.is_empty() {
             arguments.units_of = match header.units_of {
                 Units::Tensor => 0,
                 Units::Block => 1,
@@ -211,14 +214,10 @@ impl DeviceWeight {
                 (arguments.tile_width, arguments.columns) = (tile, *columns);
             }
         }
-        let count = entries.len();
-        let mut table = bytemuck::cast_slice(&entries).to_vec();
-        table.extend(header.units.iter().flat_map(|unit| unit.bits().to_le_bytes()));
         Ok(DeviceWeight {
             arguments,
+            table: Table::new(header, &entries),
             blocks: entries,
-            table,
-            units_at: size_of::<BlockEntry>() as u64 * count as u64,
             dtype: spec.dtype,
             layout: spec.layout,
             shape: spec.shape.clone(),
@@ -227,7 +226,7 @@ impl DeviceWeight {
 
     /// The table that has to be in device memory, at a multiple of 16 bytes.
     pub fn table(&self) -> &[u8] {
-        &self.table
+        &self.table.bytes
     }
 
     /// Blocks of the blob.
@@ -391,8 +390,15 @@ impl DeviceWeight {
     pub(super) fn at(&self, memory: WeightMemory) -> Result<WeightArguments> {
         check_address(memory.blob, 4, "blob")?;
         check_address(memory.table, 16, "table of blocks")?;
-        let units = if self.arguments.transform == 3 { memory.table + self.units_at } else { 0 };
-        Ok(WeightArguments { blob: memory.blob, blocks: memory.table, units, ..self.arguments })
+        let at = |place: Option<u64>| place.map_or(0, |place| memory.table + place);
+        Ok(WeightArguments {
+            blob: memory.blob,
+            blocks: memory.table,
+            units: at(self.table.units),
+            books: at(self.table.books),
+            groups: at(self.table.groups),
+            ..self.arguments
+        })
     }
 
     /// Threads that decode a block.

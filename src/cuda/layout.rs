@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Slots that a warp decodes.
 pub(super) const WARP_SLOTS: u32 = 512;
-/// Bytes of shared memory for counts of escapes, a verdict, and where the block is on its grid.
+/// Bytes of shared memory for counts of escapes, a verdict, and which units the block has.
 pub(super) const COUNTS_SIZE: usize = 144 + 16;
 /// Bytes behind a record or tail in shared memory.
 pub(super) const PADDING: usize = 16;
@@ -67,7 +67,7 @@ pub struct WeightArguments {
     pub blocks_per_tile: u32,
     /// Tiers of the cascade.
     pub tiers: u32,
-    /// The transform, as in the header: 1, 2 or 3.
+    /// The transform, as in the header: 1, 2, 3 or 6.
     pub transform: u32,
     /// Bytes of shared memory for a record.
     pub record_room: u32,
@@ -81,20 +81,24 @@ pub struct WeightArguments {
     pub unused: u32,
     /// The symbol of each code, by tier.
     pub symbols: [[u8; 16]; 8],
-    /// On a grid: units, of 16 bits each.
+    /// On a grid and with codebooks: units, of 16 bits each.
     pub units: u64,
-    /// On a grid: whose units, 0 the tensor's, 1 of each block, 2 of each row.
+    /// The same: whose units, 0 the tensor's, 1 of each block, 2 of each row.
     pub units_of: u32,
     /// On a grid: raw bits of a level.
     pub raw_bits: u32,
-    /// On a grid: what values are rounded to, 0 float32, 1 float16, 2 bfloat16.
+    /// The same: what values are rounded to, 0 float32, 1 float16, 2 bfloat16.
     pub element: u32,
     /// Units of rows: columns of a whole tile.
     pub tile_width: u32,
     /// Units of rows: columns of the tensor.
     pub columns: u64,
-    /// On a grid: slots of a whole tile, all when row-major.
+    /// On a grid and with codebooks: slots of a whole tile, all when row-major.
     pub tile_slots: u64,
+    /// With codebooks: their values, 64 float32 numbers each.
+    pub books: u64,
+    /// With codebooks: that of each unit, a byte each.
+    pub groups: u64,
 }
 
 /// `NzCudaDecode`: the argument of the decode kernels.

@@ -11,10 +11,12 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 12] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
+    ("octets.cuh", include_str!("../../cpp/cuda/octets.cuh")),
+    ("codebook.cuh", include_str!("../../cpp/cuda/codebook.cuh")),
     ("words.cuh", include_str!("../../cpp/cuda/words.cuh")),
     ("even.cuh", include_str!("../../cpp/cuda/even.cuh")),
     ("block.cuh", include_str!("../../cpp/cuda/block.cuh")),

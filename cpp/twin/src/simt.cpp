@@ -30,7 +30,7 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaWeight, symbols),
              offsetof(NzCudaWeight, units), offsetof(NzCudaWeight, units_of), offsetof(NzCudaWeight, raw_bits),
              offsetof(NzCudaWeight, element), offsetof(NzCudaWeight, tile_width), offsetof(NzCudaWeight, columns),
-             offsetof(NzCudaWeight, tile_slots),
+             offsetof(NzCudaWeight, tile_slots), offsetof(NzCudaWeight, books), offsetof(NzCudaWeight, groups),
              sizeof(NzCudaDecode), offsetof(NzCudaDecode, weight), offsetof(NzCudaDecode, out),
              offsetof(NzCudaDecode, status), offsetof(NzCudaDecode, order), offsetof(NzCudaDecode, first_block),
              offsetof(NzCudaDecode, first_slot), offsetof(NzCudaDecode, slots), offsetof(NzCudaDecode, columns),

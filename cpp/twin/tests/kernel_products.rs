@@ -3,7 +3,7 @@
 mod common;
 
 use common::device::{Memory, run};
-use common::{DTYPES, Fill, Rng, tensor};
+use common::{DTYPES, Fill, Rng, encode_in_books, tensor};
 use half::{bf16, f16};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
 use nz_onnx::cuda::job::{DeviceWeight, WeightMemory, check_status};
@@ -156,7 +156,7 @@ fn exact_sums_are_exact() {
 #[test]
 fn real_sums_are_right_and_repeat() {
     let mut rng = Rng(81);
-    let mut grids = 0;
+    let (mut grids, mut books) = (0, 0);
     for dtype in DTYPES {
         for spec in specs(dtype) {
             let m = [1, 2 + rng.below(7)][rng.below(2)];
@@ -168,8 +168,12 @@ fn real_sums_are_right_and_repeat() {
             let mantissa_bits = if grid.is_some() { None } else { mantissa_bits };
             let profile = [Profile::Compact, Profile::Gpu][rng.below(2)];
             let options = EncodeOptions { mantissa_bits, grid, profile, ..Default::default() };
-            let blob = codec::encode(&src, &spec, &options).expect("encodes");
-            grids += usize::from(grid.is_some());
+            let step = GridStep { cell: rng.below(3), raw_bits: rng.below(3) as u8 };
+            let in_books = (fill == Fill::Weights && rng.below(3) == 0)
+                .then(|| encode_in_books(&src, &spec, &options, step).expect("finite weights"));
+            books += usize::from(in_books.is_some());
+            grids += usize::from(grid.is_some() && in_books.is_none());
+            let blob = in_books.unwrap_or_else(|| codec::encode(&src, &spec, &options).expect("encodes"));
             let header = Header::parse(&blob).expect("whole");
             let w = to_floats(dtype, &reference::decode(&blob).expect("whole"));
             let k = if spec.layout == Layout::RowMajor { spec.shape[1] } else { spec.shape[0] } as usize;
@@ -189,7 +193,7 @@ fn real_sums_are_right_and_repeat() {
             }
         }
     }
-    assert!(grids > 5, "only {grids} weights on grids");
+    assert!(grids > 5 && books > 5, "only {grids} weights on grids, {books} of codebooks");
 }
 
 /// `alpha`, `beta` and a `C` of every shape that spreads over Y.

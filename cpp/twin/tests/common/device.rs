@@ -1,6 +1,8 @@
 //! "Device" memory for kernels that run on the CPU, and launches over it.
 
+use super::Rng;
 use nz_cpp_twin::simt::{self, Grid};
+use nz_onnx::codec::word;
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output, WeightMemory, check_status};
 use nz_onnx::format::{Dtype, Header};
 
@@ -75,6 +77,22 @@ pub fn run<A: bytemuck::Pod>(launch: &Launch<A>, seed: u64) -> Result<(), String
     let grid = Grid { x, y, threads: launch.threads, shared: launch.shared as usize, seed };
     // SAFETY: callers have made the launch over memory of theirs that is alive.
     unsafe { simt::launch(launch.kernel.name(), &grid, bytemuck::bytes_of(&launch.arguments)) }
+}
+
+/// Decodes the whole blob to its own type and to float32, somewhere in memory and in some order, and compares with
+/// `expected`, elements of its own type.
+pub fn check_all(blob: &[u8], expected: &[u8], context: &str, rng: &mut Rng) {
+    let header = Header::parse(blob).expect("whole");
+    let dtype = header.spec.dtype;
+    let mut words = vec![0u32; expected.len() / dtype.size()];
+    word::load(dtype, expected, &mut words);
+    let as_float32: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for (out, expected) in [(dtype, expected), (Dtype::F32, &as_float32[..])] {
+        let (shift, seed) = (4 * rng.below(4), (rng.next() % 3).wrapping_mul(rng.next()));
+        let (decoded, verdict) = decode(&header, blob, out, &Wanted::All, shift, seed);
+        assert!(verdict.is_ok(), "{context}: {verdict:?}");
+        assert!(decoded == expected, "{context}: to {out:?}, shift {shift}, seed {seed}");
+    }
 }
 
 /// Decodes a blob that lies `shift` bytes behind a multiple of 16 with the kernel for `dtype`. `header` may be that of

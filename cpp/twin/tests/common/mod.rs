@@ -7,6 +7,7 @@ pub mod program;
 pub mod twin;
 pub mod writer;
 
+use nz_onnx::codec::{self, EncodeOptions, GridStep};
 use nz_onnx::format::{Dtype, TensorSpec};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -101,6 +102,17 @@ pub fn tensor(fill: Fill, dtype: Dtype, n: usize, rng: &mut Rng) -> Vec<u8> {
         bytes.extend_from_slice(&bits.to_le_bytes()[..dtype.size()]);
     }
     bytes
+}
+
+/// A blob of codebooks; none if no codebook can hold `src`.
+pub fn encode_in_books(
+    src: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+    step: GridStep,
+) -> Option<Vec<u8>> {
+    let survey = codec::survey_codebooks(src, spec, options).expect("elements of the spec")?;
+    Some(codec::encode_as(src, spec, options.block_len, &survey.coding(step)).expect("encodes"))
 }
 
 /// Shapes of rank 0 to 8, ragged blocks, ragged tiles.

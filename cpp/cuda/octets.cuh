@@ -1,0 +1,58 @@
+// From a block that is ready to its weights, eight neighbours at a time.
+#ifndef NZ_CUDA_OCTETS_CUH
+#define NZ_CUDA_OCTETS_CUH
+
+#include "codebook.cuh"
+
+namespace nz {
+
+// Gives this lane's weights to `sink`, as (first slot, four weights, four more, their step), row after row. All lanes of a warp
+// have the same rows; weights at or behind the block's end are of no value.
+template <class Sink>
+NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, const Shared& shared, Sink& sink) {
+    const Ranks ranks(block.codes.counts, block.below.at + total_before(shared.counts));
+    const u32 in_head = smaller(block.m, NZ_HEAD_MANTISSA_BITS), in_rest = block.m - in_head;
+#pragma unroll 1
+    for (u32 row = 0; row < 2; ++row) {
+        if (warp_id() * NZ_CUDA_WARP_SLOTS + row * ROW_SLOTS >= block.n) break;
+        const u32 slot = first_octet() + row * ROW_SLOTS;
+        Quad first = {}, second = {};
+        Step step = {};
+        if (slot < block.n) {
+            step.transform = weight.transform;
+            if (has_units(weight)) step = shared.place->step(weight, slot);
+            const Octet symbols = symbols_of(block.codes.of_row(row), weight.tier_widths[0], weight.symbols[0],
+                                             block.below.symbols, ranks.of_row(row));
+            u32 plane = block.raw;
+            const Octet head = field_octet(block.record, plane, in_head + 1, block.n, slot);
+            first = {symbols.first, aligned_head(head.first, in_head), 0, 0};
+            second = {symbols.second, aligned_head(head.second, in_head), 0, 0};
+            u32 left = in_rest;
+#pragma unroll 1
+            while (left > 0) {
+                const u32 bits = smaller(left, 8);
+                const Octet rest = field_octet(block.record, plane, bits, block.n, slot);
+                // The first 8 bits are the high ones.
+                if (left == in_rest) {
+                    first.high = rest.first << (8 - bits);
+                    second.high = rest.second << (8 - bits);
+                } else {
+                    first.low = rest.first << (8 - bits);
+                    second.low = rest.second << (8 - bits);
+                }
+                left -= bits;
+            }
+            if (weight.transform == NZ_TRANSFORM_CODEBOOK) {
+                const float* const book = weight.books + step.centre * NZ_CUDA_BOOK;
+                first = values_of_book(first, book, step);
+                second = values_of_book(second, book, step);
+                step.transform = NZ_TRANSFORM_FLOAT_SPLIT;
+            }
+        }
+        sink.take(slot, first, second, step);
+    }
+}
+
+}  // namespace nz
+
+#endif  // NZ_CUDA_OCTETS_CUH
