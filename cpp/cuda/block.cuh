@@ -15,10 +15,9 @@ namespace nz {
 // How words become weights: of eight neighbours, all the same.
 struct Step {
     u32 transform;
-    // On a grid and with codebooks:
-    float scale;  // of the word's magnitude bits, as an integer, or of the codebook's values
+    float scale;  // on a grid, of the word's magnitude bits, as an integer; of a codebook's values
     u32 element;  // what values are rounded to
-    u32 centre;   // on a grid: the bit that centred levels have below their own, or 0; else the number of the codebook
+    u32 detail;   // on a grid, the bits that levels have below their own; the number of a codebook; raw bits of integers
 };
 
 // Whether weights are parts of a unit.

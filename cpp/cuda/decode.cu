@@ -197,7 +197,9 @@ NZ_DEVICE bool decode_short(const NzCudaDecode& job, u8* memory) {
 
 template <class Element>
 NZ_DEVICE void decode(const NzCudaDecode& job, u8* memory) {
-    if (job.weight.is_even && decode_short<Element>(job, memory)) return;
+    if constexpr (Element::HAS_SHORT) {
+        if (job.weight.is_even && decode_short<Element>(job, memory)) return;
+    }
     const Shared shared(memory, job.weight);
     Store<Element> store = {};
     store.out = (typename Element::Bits*)job.out;
@@ -233,3 +235,4 @@ NZ_DEVICE void decode(const NzCudaDecode& job, u8* memory) {
 NZ_DECODE_KERNEL(nz_decode_float32, Float32)
 NZ_DECODE_KERNEL(nz_decode_float16, Float16)
 NZ_DECODE_KERNEL(nz_decode_bfloat16, Bfloat16)
+NZ_DECODE_KERNEL(nz_decode_integer, Integer)

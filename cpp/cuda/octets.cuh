@@ -17,7 +17,7 @@ NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, co
         if (warp_id() * NZ_CUDA_WARP_SLOTS + row * ROW_SLOTS >= block.n) break;
         const u32 slot = first_octet() + row * ROW_SLOTS;
         Quad first = {}, second = {};
-        Step step = {};
+        Step step = {0, 0, weight.element, weight.raw_bits};
         if (slot < block.n) {
             step.transform = weight.transform;
             if (has_units(weight)) step = shared.place->step(weight, slot);
@@ -43,7 +43,7 @@ NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, co
                 left -= bits;
             }
             if (weight.transform == NZ_TRANSFORM_CODEBOOK) {
-                const float* const book = weight.books + step.centre * NZ_CUDA_BOOK;
+                const float* const book = weight.books + step.detail * NZ_CUDA_BOOK;
                 first = values_of_book(first, book, step);
                 second = values_of_book(second, book, step);
                 step.transform = NZ_TRANSFORM_FLOAT_SPLIT;

@@ -29,10 +29,12 @@
 #define NZ_CUDA_ROW_MAJOR 1U /* column tiles that follow each other, as one matrix in ONNX order */
 #define NZ_CUDA_GATHER 2U    /* the rows that `indices` name */
 
-/* Element types of activations. */
+/* Element types: of activations the first three. */
 #define NZ_CUDA_FLOAT32 0U
 #define NZ_CUDA_FLOAT16 1U
 #define NZ_CUDA_BFLOAT16 2U
+#define NZ_CUDA_UINT8 3U
+#define NZ_CUDA_INT8 4U
 
 /* Which weights share a unit. */
 #define NZ_CUDA_UNIT_OF_TENSOR 0U
@@ -68,11 +70,11 @@ typedef struct NzCudaWeight {
     unsigned int is_even; /* 1: one or two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH weights */
     unsigned int unused;
     unsigned int symbols[NZ_MAX_TIERS][4]; /* 16 bytes a tier: the symbol of each code */
-    /* On a grid and with codebooks, else 0: */
+    /* On a grid and with codebooks, else 0; but raw_bits of integers too, and element of all: */
     const unsigned short *units; /* of the tensor, of each block or of each row */
     unsigned int units_of;       /* NZ_CUDA_UNIT_* */
     unsigned int raw_bits;       /* k */
-    unsigned int element;        /* NZ_CUDA_FLOAT32 ...: what values are rounded to */
+    unsigned int element;        /* NZ_CUDA_FLOAT32 ...: the tensor's own */
     unsigned int tile_width;     /* columns of a whole tile, if each row has a unit */
     unsigned long long columns;  /* the same of the tensor */
     unsigned long long tile_slots; /* slots of a whole tile; all when row-major */
@@ -81,7 +83,7 @@ typedef struct NzCudaWeight {
     const unsigned char *groups; /* the codebook of each unit */
 } NzCudaWeight;
 
-/* Arguments of nz_decode_float32, nz_decode_float16 and nz_decode_bfloat16. */
+/* Arguments of nz_decode_float32, nz_decode_float16, nz_decode_bfloat16 and nz_decode_integer. */
 typedef struct NzCudaDecode {
     NzCudaWeight weight;
     void *out;            /* aligned to 16 bytes */

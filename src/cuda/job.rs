@@ -19,8 +19,10 @@ pub(super) const MAX_GRID_Y: u64 = 65_535;
 /// A kernel of `cpp/cuda`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Decodes to elements of this type.
+    /// Decodes to floats of this type.
     Decode(Dtype),
+    /// Decodes integers of 8 bits.
+    Integers,
     /// Sums up parts of a product with a row-major weight; `many`: of up to 8 rows, else of one.
     Rows {
         /// More than one row.
@@ -43,10 +45,11 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 11] = [
+    pub const ALL: [Kernel; 12] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
+        Kernel::Integers,
         Kernel::Rows { many: false },
         Kernel::Rows { many: true },
         Kernel::Tiles { many: false },
@@ -60,10 +63,10 @@ impl Kernel {
     /// Its name in the compiled module.
     pub fn name(self) -> &'static str {
         match self {
-            // No job is made of integers.
-            Kernel::Decode(Dtype::F32 | Dtype::U8 | Dtype::I8) => "nz_decode_float32",
+            Kernel::Decode(Dtype::F32) => "nz_decode_float32",
             Kernel::Decode(Dtype::F16) => "nz_decode_float16",
             Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
+            Kernel::Integers | Kernel::Decode(Dtype::U8 | Dtype::I8) => "nz_decode_integer",
             Kernel::Rows { many: false } => "nz_gemv_rows_1",
             Kernel::Rows { many: true } => "nz_gemv_rows_8",
             Kernel::Tiles { many: false } => "nz_gemv_tiles_1",
@@ -117,7 +120,7 @@ pub struct WeightMemory {
 /// Device memory that decoded weights go to.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
-    /// The element type: the blob's own, or float32.
+    /// The element type: the blob's own, or float32 if that is a float.
     pub dtype: Dtype,
     /// The first element, at a multiple of 16 bytes.
     pub address: u64,
@@ -142,7 +145,7 @@ pub struct DeviceWeight {
     pub(super) arguments: WeightArguments,
     blocks: Vec<BlockEntry>,
     table: Table,
-    dtype: Dtype,
+    pub(super) dtype: Dtype,
     pub(super) layout: Layout,
     pub(super) shape: Vec<u64>,
 }
@@ -158,8 +161,9 @@ impl DeviceWeight {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
             Transform::Grid => 3,
+            Transform::Integer => 5,
             Transform::Codebook => 6,
-            Transform::Integer | Transform::Delta => {
+            Transform::Delta => {
                 let what = format!("transform {:?}: the CUDA kernels do not know it", header.transform);
                 return Err(Error::Unsupported(what));
             }
@@ -192,6 +196,8 @@ impl DeviceWeight {
             tiers: header.tiers.len() as u32,
             transform,
             is_even: u32::from(is_even(header)),
+            raw_bits: header.mantissa_bits.into(),
+            element: element(header.spec.dtype),
             record_room: rooms.record(),
             tail_room: rooms.tail(header.tiers.len()),
             ..Default::default()
@@ -207,8 +213,6 @@ impl DeviceWeight {
                 Units::Block => 1,
                 Units::Row => 2,
             };
-            arguments.raw_bits = header.mantissa_bits.into();
-            arguments.element = element(spec.dtype);
             arguments.tile_slots = tile_slots(header);
             if let (Layout::ColumnTiles { tile }, [_, columns]) = (spec.layout, &spec.shape[..]) {
                 (arguments.tile_width, arguments.columns) = (tile, *columns);
@@ -247,7 +251,7 @@ impl DeviceWeight {
     /// Decodes the whole tensor in ONNX order.
     ///
     /// # Errors
-    /// The element type is neither the blob's nor float32, an address is not aligned, or a tile has 2^32 weights.
+    /// The element type is not one that the blob decodes to, an address is not aligned, or a tile has 2^32 weights.
     pub fn decode_all(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
         match self.layout {
             Layout::RowMajor => self.decode_slots(memory, out, 0, self.elements()),
@@ -367,16 +371,16 @@ impl DeviceWeight {
     }
 
     fn launch(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
-        if out.dtype != self.dtype && out.dtype != Dtype::F32 {
+        let integers = self.dtype.is_integer();
+        if out.dtype != self.dtype && (integers || out.dtype != Dtype::F32) {
             let (dtype, wanted) = (self.dtype.name(), out.dtype.name());
-            return Err(Error::invalid(format!(
-                "{dtype} weights decode to {dtype} or float32, not {wanted}"
-            )));
+            let more = if integers { "" } else { " or float32" };
+            return Err(Error::invalid(format!("{dtype} weights decode to {dtype}{more}, not {wanted}")));
         }
         check_address(out.address, 16, "output")?;
         let weight = self.at(memory)?;
         Ok(Launch {
-            kernel: Kernel::Decode(out.dtype),
+            kernel: if integers { Kernel::Integers } else { Kernel::Decode(out.dtype) },
             grid: (1, 1),
             threads: self.threads(),
             shared: self.shared(),
@@ -422,10 +426,11 @@ pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> 
 /// The number that kernels have for an element type.
 pub(super) fn element(dtype: Dtype) -> u32 {
     match dtype {
-        // No kernel takes integers: a `DeviceWeight` is never of them.
-        Dtype::F32 | Dtype::U8 | Dtype::I8 => 0,
+        Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
+        Dtype::U8 => 3,
+        Dtype::I8 => 4,
     }
 }
 

@@ -67,7 +67,7 @@ pub struct WeightArguments {
     pub blocks_per_tile: u32,
     /// Tiers of the cascade.
     pub tiers: u32,
-    /// The transform, as in the header: 1, 2, 3 or 6.
+    /// The transform, as in the header: all but 4.
     pub transform: u32,
     /// Bytes of shared memory for a record.
     pub record_room: u32,
@@ -85,9 +85,9 @@ pub struct WeightArguments {
     pub units: u64,
     /// The same: whose units, 0 the tensor's, 1 of each block, 2 of each row.
     pub units_of: u32,
-    /// On a grid: raw bits of a level.
+    /// On a grid, and of integers: raw bits.
     pub raw_bits: u32,
-    /// The same: what values are rounded to, 0 float32, 1 float16, 2 bfloat16.
+    /// The tensor's own type: 0 float32, 1 float16, 2 bfloat16, 3 uint8, 4 int8.
     pub element: u32,
     /// Units of rows: columns of a whole tile.
     pub tile_width: u32,
