@@ -8,7 +8,7 @@
 #ifndef NZ_CUDA_BLOCK_CUH
 #define NZ_CUDA_BLOCK_CUH
 
-#include "planes.cuh"
+#include "layers.cuh"
 
 namespace nz {
 
@@ -51,7 +51,8 @@ struct UnitPlace {
         if (weight.transform == NZ_TRANSFORM_CODEBOOK) {
             return {weight.transform, value, weight.element, weight.groups[at]};
         }
-        const u32 centre = bits & NZ_UNIT_CENTRED ? 1U << (NZ_WORD_MANTISSA_BITS - 1 - weight.raw_bits) : 0;
+        // The middle of what is not known; levels that are not centred are themselves the middle of what they stand for.
+        const u32 centre = (NZ_MIDDLE >> weight.known_bits) - (bits & NZ_UNIT_CENTRED ? 0 : NZ_MIDDLE >> weight.raw_bits);
         return {weight.transform, value * __uint_as_float(104U << 23), weight.element, centre};  // 2^-23
     }
 };
@@ -75,12 +76,6 @@ struct Shared {
         rest = (u8*)place + NZ_CUDA_PLACE_SIZE;
     }
 };
-
-// The slots of a warp's row; a lane has 8 of them.
-constexpr u32 ROW_SLOTS = 256;
-
-// The first slot of this lane in row 0; row 1 is ROW_SLOTS on.
-NZ_DEVICE u32 first_octet() { return warp_id() * NZ_CUDA_WARP_SLOTS + lane_id() * 8; }
 
 // Four values below 16, one a byte, to half bytes.
 NZ_DEVICE u32 half_bytes(u32 bytes) { return __byte_perm(bytes | bytes >> 4, 0, 0x4420); }
@@ -275,13 +270,14 @@ NZ_DEVICE bool decode_tail(const NzCudaWeight& weight, const Shared& shared, u32
     return true;
 }
 
-// Fetches the record of block `info`; returns where it starts in shared memory. All threads take part, and none still uses
+// Fetches the record of block `info`, number `index`, and what layers have of it; returns where it starts in shared memory. All threads take part, and none still uses
 // what is there.
-NZ_DEVICE u32 fetch_record(const NzCudaWeight& weight, const NzCudaBlock& info, const Shared& shared) {
+NZ_DEVICE u32 fetch_record(const NzCudaWeight& weight, const NzCudaBlock& info, u64 index, const Shared& shared) {
     // Counts of warps that there are not, too, and `damaged`.
     for (u32 i = threadIdx.x; i < NZ_CUDA_COUNTS_SIZE / 4; i += blockDim.x) ((u32*)shared.counts)[i] = 0;
     if (threadIdx.x == 0 && has_units(weight)) *shared.place = UnitPlace::of(weight, info.first_slot);
     const u32 at = stage_record(weight, info, shared.record);
+    stage_layers(weight, index, shared.record);
     __syncthreads();
     return at;
 }
@@ -317,39 +313,33 @@ struct Block {
     const u8* record;
     Below below;
     u32 n;            // slots
-    u32 m;            // stored mantissa bits
+    u32 m;            // mantissa bits in planes
+    u32 known;        // as in NzCudaBlock
     u32 raw;          // where the head's first plane is
     Codes codes;      // of tier 0
 };
 
-// Fetches block `info` of `n` slots and decodes its tail. All threads take part, and none still uses what is in shared
+// Fetches block `info`, number `index`, of `n` slots and decodes its tail. All threads take part, and none still uses what is in shared
 // memory. False, to all of them: the planes do not fill the record.
-NZ_DEVICE bool open_block(const NzCudaWeight& weight, const NzCudaBlock& info, u32 n, const Shared& shared,
-                          Block& block) {
-    u32 at = fetch_record(weight, info, shared);
+NZ_DEVICE bool open_block(const NzCudaWeight& weight, const NzCudaBlock& info, u64 index, u32 n,
+                          const Shared& shared, Block& block) {
+    u32 at = fetch_record(weight, info, index, shared);
     const u32 end = at + info.record * 4U, width = weight.tier_widths[0];
     const u32 in_head = smaller(info.m, NZ_HEAD_MANTISSA_BITS);
     block.record = shared.record;
     block.n = n;
     block.m = info.m;
+    block.known = info.known;
     block.raw = at + plane_size(width, n);
     block.codes = Codes(block.record, at, width, n);
     at = block.raw + field_size(in_head + 1, n) + field_size(info.m - in_head, n);
     if (at > end) return false;
+    // Others read what is joined behind a barrier of open_tail.
+    if ((info.known & ~NZ_CUDA_CUT) > info.m) {
+        block.m = join_layers(weight, shared.record, block.raw, info.m, info.known & ~NZ_CUDA_CUT, n);
+        block.raw = weight.joined_at;
+    }
     return open_tail(weight, shared, block.codes.warp_total(), at, end, block.below);
-}
-
-// Four weights in parts, one a byte.
-struct Quad {
-    u32 symbols;
-    u32 head;  // mantissa bits from bit 7 down, the sign in bit 0
-    u32 high;  // the mantissa's next 8 bits
-    u32 low;   // its last 8 bits
-};
-
-// Moves the mantissa's bits, of which there are `bits`, to the top of each byte. The sign stays in bit 0.
-NZ_DEVICE u32 aligned_head(u32 head, u32 bits) {
-    return (head & ~ONES) << (NZ_HEAD_MANTISSA_BITS - bits) | (head & ONES);
 }
 
 }  // namespace nz

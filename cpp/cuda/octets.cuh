@@ -11,7 +11,6 @@ namespace nz {
 template <class Sink>
 NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, const Shared& shared, Sink& sink) {
     const Ranks ranks(block.codes.counts, block.below.at + total_before(shared.counts));
-    const u32 in_head = smaller(block.m, NZ_HEAD_MANTISSA_BITS), in_rest = block.m - in_head;
 #pragma unroll 1
     for (u32 row = 0; row < 2; ++row) {
         if (warp_id() * NZ_CUDA_WARP_SLOTS + row * ROW_SLOTS >= block.n) break;
@@ -23,24 +22,12 @@ NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, co
             if (has_units(weight)) step = shared.place->step(weight, slot);
             const Octet symbols = symbols_of(block.codes.of_row(row), weight.tier_widths[0], weight.symbols[0],
                                              block.below.symbols, ranks.of_row(row));
-            u32 plane = block.raw;
-            const Octet head = field_octet(block.record, plane, in_head + 1, block.n, slot);
-            first = {symbols.first, aligned_head(head.first, in_head), 0, 0};
-            second = {symbols.second, aligned_head(head.second, in_head), 0, 0};
-            u32 left = in_rest;
-#pragma unroll 1
-            while (left > 0) {
-                const u32 bits = smaller(left, 8);
-                const Octet rest = field_octet(block.record, plane, bits, block.n, slot);
-                // The first 8 bits are the high ones.
-                if (left == in_rest) {
-                    first.high = rest.first << (8 - bits);
-                    second.high = rest.second << (8 - bits);
-                } else {
-                    first.low = rest.first << (8 - bits);
-                    second.low = rest.second << (8 - bits);
-                }
-                left -= bits;
+            first.symbols = symbols.first;
+            second.symbols = symbols.second;
+            read_mantissas(block.record, block.raw, block.m, block.n, slot, first, second);
+            if (block.known & NZ_CUDA_CUT) {
+                add_middle(weight, block.known & ~NZ_CUDA_CUT, first);
+                add_middle(weight, block.known & ~NZ_CUDA_CUT, second);
             }
             if (weight.transform == NZ_TRANSFORM_CODEBOOK) {
                 const float* const book = weight.books + step.detail * NZ_CUDA_BOOK;

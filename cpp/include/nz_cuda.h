@@ -41,6 +41,10 @@
 #define NZ_CUDA_UNIT_OF_BLOCK 1U
 #define NZ_CUDA_UNIT_OF_ROW 2U
 
+/* With layers: there are more raw bits than known ones, and words get the middle of what they may be. */
+#define NZ_CUDA_CUT 128U
+#define NZ_CUDA_MAX_LAYERS 3
+
 /* Values of a codebook. */
 #define NZ_CUDA_BOOK 64U
 
@@ -49,8 +53,8 @@ typedef struct NzCudaBlock {
     unsigned long long first_slot; /* in stored order */
     unsigned int offset;           /* of the record from the payload's start, in units of 4 bytes */
     unsigned short record;         /* size of the record, in units of 4 bytes */
-    unsigned char unused;
-    unsigned char m; /* stored mantissa bits */
+    unsigned char known; /* raw bits of a weight that are known with all layers that are read; and NZ_CUDA_CUT */
+    unsigned char m;     /* mantissa bits in the record */
 } NzCudaBlock;
 
 /* A weight on the device. */
@@ -81,6 +85,15 @@ typedef struct NzCudaWeight {
     /* With codebooks, else 0: */
     const float *books;          /* NZ_CUDA_BOOK values each, those of sign 0 first; 0 where there is none */
     const unsigned char *groups; /* the codebook of each unit */
+    /* With layers: */
+    const unsigned int *layer_offsets; /* of each block in each layer that is read, then of its end: units of 4 bytes */
+    unsigned long long layer_starts[NZ_CUDA_MAX_LAYERS]; /* bytes from `blob`, multiples of 4096 */
+    unsigned char layer_bits[NZ_CUDA_MAX_LAYERS + 1];    /* raw bits that weights have with each */
+    unsigned int layers;     /* that are read */
+    unsigned int layer_at[NZ_CUDA_MAX_LAYERS]; /* where each is in the shared memory for a record, a multiple of 16 */
+    unsigned int joined_at;  /* where in it mantissas go that are put together, a multiple of 16 */
+    unsigned int known_bits; /* on a grid: raw bits that are known; k, if there are no layers */
+    unsigned int padding;
 } NzCudaWeight;
 
 /* Arguments of nz_decode_float32, nz_decode_float16, nz_decode_bfloat16 and nz_decode_integer. */

@@ -1,16 +1,16 @@
 //! Launches: which kernel, how many threads, and what it is told.
 
+mod rooms;
 mod table;
 
 use super::layout::{
-    BlockEntry, COUNTS_SIZE, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, PADDING, ROW_MAJOR,
+    BlockEntry, COUNTS_SIZE, CUT, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, ROW_MAJOR,
     STORED, WARP_SLOTS, WeightArguments,
 };
 use crate::error::{Error, Result};
-use crate::format::{
-    Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes,
-};
+use crate::format::{Dtype, Header, Layout, MAX_BLOCK, Transform, Units};
 
+use rooms::Rooms;
 use table::Table;
 
 /// The most thread blocks that a launch has in its second dimension.
@@ -151,12 +151,22 @@ pub struct DeviceWeight {
 }
 
 impl DeviceWeight {
-    /// Takes from the validated header of a blob what kernels need.
+    /// Takes from the validated header of a blob what kernels need that read all of its layers, if it has any.
     ///
     /// # Errors
     /// A record is longer than any block's can be, or there are more blocks than a launch
     /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
+        DeviceWeight::to_depth(header, usize::MAX)
+    }
+
+    /// The same for kernels that read the first `depth` layers, all if there are fewer. Weights then are in the middle of
+    /// what they may be.
+    ///
+    /// # Errors
+    /// As [`DeviceWeight::new`].
+    pub fn to_depth(header: &Header, depth: usize) -> Result<Self> {
+        let depth = depth.min(header.layers.len());
         let transform = match header.transform {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
@@ -172,17 +182,21 @@ impl DeviceWeight {
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;
         let mut entries = Vec::with_capacity(count as usize + 1);
-        let mut rooms = Rooms::default();
+        let mut rooms = Rooms::new(depth);
         let payload = header.payload_offset();
         for block in 0..count as usize {
             let (slots, record) = (blocks.slots(block as u64), header.record(block));
-            rooms.add(header, block, (slots.end - slots.start) as usize, record.len())?;
+            let bits = header.widths[block];
+            let known = known_bits(header, depth, bits);
+            rooms.add(header, block, (slots.end - slots.start) as usize, known)?;
+            // Of a level the kernels know the middle by its grid.
+            let is_cut = known < bits && header.transform != Transform::Grid;
             entries.push(BlockEntry {
                 first_slot: slots.start,
                 offset: ((record.start - payload) / 4) as u32,
                 record: (record.len() / 4) as u16,
-                unused: 0,
-                m: header.widths[block],
+                known: known | if is_cut { CUT } else { 0 },
+                m: header.record_bits(block),
             });
         }
         entries.push(BlockEntry { first_slot: blocks.elements(), ..Default::default() });
@@ -197,14 +211,22 @@ impl DeviceWeight {
             transform,
             is_even: u32::from(is_even(header)),
             raw_bits: header.mantissa_bits.into(),
+            known_bits: known_bits(header, depth, header.mantissa_bits).into(),
+            layers: depth as u32,
+            layer_at: rooms.layer_at(),
+            joined_at: rooms.joined_at(),
             element: element(header.spec.dtype),
-            record_room: rooms.record(),
+            record_room: rooms.all(),
             tail_room: rooms.tail(header.tiers.len()),
             ..Default::default()
         };
         for (i, tier) in header.tiers.iter().enumerate() {
             arguments.tier_widths[i] = tier.width;
             arguments.symbols[i][..tier.symbols.len()].copy_from_slice(&tier.symbols);
+        }
+        for (i, layer) in header.layers[..depth].iter().enumerate() {
+            arguments.layer_starts[i] = layer.start;
+            arguments.layer_bits[i] = layer.bits;
         }
         let spec = &header.spec;
         if !header.units.is_empty() {
@@ -220,7 +242,7 @@ impl DeviceWeight {
         }
         Ok(DeviceWeight {
             arguments,
-            table: Table::new(header, &entries),
+            table: Table::new(header, depth, &entries),
             blocks: entries,
             dtype: spec.dtype,
             layout: spec.layout,
@@ -401,6 +423,7 @@ impl DeviceWeight {
             units: at(self.table.units),
             books: at(self.table.books),
             groups: at(self.table.groups),
+            layer_offsets: at(self.table.layer_offsets),
             ..self.arguments
         })
     }
@@ -434,11 +457,21 @@ pub(super) fn element(dtype: Dtype) -> u32 {
     }
 }
 
+/// Of a weight's `bits` raw bits, those in its record and in the first `depth` layers.
+fn known_bits(header: &Header, depth: usize, bits: u8) -> u8 {
+    match depth.checked_sub(1) {
+        _ if depth == header.layers.len() => bits,
+        None => bits.min(header.base_bits),
+        Some(last) => bits.min(header.layers[last].bits),
+    }
+}
+
 /// Whether kernels have a short way for the blob's whole blocks.
 fn is_even(header: &Header) -> bool {
-    let Header { block_len, tiers, transform, .. } = header;
+    let Header { block_len, tiers, transform, layers, .. } = header;
     *block_len == MAX_BLOCK
         && *transform == Transform::Split
+        && layers.is_empty()
         && tiers.len() <= 2
         && tiers.iter().all(|tier| tier.width == 2)
 }
@@ -453,43 +486,4 @@ fn tile_slots(header: &Header) -> u64 {
 
 pub(super) fn unsupported(what: &str) -> Error {
     Error::Unsupported(format!("{what}: too large for a CUDA device"))
-}
-
-/// The shared memory that the largest of some blocks needs.
-#[derive(Default)]
-struct Rooms {
-    record: usize,
-    tail: usize,
-}
-
-impl Rooms {
-    /// Counts in block `block`, of `n` weights in `len` bytes.
-    fn add(&mut self, header: &Header, block: usize, n: usize, len: usize) -> Result<()> {
-        let (tiers, m) = (&header.tiers, header.widths[block]);
-        let in_head = m.min(HEAD_BITS);
-        let planes = field_planes(in_head + 1).chain(field_planes(m - in_head)).chain([tiers[0].width]);
-        let fixed: usize = planes.map(|width| plane_bytes(width, n)).sum();
-        let longest = tiers[1..].iter().map(|tier| plane_bytes(tier.width, n)).sum::<usize>() + n + 3;
-        let tail = len.saturating_sub(fixed);
-        if tail > longest {
-            return Err(Error::corrupt(format!(
-                "record of block {block} is longer than {n} weights can take"
-            )));
-        }
-        self.record = self.record.max(len);
-        // Each code of tier 1 takes its width.
-        if let Some(tier) = tiers.get(1) {
-            self.tail = self.tail.max((8 * tail / usize::from(tier.width)).min(n));
-        }
-        Ok(())
-    }
-
-    /// Records start at any multiple of 4 of the 16 bytes that are loaded at once.
-    fn record(&self) -> u32 {
-        ((self.record + 12).next_multiple_of(16) + PADDING) as u32
-    }
-
-    fn tail(&self, tiers: usize) -> u32 {
-        if tiers == 1 { 0 } else { (self.tail.next_multiple_of(16) + PADDING) as u32 }
-    }
 }

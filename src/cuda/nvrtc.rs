@@ -11,7 +11,7 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
@@ -20,6 +20,7 @@ const FILES: [(&str, &str); 12] = [
     ("words.cuh", include_str!("../../cpp/cuda/words.cuh")),
     ("even.cuh", include_str!("../../cpp/cuda/even.cuh")),
     ("block.cuh", include_str!("../../cpp/cuda/block.cuh")),
+    ("layers.cuh", include_str!("../../cpp/cuda/layers.cuh")),
     ("planes.cuh", include_str!("../../cpp/cuda/planes.cuh")),
     ("types.cuh", include_str!("../../cpp/cuda/types.cuh")),
     ("nz_cuda.h", include_str!("../../cpp/include/nz_cuda.h")),

@@ -82,6 +82,11 @@ pub fn run<A: bytemuck::Pod>(launch: &Launch<A>, seed: u64) -> Result<(), String
 /// Decodes the whole blob to its own type and to float32, somewhere in memory and in some order, and compares with
 /// `expected`, elements of its own type.
 pub fn check_all(blob: &[u8], expected: &[u8], context: &str, rng: &mut Rng) {
+    check_to(blob, usize::MAX, expected, context, rng);
+}
+
+/// The same with the first `depth` layers.
+pub fn check_to(blob: &[u8], depth: usize, expected: &[u8], context: &str, rng: &mut Rng) {
     let header = Header::parse(blob).expect("whole");
     let dtype = header.spec.dtype;
     let mut words = vec![0u32; expected.len() / dtype.size()];
@@ -89,7 +94,7 @@ pub fn check_all(blob: &[u8], expected: &[u8], context: &str, rng: &mut Rng) {
     let as_float32: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     for (out, expected) in [(dtype, expected), (Dtype::F32, &as_float32[..])] {
         let (shift, seed) = (4 * rng.below(4), (rng.next() % 3).wrapping_mul(rng.next()));
-        let (decoded, verdict) = decode(&header, blob, out, &Wanted::All, shift, seed);
+        let (decoded, verdict) = decode_to((&header, depth), blob, out, &Wanted::All, shift, seed);
         assert!(verdict.is_ok(), "{context}: {verdict:?}");
         assert!(decoded == expected, "{context}: to {out:?}, shift {shift}, seed {seed}");
     }
@@ -105,7 +110,19 @@ pub fn decode(
     shift: usize,
     seed: u64,
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
-    let weight = DeviceWeight::new(header).expect("a header of ours");
+    decode_to((header, usize::MAX), blob, dtype, wanted, shift, seed)
+}
+
+/// The same with the first layers, as many as the number says.
+pub fn decode_to(
+    (header, depth): (&Header, usize),
+    blob: &[u8],
+    dtype: Dtype,
+    wanted: &Wanted,
+    shift: usize,
+    seed: u64,
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    let weight = DeviceWeight::to_depth(header, depth).expect("a header of ours");
     let mut table = Memory::holding(weight.table(), 0);
     let mut blob = Memory::holding(blob, shift);
     let (mut long, mut short) = (vec![], vec![]);

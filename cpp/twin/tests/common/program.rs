@@ -188,6 +188,7 @@ fn table_buffers(
 ) -> Vec<(usize, usize, Vec<u8>)> {
     let parts = [
         (offset_of!(WeightArguments, blocks), 0),
+        (offset_of!(WeightArguments, layer_offsets), arguments.layer_offsets),
         (offset_of!(WeightArguments, books), arguments.books),
         (offset_of!(WeightArguments, units), arguments.units),
         (offset_of!(WeightArguments, groups), arguments.groups),
