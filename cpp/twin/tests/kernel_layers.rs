@@ -86,6 +86,7 @@ fn grids_in_layers_decode_as_the_reference_says() {
         for raw_bits in 1..=15 {
             for spec in [
                 TensorSpec::row_major(dtype, &[5, 911]),
+                TensorSpec::row_major(dtype, &[70]),
                 TensorSpec::column_tiles(dtype, 37, 320, 128),
                 TensorSpec::column_tiles(dtype, 31, 201, 128),
             ] {
@@ -100,7 +101,7 @@ fn grids_in_layers_decode_as_the_reference_says() {
                 };
                 let plain = codec::encode(&src, &spec, &options).expect("encodes");
                 let header = Header::parse(&plain).expect("whole");
-                let ends = [vec![raw_bits / 2], vec![0, raw_bits / 2 + 1], vec![raw_bits - 1]]
+                let ends = vec![vec![raw_bits / 2], vec![0, raw_bits / 2 + 1], vec![raw_bits - 1]]
                     .swap_remove(rng.below(3));
                 let Some(blob) = codec::layer(&plain, &ends).expect("whole") else { continue };
                 assert_eq!(header.transform, Transform::Grid);
