@@ -15,7 +15,7 @@ fn source(spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
     let mut bytes = vec![];
     for at in 0..spec.elements().expect("small") as usize {
         let value = rng.weight() * (1.0 + (at / row) as f32 / 7.0);
-        let value = if at / row % 3 == 0 { value * value.abs() * 40.0 } else { value };
+        let value = if (at / row).is_multiple_of(3) { value * value.abs() * 40.0 } else { value };
         match spec.dtype {
             Dtype::F32 => bytes.extend(value.to_le_bytes()),
             Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),

@@ -287,7 +287,7 @@ fn products_of_layers_are_those_of_their_weights() {
     for dtype in DTYPES {
         for spec in specs(dtype) {
             let src = tensor(Fill::Weights, dtype, spec.elements().expect("small") as usize, &mut rng);
-            let grid = (rng.below(3) == 0).then(|| GridStep { cell: 1, raw_bits: 7 });
+            let grid = (rng.below(3) == 0).then_some(GridStep { cell: 1, raw_bits: 7 });
             let profile = [Profile::Compact, Profile::Gpu][rng.below(2)];
             let plain = EncodeOptions { grid, profile, ..Default::default() };
             let plain = codec::encode(&src, &spec, &plain).expect("encodes");
