@@ -64,8 +64,12 @@ struct Weight {
 
 impl Weight {
     fn new(device: &Device, blob: &[u8]) -> Self {
-        let device_weight =
-            DeviceWeight::new(&Header::parse(blob).expect("whole")).expect("a header of ours");
+        Weight::to_depth(device, blob, usize::MAX)
+    }
+
+    fn to_depth(device: &Device, blob: &[u8], depth: usize) -> Self {
+        let header = Header::parse(blob).expect("whole");
+        let device_weight = DeviceWeight::to_depth(&header, depth).expect("a header of ours");
         let keep = [device.put(blob), device.put(device_weight.table())];
         let memory = WeightMemory { blob: device.address(&keep[0]), table: device.address(&keep[1]) };
         Weight { device_weight, memory, _keep: keep }
@@ -73,7 +77,10 @@ impl Weight {
 }
 
 fn decode(device: &Device, blob: &[u8], dtype: Dtype) -> Vec<u8> {
-    let weight = Weight::new(device, blob);
+    decode_weight(device, &Weight::new(device, blob), dtype)
+}
+
+fn decode_weight(device: &Device, weight: &Weight, dtype: Dtype) -> Vec<u8> {
     let out = device.put(&vec![0x5a; weight.device_weight.elements() as usize * dtype.size()]);
     let status = device.put(&[0; 4]);
     let output = Output { dtype, address: device.address(&out), status: device.address(&status) };
@@ -123,6 +130,42 @@ fn blobs_decode_bit_for_bit() {
                 }
             }
         }
+    }
+}
+
+/// Codebooks, integers, and layers at every depth.
+#[test]
+fn other_forms_decode_bit_for_bit() {
+    let Some(device) = device() else { return };
+    let (rows, tiles) = ([129, 1000], (300, 704, 256));
+    let specs = |dtype| {
+        [TensorSpec::row_major(dtype, &rows), TensorSpec::column_tiles(dtype, tiles.0, tiles.1, tiles.2)]
+    };
+    let options = EncodeOptions::default();
+    for spec in DTYPES.into_iter().flat_map(specs) {
+        let src = tensor(Kind::Gauss, spec.dtype, spec.elements().expect("small") as usize, 7);
+        let survey =
+            codec::survey_codebooks(&src, &spec, &options).expect("elements").expect("finite weights");
+        let coding = survey.coding(GridStep { cell: 1, raw_bits: 1 });
+        let blob = codec::encode_as(&src, &spec, options.block_len, &coding).expect("encodes");
+        let expected = reference::decode(&blob).expect("whole");
+        assert!(decode(&device, &blob, spec.dtype) == expected, "codebooks of {spec:?}");
+        for grid in [None, Some(GridStep { cell: 1, raw_bits: 6 })] {
+            let plain = codec::encode(&src, &spec, &EncodeOptions { grid, ..options }).expect("encodes");
+            let blob = codec::layer(&plain, &[2, 4]).expect("whole").expect("bits");
+            for depth in 0..=2 {
+                let weight = Weight::to_depth(&device, &blob, depth);
+                let expected = reference::decode_to(&blob, depth).expect("whole");
+                assert!(decode_weight(&device, &weight, spec.dtype) == expected, "{spec:?} {grid:?} {depth}");
+            }
+        }
+    }
+    for spec in [Dtype::I8, Dtype::U8].into_iter().flat_map(specs) {
+        let mut rng = Rng(8);
+        let src: Vec<u8> =
+            (0..spec.elements().expect("small")).map(|_| (rng.gauss() * 20.0) as i8 as u8).collect();
+        let blob = codec::encode(&src, &spec, &options).expect("encodes");
+        assert!(decode(&device, &blob, spec.dtype) == src, "{spec:?}");
     }
 }
 

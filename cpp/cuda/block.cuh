@@ -8,26 +8,30 @@
 #ifndef NZ_CUDA_BLOCK_CUH
 #define NZ_CUDA_BLOCK_CUH
 
-#include "planes.cuh"
+#include "layers.cuh"
 
 namespace nz {
 
 // How words become weights: of eight neighbours, all the same.
 struct Step {
     u32 transform;
-    // On a grid:
-    u32 centre;   // the bit that centred levels have below their own, or 0
-    float scale;  // of the word's magnitude bits, as an integer
+    float scale;  // on a grid, of the word's magnitude bits, as an integer; of a codebook's values
     u32 element;  // what values are rounded to
+    u32 detail;   // on a grid, the bits that levels have below their own; the number of a codebook; raw bits of integers
 };
 
-// Where a block is on its grid.
-struct GridPlace {
+// Whether weights are parts of a unit.
+NZ_DEVICE bool has_units(const NzCudaWeight& weight) {
+    return weight.transform == NZ_TRANSFORM_GRID || weight.transform == NZ_TRANSFORM_CODEBOOK;
+}
+
+// Which units a block's weights have, on a grid or with codebooks.
+struct UnitPlace {
     u64 unit;     // of the block or, if each row has one, of the row that slot 0 is in
     u32 column;   // that of slot 0 in its tile
     u32 columns;  // of the tile, or 0: the block has one unit
 
-    NZ_DEVICE static GridPlace of(const NzCudaWeight& weight, u64 first_slot) {
+    NZ_DEVICE static UnitPlace of(const NzCudaWeight& weight, u64 first_slot) {
         if (weight.units_of == NZ_CUDA_UNIT_OF_TENSOR) return {0, 0, 0};
         const u64 tile = first_slot / weight.tile_slots, in_tile = first_slot - tile * weight.tile_slots;
         if (weight.units_of == NZ_CUDA_UNIT_OF_BLOCK) {
@@ -41,13 +45,18 @@ struct GridPlace {
 
     // The step of the eight slots from `slot` on, a multiple of 8 in the block.
     NZ_DEVICE Step step(const NzCudaWeight& weight, u32 slot) const {
-        const u32 bits = weight.units[columns == 0 ? unit : unit + (column + slot) / columns];
-        const u32 centre = bits & NZ_UNIT_CENTRED ? 1U << (NZ_WORD_MANTISSA_BITS - 1 - weight.raw_bits) : 0;
-        const float scale = __uint_as_float((bits & ~NZ_UNIT_CENTRED) << 16) * __uint_as_float(104U << 23);  // 2^-23
-        return {weight.transform, centre, scale, weight.element};
+        const u64 at = columns == 0 ? unit : unit + (column + slot) / columns;
+        const u32 bits = weight.units[at];
+        const float value = __uint_as_float((bits & ~NZ_UNIT_CENTRED) << 16);
+        if (weight.transform == NZ_TRANSFORM_CODEBOOK) {
+            return {weight.transform, value, weight.element, weight.groups[at]};
+        }
+        // The middle of what is not known; levels that are not centred are themselves the middle of what they stand for.
+        const u32 centre = (NZ_MIDDLE >> weight.known_bits) - (bits & NZ_UNIT_CENTRED ? 0 : NZ_MIDDLE >> weight.raw_bits);
+        return {weight.transform, value * __uint_as_float(104U << 23), weight.element, centre};  // 2^-23
     }
 };
-static_assert(sizeof(GridPlace) == NZ_CUDA_PLACE_SIZE, "its place in shared memory");
+static_assert(sizeof(UnitPlace) == NZ_CUDA_PLACE_SIZE, "its place in shared memory");
 
 // The shared memory of a thread block, as the host has sized it.
 struct Shared {
@@ -55,7 +64,7 @@ struct Shared {
     u8* tails;   // symbols of odd tiers, then of even ones
     u16* counts;   // escapes by tier and warp
     u32* damaged;  // not 0: a tail was found damaged
-    GridPlace* place;
+    UnitPlace* place;
     u8* rest;    // what the kernel itself needs
 
     NZ_DEVICE Shared(u8* start, const NzCudaWeight& weight) {
@@ -63,16 +72,10 @@ struct Shared {
         tails = record + weight.record_room;
         counts = (u16*)(tails + 2 * weight.tail_room);
         damaged = (u32*)(counts + NZ_MAX_TIERS * NZ_CUDA_MAX_WARPS);
-        place = (GridPlace*)((u8*)counts + NZ_CUDA_COUNTS_SIZE);
+        place = (UnitPlace*)((u8*)counts + NZ_CUDA_COUNTS_SIZE);
         rest = (u8*)place + NZ_CUDA_PLACE_SIZE;
     }
 };
-
-// The slots of a warp's row; a lane has 8 of them.
-constexpr u32 ROW_SLOTS = 256;
-
-// The first slot of this lane in row 0; row 1 is ROW_SLOTS on.
-NZ_DEVICE u32 first_octet() { return warp_id() * NZ_CUDA_WARP_SLOTS + lane_id() * 8; }
 
 // Four values below 16, one a byte, to half bytes.
 NZ_DEVICE u32 half_bytes(u32 bytes) { return __byte_perm(bytes | bytes >> 4, 0, 0x4420); }
@@ -267,15 +270,14 @@ NZ_DEVICE bool decode_tail(const NzCudaWeight& weight, const Shared& shared, u32
     return true;
 }
 
-// Fetches the record of block `info`; returns where it starts in shared memory. All threads take part, and none still uses
+// Fetches the record of block `info`, number `index`, and what layers have of it; returns where it starts in shared memory. All threads take part, and none still uses
 // what is there.
-NZ_DEVICE u32 fetch_record(const NzCudaWeight& weight, const NzCudaBlock& info, const Shared& shared) {
+NZ_DEVICE u32 fetch_record(const NzCudaWeight& weight, const NzCudaBlock& info, u64 index, const Shared& shared) {
     // Counts of warps that there are not, too, and `damaged`.
     for (u32 i = threadIdx.x; i < NZ_CUDA_COUNTS_SIZE / 4; i += blockDim.x) ((u32*)shared.counts)[i] = 0;
-    if (threadIdx.x == 0 && weight.transform == NZ_TRANSFORM_GRID) {
-        *shared.place = GridPlace::of(weight, info.first_slot);
-    }
+    if (threadIdx.x == 0 && has_units(weight)) *shared.place = UnitPlace::of(weight, info.first_slot);
     const u32 at = stage_record(weight, info, shared.record);
+    stage_layers(weight, index, shared.record);
     __syncthreads();
     return at;
 }
@@ -311,80 +313,33 @@ struct Block {
     const u8* record;
     Below below;
     u32 n;            // slots
-    u32 m;            // stored mantissa bits
+    u32 m;            // mantissa bits in planes
+    u32 known;        // as in NzCudaBlock
     u32 raw;          // where the head's first plane is
     Codes codes;      // of tier 0
 };
 
-// Fetches block `info` of `n` slots and decodes its tail. All threads take part, and none still uses what is in shared
+// Fetches block `info`, number `index`, of `n` slots and decodes its tail. All threads take part, and none still uses what is in shared
 // memory. False, to all of them: the planes do not fill the record.
-NZ_DEVICE bool open_block(const NzCudaWeight& weight, const NzCudaBlock& info, u32 n, const Shared& shared,
-                          Block& block) {
-    u32 at = fetch_record(weight, info, shared);
+NZ_DEVICE bool open_block(const NzCudaWeight& weight, const NzCudaBlock& info, u64 index, u32 n,
+                          const Shared& shared, Block& block) {
+    u32 at = fetch_record(weight, info, index, shared);
     const u32 end = at + info.record * 4U, width = weight.tier_widths[0];
     const u32 in_head = smaller(info.m, NZ_HEAD_MANTISSA_BITS);
     block.record = shared.record;
     block.n = n;
     block.m = info.m;
+    block.known = info.known;
     block.raw = at + plane_size(width, n);
     block.codes = Codes(block.record, at, width, n);
     at = block.raw + field_size(in_head + 1, n) + field_size(info.m - in_head, n);
     if (at > end) return false;
-    return open_tail(weight, shared, block.codes.warp_total(), at, end, block.below);
-}
-
-// Four weights in parts, one a byte.
-struct Quad {
-    u32 symbols;
-    u32 head;  // mantissa bits from bit 7 down, the sign in bit 0
-    u32 high;  // the mantissa's next 8 bits
-    u32 low;   // its last 8 bits
-};
-
-// Moves the mantissa's bits, of which there are `bits`, to the top of each byte. The sign stays in bit 0.
-NZ_DEVICE u32 aligned_head(u32 head, u32 bits) {
-    return (head & ~ONES) << (NZ_HEAD_MANTISSA_BITS - bits) | (head & ONES);
-}
-
-// Gives this lane's weights to `sink`, as (first slot, four weights, four more, their step), row after row. All lanes of a warp
-// have the same rows; weights at or behind the block's end are of no value.
-template <class Sink>
-NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, const Shared& shared, Sink& sink) {
-    const Ranks ranks(block.codes.counts, block.below.at + total_before(shared.counts));
-    const u32 in_head = smaller(block.m, NZ_HEAD_MANTISSA_BITS), in_rest = block.m - in_head;
-#pragma unroll 1
-    for (u32 row = 0; row < 2; ++row) {
-        if (warp_id() * NZ_CUDA_WARP_SLOTS + row * ROW_SLOTS >= block.n) break;
-        const u32 slot = first_octet() + row * ROW_SLOTS;
-        Quad first = {}, second = {};
-        Step step = {};
-        if (slot < block.n) {
-            step.transform = weight.transform;
-            if (weight.transform == NZ_TRANSFORM_GRID) step = shared.place->step(weight, slot);
-            const Octet symbols = symbols_of(block.codes.of_row(row), weight.tier_widths[0], weight.symbols[0],
-                                             block.below.symbols, ranks.of_row(row));
-            u32 plane = block.raw;
-            const Octet head = field_octet(block.record, plane, in_head + 1, block.n, slot);
-            first = {symbols.first, aligned_head(head.first, in_head), 0, 0};
-            second = {symbols.second, aligned_head(head.second, in_head), 0, 0};
-            u32 left = in_rest;
-#pragma unroll 1
-            while (left > 0) {
-                const u32 bits = smaller(left, 8);
-                const Octet rest = field_octet(block.record, plane, bits, block.n, slot);
-                // The first 8 bits are the high ones.
-                if (left == in_rest) {
-                    first.high = rest.first << (8 - bits);
-                    second.high = rest.second << (8 - bits);
-                } else {
-                    first.low = rest.first << (8 - bits);
-                    second.low = rest.second << (8 - bits);
-                }
-                left -= bits;
-            }
-        }
-        sink.take(slot, first, second, step);
+    // Others read what is joined behind a barrier of open_tail.
+    if ((info.known & ~NZ_CUDA_CUT) > info.m) {
+        block.m = join_layers(weight, shared.record, block.raw, info.m, info.known & ~NZ_CUDA_CUT, n);
+        block.raw = weight.joined_at;
     }
+    return open_tail(weight, shared, block.codes.warp_total(), at, end, block.below);
 }
 
 }  // namespace nz

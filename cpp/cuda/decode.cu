@@ -1,5 +1,5 @@
 // Decoding to memory: whole tensors, ranges of slots (so also tiles of columns, and rows), and gathered rows.
-#include "words.cuh"
+#include "octets.cuh"
 
 namespace nz {
 
@@ -88,6 +88,7 @@ struct StrideStore {
 // The block that a thread block is to decode next.
 struct Task {
     NzCudaBlock info;
+    u32 index;  // of the block
     u32 n;
     bool wanted;
 };
@@ -102,7 +103,7 @@ NZ_DEVICE Task range_task(const NzCudaDecode& job, Store<Element>& store) {
     store.from = store.first < 0 ? (u32)-store.first : 0;
     store.to = end < (long long)n ? (u32)end : n;
     store.aligned = store.first % 4 == 0;
-    return {info, n, true};
+    return {info, index, n, true};
 }
 
 template <class Element>
@@ -120,7 +121,8 @@ NZ_DEVICE Task tile_task(const NzCudaDecode& job, Store<Element>& store) {
     store.reciprocal = reciprocal_of(columns);
     store.columns = job.columns;
     store.aligned = columns % 4 == 0 && job.columns % 4 == 0;
-    return {job.weight.blocks[job.first_block + blockIdx.y * job.weight.blocks_per_tile + blockIdx.x], n, true};
+    const u32 index = job.first_block + blockIdx.y * job.weight.blocks_per_tile + blockIdx.x;
+    return {job.weight.blocks[index], index, n, true};
 }
 
 // The row of `indices[i]`, of which a negative one counts from the end; `rows` if there is no such row.
@@ -151,7 +153,7 @@ NZ_DEVICE Task gather_task(const NzCudaDecode& job, u64 i, Store<Element>& store
     store.from = first_slot < start ? (u32)(start - first_slot) : 0;
     store.to = end - first_slot < n ? (u32)(end - first_slot) : n;
     store.aligned = store.first % 4 == 0;
-    return {job.weight.blocks[index], n, true};
+    return {job.weight.blocks[index], index, n, true};
 }
 
 // The block that a thread block of a weight with a short way is to decode that way: its place in the table, and where its
@@ -197,7 +199,9 @@ NZ_DEVICE bool decode_short(const NzCudaDecode& job, u8* memory) {
 
 template <class Element>
 NZ_DEVICE void decode(const NzCudaDecode& job, u8* memory) {
-    if (job.weight.is_even && decode_short<Element>(job, memory)) return;
+    if constexpr (Element::HAS_SHORT) {
+        if (job.weight.is_even && decode_short<Element>(job, memory)) return;
+    }
     const Shared shared(memory, job.weight);
     Store<Element> store = {};
     store.out = (typename Element::Bits*)job.out;
@@ -209,7 +213,7 @@ NZ_DEVICE void decode(const NzCudaDecode& job, u8* memory) {
                                                            : gather_task(job, i, store);
         if (!task.wanted) continue;
         Block block;
-        if (open_block(job.weight, task.info, task.n, shared, block)) {
+        if (open_block(job.weight, task.info, task.index, task.n, shared, block)) {
             for_each_octet(job.weight, block, shared, store);
         } else {
             // Damaged: zeros.
@@ -233,3 +237,4 @@ NZ_DEVICE void decode(const NzCudaDecode& job, u8* memory) {
 NZ_DECODE_KERNEL(nz_decode_float32, Float32)
 NZ_DECODE_KERNEL(nz_decode_float16, Float16)
 NZ_DECODE_KERNEL(nz_decode_bfloat16, Bfloat16)
+NZ_DECODE_KERNEL(nz_decode_integer, Integer)

@@ -2,7 +2,7 @@
 //
 // Every sum has a fixed order: within a lane by slot, over lanes by a butterfly, over warps, blocks and parts by
 // number. So results depend on shapes and block length, and on nothing else.
-#include "words.cuh"
+#include "octets.cuh"
 
 namespace nz {
 
@@ -180,7 +180,7 @@ NZ_DEVICE void multiply_rows(const NzCudaProduct& job, u8* memory) {
     sums.partial = job.partial + (u64)chunk * job.chunk_segments * job.m;
     if (chunk_first < n) sums.first = sums.current = sums.segment_of(chunk_first);
     Block block;
-    if (open_block(job.weight, info, n, shared, block)) {
+    if (open_block(job.weight, info, blockIdx.x, n, shared, block)) {
         for_each_octet(job.weight, block, shared, sums);
         if (chunk_first < n) sums.flush();
         return;
@@ -348,7 +348,8 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
         const u64 slot = (u64)in_split * job.weight.block_len;
         if (slot >= in_tile) break;
         const u32 n = in_tile - slot < job.weight.block_len ? (u32)(in_tile - slot) : job.weight.block_len;
-        const NzCudaBlock info = job.weight.blocks[index * job.weight.blocks_per_tile + in_split];
+        const u32 number = index * job.weight.blocks_per_tile + in_split;
+        const NzCudaBlock info = job.weight.blocks[number];
         tile.n = n;
         if constexpr (ROWS == 1) {
             if (is_even && n == NZ_MAX_BLOCK_LENGTH) {
@@ -362,7 +363,7 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
         if (is_regular) tile.k = slot >> log_columns;
         tile.log_columns = is_regular && !is_even ? log_columns : 0;
         Block block;
-        if (open_block(job.weight, info, n, shared, block)) {
+        if (open_block(job.weight, info, number, n, shared, block)) {
             for_each_octet(job.weight, block, shared, tile);
             if (tile.log_columns == 0) {
                 __syncthreads();

@@ -12,15 +12,15 @@ NZ_DEVICE u32 word_at(const u8* shared, u32 at) {
     return at % 4 == 0 ? word[0] : __funnelshift_r(word[0], word[1], at % 4 * 8);
 }
 
-// Copies the record of `block` to shared memory in loads of 16 bytes that all lanes of a warp line up. Returns where it
-// starts there: loads are aligned, records are not. No byte outside the blob is read: in front of any record lies the
-// header, and what would reach behind the blob is read in words.
-NZ_DEVICE u32 stage_record(const NzCudaWeight& weight, const NzCudaBlock& block, u8* shared) {
-    const u8* const record = weight.blob + weight.payload + (u64)block.offset * 4;
-    const u32 shift = (u32)((u64)record & 15);
-    const u8* const from = record - shift;
+// Copies `size` bytes from byte `at` of the blob on, both multiples of 4, to shared memory in loads of 16 bytes that all
+// lanes of a warp line up. Returns where they start there: loads are aligned, records are not. No byte outside the blob
+// is read: in front of all that is copied lies the header, and what would reach behind the blob is read in words.
+NZ_DEVICE u32 stage(const NzCudaWeight& weight, u64 at, u32 size, u8* shared) {
+    const u8* const first = weight.blob + at;
+    const u32 shift = (u32)((u64)first & 15);
+    const u8* const from = first - shift;
     const u8* const blob_end = weight.blob + weight.blob_len;
-    const u32 vectors = (shift + block.record * 4U + 15) / 16;
+    const u32 vectors = (shift + size + 15) / 16;
     if (blob_end - from >= (long long)(vectors * 16)) {
 #pragma unroll 2
         for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) ((Vector16*)shared)[i] = ((const Vector16*)from)[i];
@@ -41,6 +41,11 @@ NZ_DEVICE u32 stage_record(const NzCudaWeight& weight, const NzCudaBlock& block,
         *(Vector16*)(shared + i * 16) = vector;
     }
     return shift;
+}
+
+// Copies the record of `block`.
+NZ_DEVICE u32 stage_record(const NzCudaWeight& weight, const NzCudaBlock& block, u8* shared) {
+    return stage(weight, weight.payload + (u64)block.offset * 4, block.record * 4U, shared);
 }
 
 // Bytes of a plane of `n` values of `width` bits: 1, 2, 3, 4 or 8.
@@ -127,6 +132,49 @@ NZ_DEVICE Octet field_octet(const u8* shared, u32& plane, u32 bits, u32 n, u32 s
         }
     }
     return values;
+}
+
+// The slots of a warp's row; a lane has 8 of them.
+constexpr u32 ROW_SLOTS = 256;
+
+// The first slot of this lane in row 0; row 1 is ROW_SLOTS on.
+NZ_DEVICE u32 first_octet() { return warp_id() * NZ_CUDA_WARP_SLOTS + lane_id() * 8; }
+
+// Four weights in parts, one a byte.
+struct Quad {
+    u32 symbols;
+    u32 head;  // mantissa bits from bit 7 down, the sign in bit 0
+    u32 high;  // the mantissa's next 8 bits
+    u32 low;   // its last 8 bits
+};
+
+// Moves the mantissa's bits, of which there are `bits`, to the top of each byte. The sign stays in bit 0.
+NZ_DEVICE u32 aligned_head(u32 head, u32 bits) {
+    return (head & ~ONES) << (NZ_HEAD_MANTISSA_BITS - bits) | (head & ONES);
+}
+
+// Signs and mantissas of eight weights from `slot` on, of a block of `n` with `m` mantissa bits in planes from `plane` on.
+NZ_DEVICE void read_mantissas(const u8* record, u32 plane, u32 m, u32 n, u32 slot, Quad& first, Quad& second) {
+    const u32 in_head = smaller(m, NZ_HEAD_MANTISSA_BITS), in_rest = m - in_head;
+    const Octet head = field_octet(record, plane, in_head + 1, n, slot);
+    first.head = aligned_head(head.first, in_head);
+    second.head = aligned_head(head.second, in_head);
+    first.high = first.low = second.high = second.low = 0;
+    u32 left = in_rest;
+#pragma unroll 1
+    while (left > 0) {
+        const u32 bits = smaller(left, 8);
+        const Octet rest = field_octet(record, plane, bits, n, slot);
+        // The first 8 bits are the high ones.
+        if (left == in_rest) {
+            first.high = rest.first << (8 - bits);
+            second.high = rest.second << (8 - bits);
+        } else {
+            first.low = rest.first << (8 - bits);
+            second.low = rest.second << (8 - bits);
+        }
+        left -= bits;
+    }
 }
 
 }  // namespace nz

@@ -36,13 +36,17 @@ NZ_DEVICE u32 bfloat_of_float(float value) {
     return (bits + 0x7fffU + (bits >> 16 & 1)) >> 16;
 }
 
+// The word of the element that is nearest to `value`.
+NZ_DEVICE u32 word_of_value(float value, u32 element) {
+    if (element == NZ_CUDA_FLOAT16) return word_of_half(half_of_float(value));
+    if (element == NZ_CUDA_BFLOAT16) return bfloat_of_float(value) << 16;
+    return __float_as_uint(value);
+}
+
 // What the level of a grid stands for, as a word.
 NZ_DEVICE u32 value_of_level(u32 word, const Step& step) {
-    const float value = (float)((word & 0x7fffffffU) | step.centre) * step.scale;
-    u32 bits = __float_as_uint(value);
-    if (step.element == NZ_CUDA_FLOAT16) bits = __float_as_uint(float_of_half(half_of_float(value)));
-    if (step.element == NZ_CUDA_BFLOAT16) bits = bfloat_of_float(value) << 16;
-    return bits | (word & 0x80000000U);
+    const float value = (float)((word & 0x7fffffffU) | step.detail) * step.scale;
+    return word_of_value(value, step.element) | (word & 0x80000000U);
 }
 
 // `bytes` has exponent, head and the rest of the mantissa, from the top down.
@@ -105,7 +109,8 @@ NZ_DEVICE void split_words_of(const Quad& quad, bool has_rest, u32 words[4]) {
 // Element types: how four of them come out of a quad, and how they are stored.
 struct Float32 {
     typedef u32 Bits;
-    static constexpr bool HAS_REST = true;  // mantissa bits behind the head
+    static constexpr bool HAS_REST = true;   // mantissa bits behind the head
+    static constexpr bool HAS_SHORT = true;  // whole blocks of two tiers of 2-bit codes
     struct Four {
         Vector16 all;
 
@@ -129,6 +134,7 @@ struct Halves {
 struct Float16 {
     typedef u16 Bits;
     static constexpr bool HAS_REST = true;
+    static constexpr bool HAS_SHORT = true;
     struct Four : Halves {
         NZ_DEVICE Four(const Quad& quad, const Step& step) {
             u32 words[4];
@@ -142,6 +148,7 @@ struct Float16 {
 struct Bfloat16 {
     typedef u16 Bits;
     static constexpr bool HAS_REST = false;
+    static constexpr bool HAS_SHORT = true;
     struct Four : Halves {
         NZ_DEVICE Four(const Quad& quad, const Step& step) {
             if (step.transform != NZ_TRANSFORM_FLOAT_SPLIT) {
@@ -154,6 +161,25 @@ struct Bfloat16 {
             all.word[0] = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
             all.word[1] = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
         }
+    };
+};
+
+// 8-bit integers: the symbol has the upper bits of a magnitude, the head those below.
+struct Integer {
+    typedef u8 Bits;
+    static constexpr bool HAS_SHORT = false;
+    struct Four {
+        u32 all;
+
+        NZ_DEVICE Four(const Quad& quad, const Step& step) {
+            const u32 raw = ((1U << step.detail) - 1) * ONES;
+            const u32 magnitudes = (quad.symbols << step.detail & ~raw & 127 * ONES) |
+                                   (quad.head >> (8 - step.detail) & raw);
+            const u32 flip = step.element == NZ_CUDA_UINT8 ? 128 * ONES : 0;
+            all = magnitudes ^ (quad.head & ONES) * 255 ^ flip;
+        }
+        NZ_DEVICE void store(Bits* out) const { *(u32*)out = all; }
+        NZ_DEVICE Bits at(u32 i) const { return (u8)(all >> 8 * i); }
     };
 };
 

@@ -13,8 +13,7 @@
 #define NZ_CUDA_LANE_SLOTS 16
 #define NZ_CUDA_MAX_WARPS 8
 
-/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then where the block is on its
- * grid. */
+/* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then which units the block has. */
 #define NZ_CUDA_COUNTS_SIZE 144
 #define NZ_CUDA_PLACE_SIZE 16
 /* Bytes behind a staged record, or a tail, that may be read as part of a word. */
@@ -30,23 +29,32 @@
 #define NZ_CUDA_ROW_MAJOR 1U /* column tiles that follow each other, as one matrix in ONNX order */
 #define NZ_CUDA_GATHER 2U    /* the rows that `indices` name */
 
-/* Element types of activations. */
+/* Element types: of activations the first three. */
 #define NZ_CUDA_FLOAT32 0U
 #define NZ_CUDA_FLOAT16 1U
 #define NZ_CUDA_BFLOAT16 2U
+#define NZ_CUDA_UINT8 3U
+#define NZ_CUDA_INT8 4U
 
 /* Which weights share a unit. */
 #define NZ_CUDA_UNIT_OF_TENSOR 0U
 #define NZ_CUDA_UNIT_OF_BLOCK 1U
 #define NZ_CUDA_UNIT_OF_ROW 2U
 
+/* With layers: there are more raw bits than known ones, and words get the middle of what they may be. */
+#define NZ_CUDA_CUT 128U
+#define NZ_CUDA_MAX_LAYERS 3
+
+/* Values of a codebook. */
+#define NZ_CUDA_BOOK 64U
+
 /* One block of a blob. */
 typedef struct NzCudaBlock {
     unsigned long long first_slot; /* in stored order */
     unsigned int offset;           /* of the record from the payload's start, in units of 4 bytes */
     unsigned short record;         /* size of the record, in units of 4 bytes */
-    unsigned char unused;
-    unsigned char m; /* stored mantissa bits */
+    unsigned char known; /* raw bits of a weight that are known with all layers that are read; and NZ_CUDA_CUT */
+    unsigned char m;     /* mantissa bits in the record */
 } NzCudaBlock;
 
 /* A weight on the device. */
@@ -66,17 +74,29 @@ typedef struct NzCudaWeight {
     unsigned int is_even; /* 1: one or two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH weights */
     unsigned int unused;
     unsigned int symbols[NZ_MAX_TIERS][4]; /* 16 bytes a tier: the symbol of each code */
-    /* On a grid, else 0: */
+    /* On a grid and with codebooks, else 0; but raw_bits of integers too, and element of all: */
     const unsigned short *units; /* of the tensor, of each block or of each row */
     unsigned int units_of;       /* NZ_CUDA_UNIT_* */
     unsigned int raw_bits;       /* k */
-    unsigned int element;        /* NZ_CUDA_FLOAT32 ...: what values are rounded to */
+    unsigned int element;        /* NZ_CUDA_FLOAT32 ...: the tensor's own */
     unsigned int tile_width;     /* columns of a whole tile, if each row has a unit */
     unsigned long long columns;  /* the same of the tensor */
     unsigned long long tile_slots; /* slots of a whole tile; all when row-major */
+    /* With codebooks, else 0: */
+    const float *books;          /* NZ_CUDA_BOOK values each, those of sign 0 first; 0 where there is none */
+    const unsigned char *groups; /* the codebook of each unit */
+    /* With layers: */
+    const unsigned int *layer_offsets; /* of each block in each layer that is read, then of its end: units of 4 bytes */
+    unsigned long long layer_starts[NZ_CUDA_MAX_LAYERS]; /* bytes from `blob`, multiples of 4096 */
+    unsigned char layer_bits[NZ_CUDA_MAX_LAYERS + 1];    /* raw bits that weights have with each */
+    unsigned int layers;     /* that are read */
+    unsigned int layer_at[NZ_CUDA_MAX_LAYERS]; /* where each is in the shared memory for a record, a multiple of 16 */
+    unsigned int joined_at;  /* where in it mantissas go that are put together, a multiple of 16 */
+    unsigned int known_bits; /* on a grid: raw bits that are known; k, if there are no layers */
+    unsigned int padding;
 } NzCudaWeight;
 
-/* Arguments of nz_decode_float32, nz_decode_float16 and nz_decode_bfloat16. */
+/* Arguments of nz_decode_float32, nz_decode_float16, nz_decode_bfloat16 and nz_decode_integer. */
 typedef struct NzCudaDecode {
     NzCudaWeight weight;
     void *out;            /* aligned to 16 bytes */

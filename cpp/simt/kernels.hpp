@@ -32,6 +32,7 @@ inline const Kernel kernels[] = {
     {"nz_decode_float32", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float32>},
     {"nz_decode_float16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float16>},
     {"nz_decode_bfloat16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_bfloat16>},
+    {"nz_decode_integer", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_integer>},
     {"nz_survey", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_survey>},
     {"nz_measure", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_measure>},
     {"nz_write", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_write>},

@@ -1,13 +1,17 @@
 //! Launches: which kernel, how many threads, and what it is told.
 
+mod rooms;
+mod table;
+
 use super::layout::{
-    BlockEntry, COUNTS_SIZE, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, PADDING, ROW_MAJOR,
+    BlockEntry, COUNTS_SIZE, CUT, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, ROW_MAJOR,
     STORED, WARP_SLOTS, WeightArguments,
 };
 use crate::error::{Error, Result};
-use crate::format::{
-    Dtype, HEAD_BITS, Header, Layout, MAX_BLOCK, Transform, Units, field_planes, plane_bytes,
-};
+use crate::format::{Dtype, Header, Layout, MAX_BLOCK, Transform, Units};
+
+use rooms::Rooms;
+use table::Table;
 
 /// The most thread blocks that a launch has in its second dimension.
 pub(super) const MAX_GRID_Y: u64 = 65_535;
@@ -15,8 +19,10 @@ pub(super) const MAX_GRID_Y: u64 = 65_535;
 /// A kernel of `cpp/cuda`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Decodes to elements of this type.
+    /// Decodes to floats of this type.
     Decode(Dtype),
+    /// Decodes integers of 8 bits.
+    Integers,
     /// Sums up parts of a product with a row-major weight; `many`: of up to 8 rows, else of one.
     Rows {
         /// More than one row.
@@ -39,10 +45,11 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 11] = [
+    pub const ALL: [Kernel; 12] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
+        Kernel::Integers,
         Kernel::Rows { many: false },
         Kernel::Rows { many: true },
         Kernel::Tiles { many: false },
@@ -56,10 +63,10 @@ impl Kernel {
     /// Its name in the compiled module.
     pub fn name(self) -> &'static str {
         match self {
-            // No job is made of integers.
-            Kernel::Decode(Dtype::F32 | Dtype::U8 | Dtype::I8) => "nz_decode_float32",
+            Kernel::Decode(Dtype::F32) => "nz_decode_float32",
             Kernel::Decode(Dtype::F16) => "nz_decode_float16",
             Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
+            Kernel::Integers | Kernel::Decode(Dtype::U8 | Dtype::I8) => "nz_decode_integer",
             Kernel::Rows { many: false } => "nz_gemv_rows_1",
             Kernel::Rows { many: true } => "nz_gemv_rows_8",
             Kernel::Tiles { many: false } => "nz_gemv_tiles_1",
@@ -113,7 +120,7 @@ pub struct WeightMemory {
 /// Device memory that decoded weights go to.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
-    /// The element type: the blob's own, or float32.
+    /// The element type: the blob's own, or float32 if that is a float.
     pub dtype: Dtype,
     /// The first element, at a multiple of 16 bytes.
     pub address: u64,
@@ -137,26 +144,36 @@ pub struct Indices {
 pub struct DeviceWeight {
     pub(super) arguments: WeightArguments,
     blocks: Vec<BlockEntry>,
-    /// Blocks and, behind them, units.
-    table: Vec<u8>,
-    units_at: u64,
-    dtype: Dtype,
+    table: Table,
+    pub(super) dtype: Dtype,
     pub(super) layout: Layout,
     pub(super) shape: Vec<u64>,
 }
 
 impl DeviceWeight {
-    /// Takes from the validated header of a blob what kernels need.
+    /// Takes from the validated header of a blob what kernels need that read all of its layers, if it has any.
     ///
     /// # Errors
     /// A record is longer than any block's can be, or there are more blocks than a launch
     /// has thread blocks.
     pub fn new(header: &Header) -> Result<Self> {
+        DeviceWeight::to_depth(header, usize::MAX)
+    }
+
+    /// The same for kernels that read the first `depth` layers, all if there are fewer. Weights then are in the middle of
+    /// what they may be.
+    ///
+    /// # Errors
+    /// As [`DeviceWeight::new`].
+    pub fn to_depth(header: &Header, depth: usize) -> Result<Self> {
+        let depth = depth.min(header.layers.len());
         let transform = match header.transform {
             Transform::Split => 1,
             Transform::NormalisedSplit => 2,
             Transform::Grid => 3,
-            Transform::Integer | Transform::Delta | Transform::Codebook => {
+            Transform::Integer => 5,
+            Transform::Codebook => 6,
+            Transform::Delta => {
                 let what = format!("transform {:?}: the CUDA kernels do not know it", header.transform);
                 return Err(Error::Unsupported(what));
             }
@@ -165,17 +182,21 @@ impl DeviceWeight {
         let count = u32::try_from(blocks.count()).ok().filter(|&count| count <= i32::MAX as u32);
         let count = count.ok_or_else(|| unsupported("more than 2^31 blocks"))?;
         let mut entries = Vec::with_capacity(count as usize + 1);
-        let mut rooms = Rooms::default();
+        let mut rooms = Rooms::new(depth);
         let payload = header.payload_offset();
         for block in 0..count as usize {
             let (slots, record) = (blocks.slots(block as u64), header.record(block));
-            rooms.add(header, block, (slots.end - slots.start) as usize, record.len())?;
+            let bits = header.widths[block];
+            let known = known_bits(header, depth, bits);
+            rooms.add(header, block, (slots.end - slots.start) as usize, known)?;
+            // Of a level the kernels know the middle by its grid.
+            let is_cut = known < bits && header.transform != Transform::Grid;
             entries.push(BlockEntry {
                 first_slot: slots.start,
                 offset: ((record.start - payload) / 4) as u32,
                 record: (record.len() / 4) as u16,
-                unused: 0,
-                m: header.widths[block],
+                known: known | if is_cut { CUT } else { 0 },
+                m: header.record_bits(block),
             });
         }
         entries.push(BlockEntry { first_slot: blocks.elements(), ..Default::default() });
@@ -189,7 +210,13 @@ impl DeviceWeight {
             tiers: header.tiers.len() as u32,
             transform,
             is_even: u32::from(is_even(header)),
-            record_room: rooms.record(),
+            raw_bits: header.mantissa_bits.into(),
+            known_bits: known_bits(header, depth, header.mantissa_bits).into(),
+            layers: depth as u32,
+            layer_at: rooms.layer_at(),
+            joined_at: rooms.joined_at(),
+            element: element(header.spec.dtype),
+            record_room: rooms.all(),
             tail_room: rooms.tail(header.tiers.len()),
             ..Default::default()
         };
@@ -197,28 +224,26 @@ impl DeviceWeight {
             arguments.tier_widths[i] = tier.width;
             arguments.symbols[i][..tier.symbols.len()].copy_from_slice(&tier.symbols);
         }
+        for (i, layer) in header.layers[..depth].iter().enumerate() {
+            arguments.layer_starts[i] = layer.start;
+            arguments.layer_bits[i] = layer.bits;
+        }
         let spec = &header.spec;
-        if header.transform == Transform::Grid {
+        if !header.units.is_empty() {
             arguments.units_of = match header.units_of {
                 Units::Tensor => 0,
                 Units::Block => 1,
                 Units::Row => 2,
             };
-            arguments.raw_bits = header.mantissa_bits.into();
-            arguments.element = element(spec.dtype);
             arguments.tile_slots = tile_slots(header);
             if let (Layout::ColumnTiles { tile }, [_, columns]) = (spec.layout, &spec.shape[..]) {
                 (arguments.tile_width, arguments.columns) = (tile, *columns);
             }
         }
-        let count = entries.len();
-        let mut table = bytemuck::cast_slice(&entries).to_vec();
-        table.extend(header.units.iter().flat_map(|unit| unit.bits().to_le_bytes()));
         Ok(DeviceWeight {
             arguments,
+            table: Table::new(header, depth, &entries),
             blocks: entries,
-            table,
-            units_at: size_of::<BlockEntry>() as u64 * count as u64,
             dtype: spec.dtype,
             layout: spec.layout,
             shape: spec.shape.clone(),
@@ -227,7 +252,7 @@ impl DeviceWeight {
 
     /// The table that has to be in device memory, at a multiple of 16 bytes.
     pub fn table(&self) -> &[u8] {
-        &self.table
+        &self.table.bytes
     }
 
     /// Blocks of the blob.
@@ -248,7 +273,7 @@ impl DeviceWeight {
     /// Decodes the whole tensor in ONNX order.
     ///
     /// # Errors
-    /// The element type is neither the blob's nor float32, an address is not aligned, or a tile has 2^32 weights.
+    /// The element type is not one that the blob decodes to, an address is not aligned, or a tile has 2^32 weights.
     pub fn decode_all(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
         match self.layout {
             Layout::RowMajor => self.decode_slots(memory, out, 0, self.elements()),
@@ -368,16 +393,16 @@ impl DeviceWeight {
     }
 
     fn launch(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
-        if out.dtype != self.dtype && out.dtype != Dtype::F32 {
+        let integers = self.dtype.is_integer();
+        if out.dtype != self.dtype && (integers || out.dtype != Dtype::F32) {
             let (dtype, wanted) = (self.dtype.name(), out.dtype.name());
-            return Err(Error::invalid(format!(
-                "{dtype} weights decode to {dtype} or float32, not {wanted}"
-            )));
+            let more = if integers { "" } else { " or float32" };
+            return Err(Error::invalid(format!("{dtype} weights decode to {dtype}{more}, not {wanted}")));
         }
         check_address(out.address, 16, "output")?;
         let weight = self.at(memory)?;
         Ok(Launch {
-            kernel: Kernel::Decode(out.dtype),
+            kernel: if integers { Kernel::Integers } else { Kernel::Decode(out.dtype) },
             grid: (1, 1),
             threads: self.threads(),
             shared: self.shared(),
@@ -391,8 +416,16 @@ impl DeviceWeight {
     pub(super) fn at(&self, memory: WeightMemory) -> Result<WeightArguments> {
         check_address(memory.blob, 4, "blob")?;
         check_address(memory.table, 16, "table of blocks")?;
-        let units = if self.arguments.transform == 3 { memory.table + self.units_at } else { 0 };
-        Ok(WeightArguments { blob: memory.blob, blocks: memory.table, units, ..self.arguments })
+        let at = |place: Option<u64>| place.map_or(0, |place| memory.table + place);
+        Ok(WeightArguments {
+            blob: memory.blob,
+            blocks: memory.table,
+            units: at(self.table.units),
+            books: at(self.table.books),
+            groups: at(self.table.groups),
+            layer_offsets: at(self.table.layer_offsets),
+            ..self.arguments
+        })
     }
 
     /// Threads that decode a block.
@@ -416,18 +449,29 @@ pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> 
 /// The number that kernels have for an element type.
 pub(super) fn element(dtype: Dtype) -> u32 {
     match dtype {
-        // No kernel takes integers: a `DeviceWeight` is never of them.
-        Dtype::F32 | Dtype::U8 | Dtype::I8 => 0,
+        Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
+        Dtype::U8 => 3,
+        Dtype::I8 => 4,
+    }
+}
+
+/// Of a weight's `bits` raw bits, those in its record and in the first `depth` layers.
+fn known_bits(header: &Header, depth: usize, bits: u8) -> u8 {
+    match depth.checked_sub(1) {
+        _ if depth == header.layers.len() => bits,
+        None => bits.min(header.base_bits),
+        Some(last) => bits.min(header.layers[last].bits),
     }
 }
 
 /// Whether kernels have a short way for the blob's whole blocks.
 fn is_even(header: &Header) -> bool {
-    let Header { block_len, tiers, transform, .. } = header;
+    let Header { block_len, tiers, transform, layers, .. } = header;
     *block_len == MAX_BLOCK
         && *transform == Transform::Split
+        && layers.is_empty()
         && tiers.len() <= 2
         && tiers.iter().all(|tier| tier.width == 2)
 }
@@ -442,43 +486,4 @@ fn tile_slots(header: &Header) -> u64 {
 
 pub(super) fn unsupported(what: &str) -> Error {
     Error::Unsupported(format!("{what}: too large for a CUDA device"))
-}
-
-/// The shared memory that the largest of some blocks needs.
-#[derive(Default)]
-struct Rooms {
-    record: usize,
-    tail: usize,
-}
-
-impl Rooms {
-    /// Counts in block `block`, of `n` weights in `len` bytes.
-    fn add(&mut self, header: &Header, block: usize, n: usize, len: usize) -> Result<()> {
-        let (tiers, m) = (&header.tiers, header.widths[block]);
-        let in_head = m.min(HEAD_BITS);
-        let planes = field_planes(in_head + 1).chain(field_planes(m - in_head)).chain([tiers[0].width]);
-        let fixed: usize = planes.map(|width| plane_bytes(width, n)).sum();
-        let longest = tiers[1..].iter().map(|tier| plane_bytes(tier.width, n)).sum::<usize>() + n + 3;
-        let tail = len.saturating_sub(fixed);
-        if tail > longest {
-            return Err(Error::corrupt(format!(
-                "record of block {block} is longer than {n} weights can take"
-            )));
-        }
-        self.record = self.record.max(len);
-        // Each code of tier 1 takes its width.
-        if let Some(tier) = tiers.get(1) {
-            self.tail = self.tail.max((8 * tail / usize::from(tier.width)).min(n));
-        }
-        Ok(())
-    }
-
-    /// Records start at any multiple of 4 of the 16 bytes that are loaded at once.
-    fn record(&self) -> u32 {
-        ((self.record + 12).next_multiple_of(16) + PADDING) as u32
-    }
-
-    fn tail(&self, tiers: usize) -> u32 {
-        if tiers == 1 { 0 } else { (self.tail.next_multiple_of(16) + PADDING) as u32 }
-    }
 }

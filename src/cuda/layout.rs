@@ -2,12 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::format::MAX_LAYERS;
+
 /// Slots that a warp decodes.
 pub(super) const WARP_SLOTS: u32 = 512;
-/// Bytes of shared memory for counts of escapes, a verdict, and where the block is on its grid.
+/// Bytes of shared memory for counts of escapes, a verdict, and which units the block has.
 pub(super) const COUNTS_SIZE: usize = 144 + 16;
 /// Bytes behind a record or tail in shared memory.
 pub(super) const PADDING: usize = 16;
+/// Bytes in front of a layer's planes in shared memory.
+pub(super) const LAYER_HEAD: usize = 16;
+/// Flag of [`BlockEntry::known`].
+pub(super) const CUT: u8 = 128;
 /// Bit of the status word: the planes of a record did not fill it.
 pub(super) const DAMAGED_RECORD: u32 = 1;
 /// Bit of the status word: an index named no row.
@@ -41,9 +47,9 @@ pub struct BlockEntry {
     pub offset: u32,
     /// Size of the record in units of 4 bytes.
     pub record: u16,
-    /// Zero.
-    pub unused: u8,
-    /// Stored mantissa bits.
+    /// Raw bits of a weight that are known with all layers that are read, and 128 if there are more.
+    pub known: u8,
+    /// Mantissa bits in the record.
     pub m: u8,
 }
 
@@ -67,7 +73,7 @@ pub struct WeightArguments {
     pub blocks_per_tile: u32,
     /// Tiers of the cascade.
     pub tiers: u32,
-    /// The transform, as in the header: 1, 2 or 3.
+    /// The transform, as in the header: all but 4.
     pub transform: u32,
     /// Bytes of shared memory for a record.
     pub record_room: u32,
@@ -81,20 +87,40 @@ pub struct WeightArguments {
     pub unused: u32,
     /// The symbol of each code, by tier.
     pub symbols: [[u8; 16]; 8],
-    /// On a grid: units, of 16 bits each.
+    /// On a grid and with codebooks: units, of 16 bits each.
     pub units: u64,
-    /// On a grid: whose units, 0 the tensor's, 1 of each block, 2 of each row.
+    /// The same: whose units, 0 the tensor's, 1 of each block, 2 of each row.
     pub units_of: u32,
-    /// On a grid: raw bits of a level.
+    /// On a grid, and of integers: raw bits.
     pub raw_bits: u32,
-    /// On a grid: what values are rounded to, 0 float32, 1 float16, 2 bfloat16.
+    /// The tensor's own type: 0 float32, 1 float16, 2 bfloat16, 3 uint8, 4 int8.
     pub element: u32,
     /// Units of rows: columns of a whole tile.
     pub tile_width: u32,
     /// Units of rows: columns of the tensor.
     pub columns: u64,
-    /// On a grid: slots of a whole tile, all when row-major.
+    /// On a grid and with codebooks: slots of a whole tile, all when row-major.
     pub tile_slots: u64,
+    /// With codebooks: their values, 64 float32 numbers each.
+    pub books: u64,
+    /// With codebooks: that of each unit, a byte each.
+    pub groups: u64,
+    /// With layers: where each block is in each that is read, then where it ends, in units of 4 bytes.
+    pub layer_offsets: u64,
+    /// With layers: where each that is read starts in the blob.
+    pub layer_starts: [u64; MAX_LAYERS],
+    /// With layers: raw bits that weights have with each.
+    pub layer_bits: [u8; 4],
+    /// Layers that are read.
+    pub layers: u32,
+    /// With layers: where each is in the shared memory for a record.
+    pub layer_at: [u32; MAX_LAYERS],
+    /// With layers: where mantissas go there that are put together.
+    pub joined_at: u32,
+    /// On a grid: raw bits that are known.
+    pub known_bits: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// `NzCudaDecode`: the argument of the decode kernels.

@@ -11,13 +11,16 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 13] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
+    ("octets.cuh", include_str!("../../cpp/cuda/octets.cuh")),
+    ("codebook.cuh", include_str!("../../cpp/cuda/codebook.cuh")),
     ("words.cuh", include_str!("../../cpp/cuda/words.cuh")),
     ("even.cuh", include_str!("../../cpp/cuda/even.cuh")),
     ("block.cuh", include_str!("../../cpp/cuda/block.cuh")),
+    ("layers.cuh", include_str!("../../cpp/cuda/layers.cuh")),
     ("planes.cuh", include_str!("../../cpp/cuda/planes.cuh")),
     ("types.cuh", include_str!("../../cpp/cuda/types.cuh")),
     ("nz_cuda.h", include_str!("../../cpp/include/nz_cuda.h")),

@@ -63,11 +63,14 @@ impl DeviceWeight {
     /// Plans a product of `m` rows.
     ///
     /// # Errors
-    /// The weight is no matrix, or `m` is not 1 to 8. [`Error::Unsupported`]: it has to be decoded and multiplied then,
+    /// The weight is no matrix, or of integers, or `m` is not 1 to 8. [`Error::Unsupported`]: it has to be decoded and multiplied then,
     /// since tiles are wider than 256, or sums longer than 2^31.
     pub fn product(&self, m: u32) -> Result<Product<'_>> {
         if !(1..=MAX_ROWS).contains(&m) {
             return Err(Error::invalid(format!("a product of {m} rows, 1 to {MAX_ROWS} can be")));
+        }
+        if self.dtype.is_integer() {
+            return Err(Error::invalid(format!("a product with {} weights", self.dtype.name())));
         }
         let &[outer, inner] = self.shape.as_slice() else {
             return Err(Error::invalid(format!("a product with a weight of shape {:?}", self.shape)));

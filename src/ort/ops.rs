@@ -23,7 +23,7 @@ pub(super) const FLOAT: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE
 pub(super) const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 pub(super) const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 pub(super) const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-const INT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+pub(super) const INT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 /// To ONNX Runtime: a tensor of any element type.
 pub(super) const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 pub(super) const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;

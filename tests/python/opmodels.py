@@ -9,11 +9,12 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, FLOAT16, BFLOAT16, UINT8, INT32, INT64, BOOL = (
+FLOAT, FLOAT16, BFLOAT16, UINT8, INT8, INT32, INT64, BOOL = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
     TensorProto.BFLOAT16,
     TensorProto.UINT8,
+    TensorProto.INT8,
     TensorProto.INT32,
     TensorProto.INT64,
     TensorProto.BOOL,
@@ -44,7 +45,9 @@ class Encoder:
 
 
 def as_dtype(weight, dtype):
-    """The bytes of a float32 array in `dtype`, and the same values as float32."""
+    """The bytes of a float32 array in `dtype`, and the same values as float32; of integers just these."""
+    if dtype in ("int8", "uint8"):
+        return np.ascontiguousarray(weight, dtype).tobytes(), weight
     weight = np.ascontiguousarray(weight, np.float32)
     if dtype == "float32":
         return weight.tobytes(), weight

@@ -16,7 +16,9 @@ from opmodels import (
     BFLOAT16,
     FLOAT,
     FLOAT16,
+    INT8,
     INT64,
+    UINT8,
     assert_close,
     model,
     nz_node,
@@ -139,6 +141,93 @@ def test_bfloat16_is_a_type_of_the_products(encode, rng):
     made = session(model(nodes, [value("X")], {"W.nz": blob}), LIBRARY)
     x = rng.integers(-4, 4, (3, 64)).astype(np.float32)
     assert_close(made.run(None, {"X": x})[0], x @ w, 8e-3)
+
+
+@pytest.mark.parametrize("name, element", [("Int8", INT8), ("Uint8", UINT8)])
+def test_integers(encode, rng, name, element):
+    """Whole, and rows of them."""
+    dtype = np.dtype(name.lower())
+    centre = 128 if element == UINT8 else 0
+    limits = np.iinfo(dtype)
+    w = (rng.standard_normal((130, 96)) * 20 + centre).round().clip(limits.min, limits.max).astype(dtype)
+    blob, w = encode(w, name.lower())
+    nodes = [
+        nz_node(f"Decode{name}", ["W.nz", "I"], w.shape, outputs=["W"]),
+        nz_node(f"DecodeGather{name}", ["W.nz", "I"], w.shape, name="rows", outputs=["Y"]),
+    ]
+    outputs = [value("W", element), value("Y", element)]
+    made = session(model(nodes, [value("I", INT64)], {"W.nz": blob}, outputs), LIBRARY)
+    indices = rng.integers(-130, 130, (3, 7))
+    for _ in range(2):
+        whole, rows = made.run(None, {"I": indices})
+        assert whole.dtype == dtype and np.array_equal(whole, w)
+        assert rows.dtype == dtype and np.array_equal(rows, w[indices])
+
+
+def test_weights_of_codebooks(encode, rng):
+    """One row straight from the blob, many by ONNX Runtime's Gemm: both with the weights that Decode gives."""
+    blob, w = encode(random_weight(rng, 256, 384), "float32", 128, codebook=2)
+    nodes = [
+        nz_node("Decode", ["W.nz", "X"], w.shape, name="whole", outputs=["W"]),
+        nz_node("DecodeMatMul", ["X", "W.nz"], w.shape),
+    ]
+    made = session(model(nodes, [value("X")], {"W.nz": blob}, [value("W"), value("Y")]), LIBRARY)
+    for rows in (1, 5, 20):
+        x = rng.standard_normal((rows, 256)).astype(np.float32)
+        decoded, found = made.run(None, {"X": x})
+        error = np.sqrt(np.mean((decoded - w) ** 2) / np.mean(w**2))
+        assert 0 < error < 0.2, "a coarse weight, but this one"
+        assert_close(found, x @ decoded)
+
+
+def known(w, bits):
+    """Float32 weights of which so many mantissa bits are known, in the middle of what they may be."""
+    words = w.view(np.uint32)
+    if bits == 23:
+        return w
+    kept = words >> np.uint32(23 - bits) << np.uint32(23 - bits)
+    return np.where(kept << 1 >= 1 << 24, kept | np.uint32(1 << (22 - bits)), kept).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    "variable, setting, bits",
+    [
+        (None, None, 23),
+        ("NZ_BITS", "all", 23),
+        ("NZ_BITS", "14", 8),
+        ("NZ_BITS", "8", 3),
+        ("NZ_WEIGHTS_MIB", "2.5", 8),
+        ("NZ_WEIGHTS_MIB", "1", 3),
+    ],
+)
+def test_layers_are_read_to_the_depth_asked_for(encode, rng, monkeypatch, variable, setting, bits):
+    if variable:
+        monkeypatch.setenv(variable, setting)
+    blob, w = encode(random_weight(rng, 256, 384), "float32", 128, layers="3,8")
+    depths = {"depth_bytes": [1 << 20, 2 << 20, 3 << 20]}
+    nodes = [
+        nz_node("Decode", ["W.nz", "X"], w.shape, name="whole", outputs=["W"], **depths),
+        nz_node("DecodeMatMul", ["X", "W.nz"], w.shape, **depths),
+    ]
+    made = session(model(nodes, [value("X")], {"W.nz": blob}, [value("W"), value("Y")]), LIBRARY)
+    for rows in (1, 5, 20):
+        x = rng.standard_normal((rows, 256)).astype(np.float32)
+        decoded, found = made.run(None, {"X": x})
+        assert decoded.tobytes() == known(w, bits).tobytes()
+        assert_close(found, x @ decoded)
+
+
+def test_layers_that_are_read_are_checked(encode, rng, monkeypatch):
+    """Those that are not are not even looked at."""
+    blob, w = encode(random_weight(rng, 256, 384), "float32", 128, layers="3,8")
+    blob = blob.copy()
+    blob[-1] ^= 1
+    made = model([nz_node("Decode", ["W.nz", "X"], w.shape)], [value("X")], {"W.nz": blob})
+    with pytest.raises(Exception, match="the_node.*checksum of layer 2 differs.*convert the model again"):
+        session(made, LIBRARY)
+    monkeypatch.setenv("NZ_BITS", "14")
+    found = session(made, LIBRARY).run(None, {"X": np.zeros(1, np.float32)})[0]
+    assert found.tobytes() == known(w, 8).tobytes()
 
 
 def test_sessions_come_and_go(encode, rng):

@@ -21,7 +21,8 @@ rust::Vec<std::uint64_t> layout() {
     rust::Vec<std::uint64_t> numbers;
     for (const std::size_t number : {
              sizeof(NzCudaBlock), offsetof(NzCudaBlock, first_slot), offsetof(NzCudaBlock, offset),
-             offsetof(NzCudaBlock, record), offsetof(NzCudaBlock, m),
+             offsetof(NzCudaBlock, record), offsetof(NzCudaBlock, known),
+             offsetof(NzCudaBlock, m),
              sizeof(NzCudaWeight), offsetof(NzCudaWeight, blob), offsetof(NzCudaWeight, blocks),
              offsetof(NzCudaWeight, blob_len), offsetof(NzCudaWeight, payload), offsetof(NzCudaWeight, elements),
              offsetof(NzCudaWeight, block_len), offsetof(NzCudaWeight, blocks_per_tile),
@@ -30,7 +31,10 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaWeight, symbols),
              offsetof(NzCudaWeight, units), offsetof(NzCudaWeight, units_of), offsetof(NzCudaWeight, raw_bits),
              offsetof(NzCudaWeight, element), offsetof(NzCudaWeight, tile_width), offsetof(NzCudaWeight, columns),
-             offsetof(NzCudaWeight, tile_slots),
+             offsetof(NzCudaWeight, tile_slots), offsetof(NzCudaWeight, books), offsetof(NzCudaWeight, groups),
+             offsetof(NzCudaWeight, layer_offsets), offsetof(NzCudaWeight, layer_starts),
+             offsetof(NzCudaWeight, layer_bits), offsetof(NzCudaWeight, layers), offsetof(NzCudaWeight, layer_at),
+             offsetof(NzCudaWeight, joined_at), offsetof(NzCudaWeight, known_bits),
              sizeof(NzCudaDecode), offsetof(NzCudaDecode, weight), offsetof(NzCudaDecode, out),
              offsetof(NzCudaDecode, status), offsetof(NzCudaDecode, order), offsetof(NzCudaDecode, first_block),
              offsetof(NzCudaDecode, first_slot), offsetof(NzCudaDecode, slots), offsetof(NzCudaDecode, columns),

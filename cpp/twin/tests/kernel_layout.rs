@@ -11,9 +11,10 @@ macro_rules! numbers {
 #[test]
 fn structs_are_laid_out_alike() {
     let ours = [
-        &numbers!(BlockEntry: first_slot offset record m)[..],
+        &numbers!(BlockEntry: first_slot offset record known m)[..],
         &numbers!(WeightArguments: blob blocks blob_len payload elements block_len blocks_per_tile tiers transform
-            record_room tail_room tier_widths is_even symbols units units_of raw_bits element tile_width columns tile_slots),
+            record_room tail_room tier_widths is_even symbols units units_of raw_bits element tile_width columns tile_slots
+            books groups layer_offsets layer_starts layer_bits layers layer_at joined_at known_bits),
         &numbers!(DecodeArguments: weight out status order first_block first_slot slots columns tile_width tiles
             indices index_count rows row_len index_size),
         &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks

@@ -3,7 +3,7 @@
 mod common;
 
 use common::device::{Memory, run};
-use common::{DTYPES, Fill, Rng, tensor};
+use common::{DTYPES, Fill, Rng, encode_in_books, tensor};
 use half::{bf16, f16};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
 use nz_onnx::cuda::job::{DeviceWeight, WeightMemory, check_status};
@@ -35,12 +35,12 @@ fn multiply(
     x: &[u8],
     seed: u64,
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
-    multiply_and_add(header, blob, dtype, m, x, seed, (1.0, None))
+    multiply_and_add((header, usize::MAX), blob, dtype, m, x, seed, (1.0, None))
 }
 
 /// The same with factor and addend.
 fn multiply_and_add(
-    header: &Header,
+    (header, depth): (&Header, usize),
     blob: &[u8],
     dtype: Dtype,
     m: u32,
@@ -48,7 +48,7 @@ fn multiply_and_add(
     seed: u64,
     (alpha, addend): (f32, Option<Addend>),
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
-    let weight = DeviceWeight::new(header).expect("a header of ours");
+    let weight = DeviceWeight::to_depth(header, depth).expect("a header of ours");
     let product = weight.product(m).expect("few rows of a matrix");
     let n = header.spec.shape[usize::from(header.spec.layout != Layout::RowMajor)];
     let mut table = Memory::holding(weight.table(), 0);
@@ -156,7 +156,7 @@ fn exact_sums_are_exact() {
 #[test]
 fn real_sums_are_right_and_repeat() {
     let mut rng = Rng(81);
-    let mut grids = 0;
+    let (mut grids, mut books) = (0, 0);
     for dtype in DTYPES {
         for spec in specs(dtype) {
             let m = [1, 2 + rng.below(7)][rng.below(2)];
@@ -168,8 +168,12 @@ fn real_sums_are_right_and_repeat() {
             let mantissa_bits = if grid.is_some() { None } else { mantissa_bits };
             let profile = [Profile::Compact, Profile::Gpu][rng.below(2)];
             let options = EncodeOptions { mantissa_bits, grid, profile, ..Default::default() };
-            let blob = codec::encode(&src, &spec, &options).expect("encodes");
-            grids += usize::from(grid.is_some());
+            let step = GridStep { cell: rng.below(3), raw_bits: rng.below(3) as u8 };
+            let in_books = (fill == Fill::Weights && rng.below(3) == 0)
+                .then(|| encode_in_books(&src, &spec, &options, step).expect("finite weights"));
+            books += usize::from(in_books.is_some());
+            grids += usize::from(grid.is_some() && in_books.is_none());
+            let blob = in_books.unwrap_or_else(|| codec::encode(&src, &spec, &options).expect("encodes"));
             let header = Header::parse(&blob).expect("whole");
             let w = to_floats(dtype, &reference::decode(&blob).expect("whole"));
             let k = if spec.layout == Layout::RowMajor { spec.shape[1] } else { spec.shape[0] } as usize;
@@ -189,7 +193,7 @@ fn real_sums_are_right_and_repeat() {
             }
         }
     }
-    assert!(grids > 5, "only {grids} weights on grids");
+    assert!(grids > 5 && books > 5, "only {grids} weights on grids, {books} of codebooks");
 }
 
 /// `alpha`, `beta` and a `C` of every shape that spreads over Y.
@@ -216,8 +220,15 @@ fn products_are_scaled_and_added_to() {
             };
             let header = Header::parse(&blob).expect("whole");
             let x_bytes = to_bytes(x_type, &x);
-            let (y, verdict) =
-                multiply_and_add(&header, &blob, x_type, m as u32, &x_bytes, 5, (0.5, Some(addend)));
+            let (y, verdict) = multiply_and_add(
+                (&header, usize::MAX),
+                &blob,
+                x_type,
+                m as u32,
+                &x_bytes,
+                5,
+                (0.5, Some(addend)),
+            );
             assert!(verdict.is_ok());
             let sums = expected(&spec, &w, &x, m);
             let wanted: Vec<f32> = sums
@@ -266,6 +277,48 @@ fn operands_are_read_and_rounded_right() {
             }
         }
     }
+}
+
+/// At every depth of layers, with weights as the reference decoder has them there.
+#[test]
+fn products_of_layers_are_those_of_their_weights() {
+    let mut rng = Rng(85);
+    let mut met = 0;
+    for dtype in DTYPES {
+        for spec in specs(dtype) {
+            let src = tensor(Fill::Weights, dtype, spec.elements().expect("small") as usize, &mut rng);
+            let grid = (rng.below(3) == 0).then_some(GridStep { cell: 1, raw_bits: 7 });
+            let profile = [Profile::Compact, Profile::Gpu][rng.below(2)];
+            let plain = EncodeOptions { grid, profile, ..Default::default() };
+            let plain = codec::encode(&src, &spec, &plain).expect("encodes");
+            let ends: &[u8] = [&[2, 5][..], &[3], &[1, 4, 6]][rng.below(3)];
+            let Some(blob) = codec::layer(&plain, ends).expect("whole") else { continue };
+            let header = Header::parse(&blob).expect("whole");
+            let k = if spec.layout == Layout::RowMajor { spec.shape[1] } else { spec.shape[0] } as usize;
+            for depth in 0..=header.layers.len() {
+                // Float32 weights with layers and a product together may be too much for shared memory.
+                let weight = DeviceWeight::to_depth(&header, depth).expect("a header of ours");
+                let m = [1, 2 + rng.below(7)][rng.below(2)];
+                if weight.product(m as u32).is_err() {
+                    continue;
+                }
+                let w = to_floats(dtype, &reference::decode_to(&blob, depth).expect("whole"));
+                let x: Vec<f32> = (0..m * k).map(|_| rng.weight() * 50.0).collect();
+                let bytes = to_bytes(Dtype::F32, &x);
+                let (one, depth) = ((1.0, None), (&header, depth));
+                let (y, verdict) =
+                    multiply_and_add(depth, &blob, Dtype::F32, m as u32, &bytes, rng.next(), one);
+                assert!(verdict.is_ok(), "{spec:?}: {verdict:?}");
+                for (y, (sum, size)) in to_floats(Dtype::F32, &y).into_iter().zip(expected(&spec, &w, &x, m))
+                {
+                    let bound = size * k as f64 * f64::from(f32::EPSILON) + 1e-40;
+                    assert!((f64::from(y) - sum).abs() <= bound, "{spec:?}: {y} and not {sum}");
+                }
+                met += 1;
+            }
+        }
+    }
+    assert!(met > 60, "only {met} products");
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::device::{Wanted, decode};
+use common::device::{Wanted, check_all, decode};
 use common::writer::{Plan, write};
 use common::{DTYPES, FILLS, Fill, Rng, specs, tensor};
-use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
+use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec, Transform};
 
 const PROFILES: [Profile; 3] = [Profile::Compact, Profile::Fast, Profile::Gpu];
@@ -14,24 +14,9 @@ fn source(fill: Fill, spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
     tensor(fill, spec.dtype, spec.elements().expect("small") as usize, rng)
 }
 
-/// Little-endian elements of `dtype` as float32 ones.
-fn as_float32(dtype: Dtype, elements: &[u8]) -> Vec<u8> {
-    let mut words = vec![0u32; elements.len() / dtype.size()];
-    word::load(dtype, elements, &mut words);
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
 /// Decodes the whole blob to its own type and to float32, and compares with the reference.
 fn check(blob: &[u8], context: &str, rng: &mut Rng) {
-    let header = Header::parse(blob).expect("whole");
-    let expected = reference::decode(blob).expect("whole");
-    let dtype = header.spec.dtype;
-    for (out, expected) in [(dtype, expected.clone()), (Dtype::F32, as_float32(dtype, &expected))] {
-        let (shift, seed) = (4 * rng.below(4), (rng.next() % 3).wrapping_mul(rng.next()));
-        let (decoded, verdict) = decode(&header, blob, out, &Wanted::All, shift, seed);
-        assert!(verdict.is_ok(), "{context}: {verdict:?}");
-        assert!(decoded == expected, "{context}: to {out:?}, shift {shift}, seed {seed}");
-    }
+    check_all(blob, &reference::decode(blob).expect("whole"), context, rng);
 }
 
 /// Every dtype, fill, shape and layout that the other tests have, with every block length that they have.

@@ -1,4 +1,4 @@
-//! `nz.Decode` and `nz.DecodeGather` on a device.
+//! `nz.Decode` and `nz.DecodeGather` on a device, and their like for integers.
 
 use super::shared::told;
 use super::weight::Weight;
@@ -13,14 +13,24 @@ use crate::ort::weight::{Stored, explain};
 pub(super) struct Decode {
     weight: Weight,
     dims: Vec<i64>,
+    /// Of the output.
+    dtype: Dtype,
 }
 
 impl Decode {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
-        let weight = Weight::new(info, 0, None, Stored::Any)?;
+        Ok(Decode::with(Weight::new(info, 0, None, Stored::Any)?, Dtype::F32))
+    }
+
+    /// The same for a weight of integers of `dtype`.
+    pub fn of_integers(info: &KernelInfo<'_>, dtype: Dtype) -> Result<Self> {
+        Ok(Decode::with(Weight::new(info, 0, None, Stored::Integers(dtype))?, dtype))
+    }
+
+    fn with(weight: Weight, dtype: Dtype) -> Self {
         let dims = weight.shape().iter().map(|&d| d as i64).collect();
-        Ok(Decode { weight, dims })
+        Decode { weight, dims, dtype }
     }
 }
 
@@ -28,7 +38,7 @@ impl Kernel for Decode {
     fn compute(&self, context: KernelContext<'_>) -> Result<()> {
         let bound = self.weight.bind(&context)?;
         let address = context.output_address(0, &self.dims)?;
-        let out = Output { dtype: Dtype::F32, address, status: bound.resident.status() };
+        let out = Output { dtype: self.dtype, address, status: bound.resident.status() };
         let launch = bound.resident.weight.decode_all(bound.memory, out);
         let launch = launch.map_err(|error| Failure::fail(explain(&error)))?;
         // SAFETY: blob, table and status word live as long as the node, the output until the host is done with it.
@@ -40,14 +50,24 @@ impl Kernel for Decode {
 pub(super) struct Gather {
     weight: Weight,
     row_dims: Vec<i64>,
+    /// Of the output.
+    dtype: Dtype,
 }
 
 impl Gather {
     /// The kernel of the node that `info` describes.
     pub fn new(info: &KernelInfo<'_>) -> Result<Self> {
-        let weight = Weight::new(info, 0, None, Stored::Rows)?;
+        Ok(Gather::with(Weight::new(info, 0, None, Stored::Rows)?, Dtype::F32))
+    }
+
+    /// The same for a weight of integers of `dtype`.
+    pub fn of_integers(info: &KernelInfo<'_>, dtype: Dtype) -> Result<Self> {
+        Ok(Gather::with(Weight::new(info, 0, None, Stored::Integers(dtype))?, dtype))
+    }
+
+    fn with(weight: Weight, dtype: Dtype) -> Self {
         let row_dims = weight.shape().iter().skip(1).map(|&d| d as i64).collect();
-        Ok(Gather { weight, row_dims })
+        Gather { weight, row_dims, dtype }
     }
 }
 
@@ -69,7 +89,7 @@ impl Kernel for Gather {
         if dims.contains(&0) {
             return Ok(());
         }
-        let out = Output { dtype: Dtype::F32, address, status: bound.resident.status() };
+        let out = Output { dtype: self.dtype, address, status: bound.resident.status() };
         let indices = Indices { address: indices.address(), count: indices.count() as u64, size };
         let launch = bound.resident.weight.gather(bound.memory, out, indices);
         let launch = launch.map_err(|error| Failure::fail(explain(&error)))?;

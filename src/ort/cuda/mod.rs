@@ -17,13 +17,26 @@ use std::sync::{Arc, OnceLock};
 use crate::cuda::port::Device;
 use crate::format::Dtype;
 use crate::ort::fence::Result;
-use crate::ort::ops::{ANY, BFLOAT16, Definition, FLOAT, FLOAT16, OPTIONAL, REQUIRED, UINT8};
+use crate::ort::ops::{ANY, BFLOAT16, Definition, FLOAT, FLOAT16, INT8, OPTIONAL, REQUIRED, UINT8};
 use crate::ort::shape;
 use decode::{Decode, Gather};
 use product::{Gemm, MatMul};
 
 /// The provider, as ONNX Runtime calls it.
 const PROVIDER: &CStr = c"CUDAExecutionProvider";
+
+macro_rules! integers {
+    ($name:literal, $element:ident, $kernel:ident, $dtype:expr, $shape:expr) => {
+        Definition {
+            name: $name,
+            provider: Some(PROVIDER),
+            inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED)],
+            element: $element,
+            outputs: &[(REQUIRED, $shape)],
+            create: |info| Ok(Box::new($kernel::of_integers(info, $dtype)?)),
+        }
+    };
+}
 
 macro_rules! products {
     ($($element:ident: $dtype:expr),*) => { [
@@ -43,6 +56,10 @@ macro_rules! products {
             outputs: &[(REQUIRED, shape::gather)],
             create: |info| Ok(Box::new(Gather::new(info)?)),
         },
+        integers!(c"DecodeInt8", INT8, Decode, Dtype::I8, shape::decode),
+        integers!(c"DecodeGatherInt8", INT8, Gather, Dtype::I8, shape::gather),
+        integers!(c"DecodeUint8", UINT8, Decode, Dtype::U8, shape::decode),
+        integers!(c"DecodeGatherUint8", UINT8, Gather, Dtype::U8, shape::gather),
         $(
             Definition {
                 name: c"DecodeMatMul",
@@ -65,7 +82,7 @@ macro_rules! products {
 }
 
 /// The ops of the domain that the CUDA provider has kernels for.
-pub(super) static DEFINITIONS: [Definition; 8] =
+pub(super) static DEFINITIONS: [Definition; 12] =
     products!(FLOAT: Dtype::F32, FLOAT16: Dtype::F16, BFLOAT16: Dtype::Bf16);
 
 static EMULATED: OnceLock<Arc<dyn Device>> = OnceLock::new();

@@ -1,5 +1,6 @@
 //! A node's weight on the device: its header, read back once, and the table that kernels want.
 
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use xxhash_rust::xxh3::Xxh3Default;
@@ -11,6 +12,7 @@ use crate::cuda::port::{Device, StatusWord};
 use crate::error::Error;
 use crate::format::{Dtype, Header};
 use crate::ort::api::{Api, KernelContext, KernelInfo, Tensor, element};
+use crate::ort::depth::{DEPTH_BYTES, Limit};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::weight::{BASE_HASH, IDENTITY, Stored, attribute_shape, check_spec, explain, verify_payload};
 
@@ -28,6 +30,10 @@ pub(super) struct Weight {
     shape: Vec<u64>,
     stored: Stored,
     verify: bool,
+    /// The most that is read of weights in layers.
+    limit: Option<Limit>,
+    /// What the node says in [`DEPTH_BYTES`].
+    depth_bytes: Option<Vec<i64>>,
     /// What the blob's header must be, if the blob is that of a base.
     base_hash: Option<u64>,
     state: State,
@@ -78,6 +84,8 @@ impl Weight {
             shape,
             stored,
             verify: verify_payload()?,
+            limit: info.limit(),
+            depth_bytes: info.ints(DEPTH_BYTES).ok(),
             base_hash: info.int(BASE_HASH).map(|hash| hash as u64),
             state: State::Late(RwLock::new(None)),
         };
@@ -173,30 +181,54 @@ impl Weight {
             check_base(&header, &start, hash).map_err(explained)?;
         }
         check_spec(&self.label(), &header.spec, &self.shape, self.stored)?;
-        if !header.layers.is_empty() {
-            return Err(explained(Error::Unsupported(
-                "layers, which the CUDA kernels do not read: convert the model without --layers".into(),
-            )));
+        let depth = match self.limit {
+            Some(limit) => limit
+                .depth(&header, self.depth_bytes.as_deref())
+                .map_err(|failure| failure.at(self.label()))?,
+            None => header.layers.len(),
+        };
+        if self.verify
+            && let Some(damage) = damage(shared.device(), address, &header, depth)?
+        {
+            return Err(explained(Error::corrupt(damage)));
         }
-        if self.verify && payload_hash(shared.device(), address, &header)? != header.payload_hash {
-            return Err(explained(Error::corrupt("payload checksum differs")));
-        }
-        let weight = DeviceWeight::new(&header).map_err(explained)?;
+        let weight = DeviceWeight::to_depth(&header, depth).map_err(explained)?;
         let (table, status) = (shared.upload(weight.table())?, told(shared.device().status())?);
         Ok(Resident { dtype: header.spec.dtype, weight, shared, status, table, blob_len: len })
     }
 }
 
-/// The checksum of the payload of a blob that is at `address`, and constant or waited for.
-fn payload_hash(device: &dyn Device, address: u64, header: &Header) -> Result<u64> {
-    let (mut at, mut hash) = (header.payload_offset() as u64, Xxh3Default::new());
-    let mut chunk = Vec::new();
-    while at < header.blob_len {
-        chunk.resize((header.blob_len - at).min(CHUNK as u64) as usize, 0);
+/// What is wrong with the payload of a blob, or with its first `depth` layers, that is at `address`, and constant or waited
+/// for.
+fn damage(device: &dyn Device, address: u64, header: &Header, depth: usize) -> Result<Option<String>> {
+    let Range { start, mut end } = header.payload();
+    if hash_of(device, address, start..end)? != header.payload_hash {
+        return Ok(Some("payload checksum differs".into()));
+    }
+    for (i, layer) in header.layers[..depth].iter().enumerate() {
+        let mut padding = vec![0; layer.range().start - end];
         // SAFETY: within the host's tensor, whose length is the header's.
-        told(unsafe { device.read(address + at, &mut chunk) })?;
+        told(unsafe { device.read(address + end as u64, &mut padding) })?;
+        if padding.iter().any(|&byte| byte != 0) {
+            return Ok(Some(format!("padding before layer {} is not zero", i + 1)));
+        }
+        end = layer.range().end;
+        if hash_of(device, address, layer.range())? != layer.hash {
+            return Ok(Some(format!("checksum of layer {} differs", i + 1)));
+        }
+    }
+    Ok(None)
+}
+
+/// The checksum of these bytes of a blob, as for [`damage`].
+fn hash_of(device: &dyn Device, address: u64, bytes: Range<usize>) -> Result<u64> {
+    let mut hash = Xxh3Default::new();
+    let mut chunk = Vec::new();
+    for at in bytes.clone().step_by(CHUNK) {
+        chunk.resize((bytes.end - at).min(CHUNK), 0);
+        // SAFETY: within the host's tensor, whose length is the header's.
+        told(unsafe { device.read(address + at as u64, &mut chunk) })?;
         hash.update(&chunk);
-        at += chunk.len() as u64;
     }
     Ok(hash.digest())
 }

@@ -1,6 +1,8 @@
 //! "Device" memory for kernels that run on the CPU, and launches over it.
 
+use super::Rng;
 use nz_cpp_twin::simt::{self, Grid};
+use nz_onnx::codec::word;
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output, WeightMemory, check_status};
 use nz_onnx::format::{Dtype, Header};
 
@@ -77,6 +79,27 @@ pub fn run<A: bytemuck::Pod>(launch: &Launch<A>, seed: u64) -> Result<(), String
     unsafe { simt::launch(launch.kernel.name(), &grid, bytemuck::bytes_of(&launch.arguments)) }
 }
 
+/// Decodes the whole blob to its own type and to float32, somewhere in memory and in some order, and compares with
+/// `expected`, elements of its own type.
+pub fn check_all(blob: &[u8], expected: &[u8], context: &str, rng: &mut Rng) {
+    check_to(blob, usize::MAX, expected, context, rng);
+}
+
+/// The same with the first `depth` layers.
+pub fn check_to(blob: &[u8], depth: usize, expected: &[u8], context: &str, rng: &mut Rng) {
+    let header = Header::parse(blob).expect("whole");
+    let dtype = header.spec.dtype;
+    let mut words = vec![0u32; expected.len() / dtype.size()];
+    word::load(dtype, expected, &mut words);
+    let as_float32: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for (out, expected) in [(dtype, expected), (Dtype::F32, &as_float32[..])] {
+        let (shift, seed) = (4 * rng.below(4), (rng.next() % 3).wrapping_mul(rng.next()));
+        let (decoded, verdict) = decode_to((&header, depth), blob, out, &Wanted::All, shift, seed);
+        assert!(verdict.is_ok(), "{context}: {verdict:?}");
+        assert!(decoded == expected, "{context}: to {out:?}, shift {shift}, seed {seed}");
+    }
+}
+
 /// Decodes a blob that lies `shift` bytes behind a multiple of 16 with the kernel for `dtype`. `header` may be that of
 /// another blob than the one in memory: a payload can change. Elements, and the kernel's own verdict.
 pub fn decode(
@@ -87,7 +110,19 @@ pub fn decode(
     shift: usize,
     seed: u64,
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
-    let weight = DeviceWeight::new(header).expect("a header of ours");
+    decode_to((header, usize::MAX), blob, dtype, wanted, shift, seed)
+}
+
+/// The same with the first layers, as many as the number says.
+pub fn decode_to(
+    (header, depth): (&Header, usize),
+    blob: &[u8],
+    dtype: Dtype,
+    wanted: &Wanted,
+    shift: usize,
+    seed: u64,
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    let weight = DeviceWeight::to_depth(header, depth).expect("a header of ours");
     let mut table = Memory::holding(weight.table(), 0);
     let mut blob = Memory::holding(blob, shift);
     let (mut long, mut short) = (vec![], vec![]);

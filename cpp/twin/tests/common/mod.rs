@@ -7,7 +7,8 @@ pub mod program;
 pub mod twin;
 pub mod writer;
 
-use nz_onnx::format::{Dtype, TensorSpec};
+use nz_onnx::codec::{self, EncodeOptions, GridStep};
+use nz_onnx::format::{Dtype, Header, Sections, TensorSpec, Tier};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -101,6 +102,42 @@ pub fn tensor(fill: Fill, dtype: Dtype, n: usize, rng: &mut Rng) -> Vec<u8> {
         bytes.extend_from_slice(&bits.to_le_bytes()[..dtype.size()]);
     }
     bytes
+}
+
+/// A blob of codebooks; none if no codebook can hold `src`.
+pub fn encode_in_books(
+    src: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+    step: GridStep,
+) -> Option<Vec<u8>> {
+    let survey = codec::survey_codebooks(src, spec, options).expect("elements of the spec")?;
+    Some(codec::encode_as(src, spec, options.block_len, &survey.coding(step)).expect("encodes"))
+}
+
+/// The same blob of codebooks with other symbols in its tiers, none of which has a value: their lower 5 bits are as before.
+pub fn without_values(blob: &[u8]) -> Vec<u8> {
+    let header = Header::parse(blob).expect("whole");
+    let moved =
+        |tier: &Tier| Tier { width: tier.width, symbols: tier.symbols.iter().map(|s| s ^ 0xe0).collect() };
+    let sections = Sections {
+        spec: header.spec.clone(),
+        transform: header.transform,
+        mantissa_bits: header.mantissa_bits,
+        lossless: header.is_lossless(),
+        block_len: header.block_len,
+        tiers: header.tiers.iter().map(moved).collect(),
+        widths: header.widths.clone(),
+        units: header.units.clone(),
+        units_of: header.units_of,
+        delta: None,
+        codebook: header.codebook.clone(),
+        base_bits: header.base_bits,
+        layers: vec![],
+        sizes: (0..header.widths.len()).map(|block| (header.record(block).len() / 4) as u16).collect(),
+        payload_hash: header.payload_hash,
+    };
+    [&sections.write(), &blob[header.payload()]].concat()
 }
 
 /// Shapes of rank 0 to 8, ragged blocks, ragged tiles.

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use super::compiler::{STRICT, compile, cpp_folder, text};
 use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output as Memory, WeightMemory};
 use nz_onnx::cuda::product::Operands;
-use nz_onnx::cuda::{DecodeArguments, ProductArguments};
+use nz_onnx::cuda::{DecodeArguments, ProductArguments, WeightArguments};
 use nz_onnx::format::{Dtype, Header, Layout};
 
 pub const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
@@ -126,12 +126,14 @@ impl Case {
             (offset_of!(DecodeArguments, out), 0, vec![0x5a; count as usize * header.spec.dtype.size()]),
             (offset_of!(DecodeArguments, status), 0, vec![0; 4]),
             (offset_of!(DecodeArguments, weight.blob), shift, blob.to_vec()),
-            (offset_of!(DecodeArguments, weight.blocks), 0, weight.table().to_vec()),
         ];
+        let launch = launch.expect("a launch");
+        let at = offset_of!(DecodeArguments, weight);
+        buffers.extend(table_buffers(&weight, &launch.arguments.weight, at));
         if !rows.is_empty() {
             buffers.push((offset_of!(DecodeArguments, indices), 0, bytemuck::cast_slice(rows).to_vec()));
         }
-        Case::new(&launch.expect("a launch"), buffers)
+        Case::new(&launch, buffers)
     }
 
     /// The two launches of a product of `m` rows of float16 ones; none if the blob is no matrix for it.
@@ -144,14 +146,15 @@ impl Case {
             Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
         let halves = |count: u64| 0x3c00u16.to_le_bytes().repeat((count * u64::from(m)) as usize);
         let cases = product.launches(NOWHERE, operands).expect("aligned").map(|launch| {
-            let buffers = vec![
+            let mut buffers = vec![
                 (offset_of!(ProductArguments, y), 0, halves(n)),
                 (offset_of!(ProductArguments, status), 0, vec![0; 4]),
                 (offset_of!(ProductArguments, weight.blob), 0, blob.to_vec()),
-                (offset_of!(ProductArguments, weight.blocks), 0, weight.table().to_vec()),
                 (offset_of!(ProductArguments, x), 0, halves(k)),
                 (offset_of!(ProductArguments, partial), 0, vec![0; product.partial_bytes() as usize]),
             ];
+            let at = offset_of!(ProductArguments, weight);
+            buffers.extend(table_buffers(&weight, &launch.arguments.weight, at));
             Case::new(&launch, buffers)
         });
         Some(cases)
@@ -174,6 +177,27 @@ impl Case {
         }
         bytes
     }
+}
+
+/// The parts of a weight's table, each a buffer of just its size. `arguments`, which are at `at` in the argument, name them
+/// by their places in the table.
+fn table_buffers(
+    weight: &DeviceWeight,
+    arguments: &WeightArguments,
+    at: usize,
+) -> Vec<(usize, usize, Vec<u8>)> {
+    let parts = [
+        (offset_of!(WeightArguments, blocks), 0),
+        (offset_of!(WeightArguments, layer_offsets), arguments.layer_offsets),
+        (offset_of!(WeightArguments, books), arguments.books),
+        (offset_of!(WeightArguments, units), arguments.units),
+        (offset_of!(WeightArguments, groups), arguments.groups),
+    ];
+    let there: Vec<_> =
+        parts.into_iter().enumerate().filter(|(i, (_, start))| *i == 0 || *start > 0).collect();
+    let ends = there.iter().skip(1).map(|(_, (_, start))| *start as usize).chain([weight.table().len()]);
+    let buffer = |((_, (place, start)), end)| (at + place, 0, weight.table()[start as usize..end].to_vec());
+    there.iter().copied().zip(ends).map(buffer).collect()
 }
 
 /// Whether the program gets `case` wrong, or says that something is wrong, under one of some seeds.
