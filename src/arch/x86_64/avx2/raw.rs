@@ -3,9 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{LANES, WHOLE, both, first_lanes, for_values, load, spread};
-use crate::arch::words::store_inline;
 use crate::arch::{BLOCK, BadRecord, Half, PADDED};
-use crate::format::{Dtype, HEAD_BITS, field_planes, plane_bytes};
+use crate::format::{HEAD_BITS, field_planes, plane_bytes};
 
 /// 32 words, but for their exponents.
 #[derive(Clone, Copy)]
@@ -69,40 +68,65 @@ fn write_bf16<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &
     for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
         let (symbols, parts) = block.parts(i * LANES);
         // SAFETY: the array has 32 elements; all of them are aligned if they are streamed.
-        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), half_vectors(block.rest(), symbols, parts).0) };
+        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), upper_vectors(symbols, parts.head)) };
     }
 }
 
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 fn write_f16<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], out: &mut [u16]) {
     let block = Whole::<M>::new(symbols, raw, out.len());
-    let sign = _mm256_set1_epi16(i16::MIN);
     for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
         let (symbols, parts) = block.parts(i * LANES);
-        // Between zero and the smallest normal float16 (1 to 112), and from 65536 on (143 to 255: infinities and NaNs).
-        let outside = _mm256_subs_epu8(_mm256_sub_epi8(symbols, _mm256_set1_epi8(113)), _mm256_set1_epi8(29));
-        let rare = _mm256_min_epu8(outside, symbols);
-        if _mm256_testz_si256(rare, rare) == 0 {
-            let mut words = [0u32; LANES];
-            // SAFETY: the array has 32 words.
-            unsafe {
-                store::<false, 4>(words.as_mut_ptr().cast(), word_vectors(block.rest(), symbols, parts))
-            };
-            store_inline(Dtype::F16, &words, bytemuck::bytes_of_mut(out));
-            continue;
-        }
-        let (upper, lower) = half_vectors(block.rest(), symbols, parts);
-        // Magnitudes are the word's, moved down; so is zero.
-        let half = |upper: __m256i, lower: __m256i| {
-            let moved = _mm256_subs_epu16(_mm256_andnot_si256(sign, upper), _mm256_set1_epi16(112 << 7));
-            let magnitude = _mm256_or_si256(_mm256_slli_epi16::<3>(moved), _mm256_srli_epi16::<13>(lower));
-            _mm256_or_si256(magnitude, _mm256_and_si256(upper, sign))
-        };
-        let halves = [half(upper[0], lower[0]), half(upper[1], lower[1])];
         // SAFETY: the array has 32 elements; all of them are aligned if they are streamed.
-        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), halves) };
+        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), float16_vectors(symbols, parts)) };
     }
 }
+
+/// The float16 of symbols and parts, in order: mantissas with their leading ones, moved down where the number is subnormal,
+/// and added to exponents above that of the smallest normal one. Infinities and NaNs come to the largest exponent.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+fn float16_vectors(symbols: __m256i, parts: Parts) -> [__m256i; 2] {
+    let permuted = |bytes| _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
+    let (symbols, head, high) = (permuted(symbols), permuted(parts.head), permuted(parts.high));
+    let bytes = |value| _mm256_set1_epi8(value);
+    // Down by `places` is times 2^(16 - places), and by 16: places are 0 to 10, or more for zeros.
+    let places = _mm256_min_epu8(_mm256_subs_epu8(bytes(113), symbols), bytes(15));
+    let powers = [both(&POWERS.0), both(&POWERS.1)].map(|table| _mm256_shuffle_epi8(table, places));
+    let above = _mm256_min_epu8(_mm256_subs_epu8(symbols, bytes(113)), bytes(30));
+    // Shifts of 16 bits bring bits of the neighbour along, where masks or zeros are not in their way.
+    let sign = _mm256_and_si256(_mm256_slli_epi16::<7>(head), bytes(i8::MIN));
+    let signs = _mm256_or_si256(sign, _mm256_slli_epi16::<2>(above));
+    // Up by one place, as 2^16 itself would not be a factor.
+    let upper = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<5>(head), bytes(7)), bytes(8));
+    let lower = _mm256_and_si256(_mm256_slli_epi16::<3>(head), bytes(0xf0u8 as i8));
+    let lower = _mm256_or_si256(lower, _mm256_srli_epi16::<4>(high));
+    let half = |mantissa, power, signs| _mm256_add_epi16(_mm256_mulhi_epu16(mantissa, power), signs);
+    let zero = _mm256_setzero_si256();
+    [
+        half(
+            _mm256_unpacklo_epi8(lower, upper),
+            _mm256_unpacklo_epi8(powers[0], powers[1]),
+            _mm256_unpacklo_epi8(zero, signs),
+        ),
+        half(
+            _mm256_unpackhi_epi8(lower, upper),
+            _mm256_unpackhi_epi8(powers[0], powers[1]),
+            _mm256_unpackhi_epi8(zero, signs),
+        ),
+    ]
+}
+
+/// 2^(15 - i), lower and upper bytes, down to 2^5; nothing behind it.
+const POWERS: ([u8; 16], [u8; 16]) = {
+    let mut powers = ([0; 16], [0; 16]);
+    let mut i = 0;
+    while i < 11 {
+        [powers.0[i], powers.1[i]] = (1u16 << (15 - i)).to_le_bytes();
+        i += 1;
+    }
+    powers
+};
 
 /// A block of whole groups, with `M` mantissa bits.
 struct Whole<'a, const M: usize> {
@@ -278,21 +302,14 @@ fn word_vectors(rest: usize, symbols: __m256i, parts: Parts) -> [__m256i; 4] {
     ]
 }
 
-/// Upper and lower halves of the words, each in order. The lower ones are zeros without `rest`.
+/// The upper halves of the words, in order.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,popcnt")]
-fn half_vectors(rest: usize, symbols: __m256i, parts: Parts) -> ([__m256i; 2], [__m256i; 2]) {
+fn upper_vectors(symbols: __m256i, head: __m256i) -> [__m256i; 2] {
     let permuted = |bytes| _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
     let rotated = |pair| _mm256_or_si256(_mm256_srli_epi16::<1>(pair), _mm256_slli_epi16::<15>(pair));
-    let (symbols, head) = (permuted(symbols), permuted(parts.head));
-    let upper = [rotated(_mm256_unpacklo_epi8(head, symbols)), rotated(_mm256_unpackhi_epi8(head, symbols))];
-    let zero = _mm256_setzero_si256();
-    if rest == 0 {
-        return (upper, [zero, zero]);
-    }
-    let low = if rest > 8 { permuted(parts.low) } else { zero };
-    let high = permuted(parts.high);
-    (upper, [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)])
+    let (symbols, head) = (permuted(symbols), permuted(head));
+    [rotated(_mm256_unpacklo_epi8(head, symbols)), rotated(_mm256_unpackhi_epi8(head, symbols))]
 }
 
 /// Stores vectors, past the caches if `STREAM`.
