@@ -37,7 +37,7 @@ pub struct Tables {
 #[derive(Clone, Debug)]
 struct TierTable {
     width: u8,
-    /// The symbol of each code; the escape's entry is not used.
+    /// The symbol of each code; zero for the escape.
     symbols: [u8; 16],
     /// The symbol of each code whatever the bits above it; the escape's entry is `mark`.
     #[cfg(target_arch = "x86_64")]

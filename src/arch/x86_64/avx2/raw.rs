@@ -39,11 +39,12 @@ pub(super) fn join_words(m: u8, symbols: &[u8; PADDED], raw: &[u8], words: &mut 
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 fn write_words<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], words: &mut [u32]) {
     let block = Whole::<M>::new(symbols, raw, words.len());
-    for (i, out) in words.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let (symbols, parts) = block.parts(i * LANES);
+    let (out, _) = words.as_chunks_mut::<LANES>();
+    block.for_parts(|i, symbols, parts| {
+        let out = out[i].as_mut_ptr().cast();
         // SAFETY: the array has 32 words; all of them are aligned if they are streamed.
-        unsafe { store::<STREAM, 4>(out.as_mut_ptr().cast(), word_vectors(block.rest(), symbols, parts)) };
-    }
+        unsafe { store::<STREAM, 4>(out, word_vectors(block.rest(), symbols, parts)) };
+    });
 }
 
 /// Joins symbols and raw planes of a block of whole groups to elements of 16 bits.
@@ -65,21 +66,23 @@ pub(super) fn join_halves(
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 fn write_bf16<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], out: &mut [u16]) {
     let block = Whole::<M>::new(symbols, raw, out.len());
-    for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let (symbols, parts) = block.parts(i * LANES);
+    let (out, _) = out.as_chunks_mut::<LANES>();
+    block.for_parts(|i, symbols, parts| {
+        let out = out[i].as_mut_ptr().cast();
         // SAFETY: the array has 32 elements; all of them are aligned if they are streamed.
-        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), upper_vectors(symbols, parts.head)) };
-    }
+        unsafe { store::<STREAM, 2>(out, upper_vectors(symbols, parts.head)) };
+    });
 }
 
 #[target_feature(enable = "avx2,bmi2,popcnt")]
 fn write_f16<const M: usize, const STREAM: bool>(symbols: &[u8; PADDED], raw: &[u8], out: &mut [u16]) {
     let block = Whole::<M>::new(symbols, raw, out.len());
-    for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let (symbols, parts) = block.parts(i * LANES);
+    let (out, _) = out.as_chunks_mut::<LANES>();
+    block.for_parts(|i, symbols, parts| {
+        let out = out[i].as_mut_ptr().cast();
         // SAFETY: the array has 32 elements; all of them are aligned if they are streamed.
-        unsafe { store::<STREAM, 2>(out.as_mut_ptr().cast(), float16_vectors(symbols, parts)) };
-    }
+        unsafe { store::<STREAM, 2>(out, float16_vectors(symbols, parts)) };
+    });
 }
 
 /// The float16 of symbols and parts, in order: mantissas with their leading ones, moved down where the number is subnormal,
@@ -152,12 +155,30 @@ impl<'a, const M: usize> Whole<'a, M> {
         M - Self::HEAD
     }
 
-    /// Symbols and other parts of the 32 words from `at`, a multiple of 32 below `n`.
+    /// Calls `body` with each 32 words in turn: their place in thirty-twos, symbols and other parts.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,popcnt")]
-    fn parts(&self, at: usize) -> (__m256i, Parts) {
-        assert!(at + LANES <= self.n);
-        let (start, at) = (at / WHOLE * WHOLE, at % WHOLE);
+    fn for_parts(&self, mut body: impl FnMut(usize, __m256i, Parts)) {
+        for g in 0..self.n / WHOLE {
+            // Where bits lie in a group is known to the compiler.
+            let mut part = |i, (symbols, parts)| body(g * (WHOLE / LANES) + i, symbols, parts);
+            part(0, self.parts::<0>(g));
+            part(1, self.parts::<1>(g));
+            part(2, self.parts::<2>(g));
+            part(3, self.parts::<3>(g));
+            part(4, self.parts::<4>(g));
+            part(5, self.parts::<5>(g));
+            part(6, self.parts::<6>(g));
+            part(7, self.parts::<7>(g));
+        }
+    }
+
+    /// Symbols and other parts of the `J`th 32 words of group `g`.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,popcnt")]
+    fn parts<const J: usize>(&self, g: usize) -> (__m256i, Parts) {
+        let (start, at) = (g * WHOLE, const { J * LANES });
+        assert!(at < WHOLE && start < self.n);
         let (raw, n) = (self.raw.as_ptr(), self.n);
         // SAFETY: the planes of all fields are in `raw`, as long as `n` values of their widths, and all of their groups
         // are whole; `symbols` has BLOCK bytes and more.
@@ -272,7 +293,7 @@ unsafe fn packed<const W: usize>(plane: *const u8, start: usize, at: usize) -> _
     let shift = at % group / 64 * W;
     // SAFETY: the caller's.
     let packed = unsafe { load(plane.add(byte)) };
-    let values = _mm256_srlv_epi32(packed, _mm256_set1_epi32(shift as i32));
+    let values = _mm256_srl_epi32(packed, _mm_cvtsi32_si128(shift as i32));
     _mm256_and_si256(values, _mm256_set1_epi8((1 << W) - 1))
 }
 
