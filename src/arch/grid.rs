@@ -58,15 +58,27 @@ impl<'a> Grid<'a> {
     /// The place of the step of strip `strip` of the block. The inverse is less than `strips` / 2^32 too large, which
     /// does not matter in so few strips.
     #[inline(always)]
-    fn place(&self, strip: usize) -> usize {
+    pub(super) fn place(&self, strip: usize) -> usize {
         (((self.before + strip as u64) * self.inverse) >> 32) as usize
     }
 
     /// The step of strip `strip` of the block.
     #[inline(always)]
     pub(super) fn step(&self, strip: usize) -> Step {
+        self.at(self.place(strip))
+    }
+
+    /// The step at a place.
+    #[inline(always)]
+    pub(super) fn at(&self, place: usize) -> Step {
         // There always is one: no branch to a panic, for the sake of the loops around this.
-        self.steps.get(self.place(strip)).copied().unwrap_or_default()
+        self.steps.get(place).copied().unwrap_or_default()
+    }
+
+    /// Whether words stand for values of codebooks.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn has_tables(&self) -> bool {
+        !self.tables.is_empty()
     }
 
     /// Whether there are steps for a block of `len` weights.

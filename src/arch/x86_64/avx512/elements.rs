@@ -6,6 +6,7 @@ use super::f16::write_f16;
 use super::first::First;
 use super::grid;
 use super::lane::load;
+use super::lookup::write_few;
 use super::whole::{Block, for_bits, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
 
@@ -92,7 +93,14 @@ pub(super) fn halves(
     for_blocks(tables, records, scratch, |_, record, first| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
-        if record.grid.is_some() {
+        if let Some(grid) = &record.grid {
+            let looked_up = match stream {
+                true => write_few::<true>(tables, record, grid, first, here),
+                false => write_few::<false>(tables, record, grid, first, here),
+            }?;
+            if looked_up {
+                return Ok(());
+            }
             return match stream {
                 true => for_bits!(15, record.m, write_halves, [true], (tables, record, first, here)),
                 false => for_bits!(15, record.m, write_halves, [false], (tables, record, first, here)),

@@ -11,6 +11,7 @@ mod grid;
 mod lane;
 mod layers;
 mod load;
+mod lookup;
 mod products;
 mod ragged;
 mod symbols;
