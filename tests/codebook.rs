@@ -34,7 +34,8 @@ fn specs(dtype: Dtype) -> [TensorSpec; 4] {
 #[test]
 fn all_decoders_agree() {
     for dtype in DTYPES {
-        for spec in specs(dtype) {
+        let more = [[24, 512], [3, 4096]].map(|shape| TensorSpec::row_major(dtype, &shape));
+        for spec in specs(dtype).into_iter().chain(more) {
             let src = tensor(Kind::Gauss, dtype, spec.elements().unwrap() as usize, 11);
             for step in [GridStep { cell: 0, raw_bits: 0 }, COARSE, GridStep { cell: 2, raw_bits: 3 }] {
                 let blob = encode(&src, &spec, step);

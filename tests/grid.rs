@@ -114,6 +114,33 @@ fn every_step_of_the_ladder() {
     }
 }
 
+/// Blocks of elements of 16 bits may be looked up: of one step and of several, of some bits and of more, and with a weight
+/// that is beyond what is looked up in some blocks only.
+#[test]
+fn few_and_many_levels_side_by_side() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        for shape in [[24, 512], [6, 2048], [3, 4096], [200, 64]] {
+            let spec = TensorSpec::row_major(dtype, &shape);
+            let mut src = tensor(Kind::Gauss, dtype, spec.elements().unwrap() as usize, 9);
+            for raw_bits in 0..6 {
+                check(&src, &spec, &options(1, raw_bits, 4096));
+            }
+            for (at, factor) in [(70, 8.0), (5000, -30.0)] {
+                let element = &mut src.as_chunks_mut::<2>().0[at];
+                *element = match dtype {
+                    Dtype::F16 => half::f16::from_f32(half::f16::from_le_bytes(*element).to_f32() * factor)
+                        .to_le_bytes(),
+                    _ => half::bf16::from_f32(half::bf16::from_le_bytes(*element).to_f32() * factor)
+                        .to_le_bytes(),
+                };
+            }
+            for raw_bits in 0..6 {
+                check(&src, &spec, &options(1, raw_bits, 4096));
+            }
+        }
+    }
+}
+
 #[test]
 fn products_with_blobs_are_products_with_decoded_weights() {
     check_products(

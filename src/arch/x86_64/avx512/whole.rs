@@ -282,10 +282,10 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
         }
         let Block { high, low, .. } = self.block;
         let (high, low) = match KIND & grid::LAYERED {
-            0 => (high.top::<HIGH, J>(self.g), if LOW == 0 { zero } else { low.top::<LOW, J>(self.g) }),
-            _ => (self.layered[1][J], self.layered[0][J]),
+            0 if LOW == 0 => (arrange(high.top::<HIGH, J>(self.g)), zero),
+            0 => (arrange(high.top::<HIGH, J>(self.g)), arrange(low.top::<LOW, J>(self.g))),
+            _ => (arrange(self.layered[1][J]), arrange(self.layered[0][J])),
         };
-        let (high, low) = (arrange(high), arrange(low));
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
     }
 
