@@ -11,15 +11,16 @@ use cudarc::nvrtc::Ptx;
 
 use super::cubin;
 use super::job::{Kernel, Launch};
-use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
+use super::layout::{DecodeArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments};
 use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
 
 pub use super::port::DeviceError;
 
 /// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [(&str, &str); 3] = [
+const MODULES: [(&str, &str); 4] = [
     ("decode", include_str!("../../cpp/ptx/decode.ptx")),
+    ("delta", include_str!("../../cpp/ptx/delta.ptx")),
     ("encode", include_str!("../../cpp/ptx/encode.ptx")),
     ("gemv", include_str!("../../cpp/ptx/gemv.ptx")),
 ];
@@ -208,6 +209,15 @@ impl Device for Kernels {
         &self,
         stream: *mut c_void,
         launch: &Launch<DecodeArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    unsafe fn decode_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaDecodeArguments>,
     ) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, launch) }

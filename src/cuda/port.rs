@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::job::Launch;
-use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
+use super::layout::{DecodeArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments};
 
 /// Why the device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -126,6 +126,19 @@ pub trait Device: Send + Sync {
     /// The driver refuses the launch.
     unsafe fn decode(&self, stream: *mut c_void, launch: &Launch<DecodeArguments>)
     -> Result<(), DeviceError>;
+
+    /// The same for a delta.
+    ///
+    /// # Safety
+    /// As [`Device::decode`].
+    ///
+    /// # Errors
+    /// As [`Device::decode`].
+    unsafe fn decode_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaDecodeArguments>,
+    ) -> Result<(), DeviceError>;
 
     /// The same for a part of a product.
     ///

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use nz_cpp_twin::simt::{self, Grid};
 use nz_onnx::cuda::job::Launch;
 use nz_onnx::cuda::port::{Device, DeviceError, RowCopy, StatusWord};
-use nz_onnx::cuda::{DecodeArguments, EncodeArguments, ProductArguments};
+use nz_onnx::cuda::{DecodeArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments};
 
 /// What lies on both sides of an allocation, and must stay there.
 const GUARD: u8 = 0xa5;
@@ -139,6 +139,14 @@ impl Device for Twin {
     }
 
     unsafe fn decode(&self, _: *mut c_void, launch: &Launch<DecodeArguments>) -> Result<(), DeviceError> {
+        self.run(launch)
+    }
+
+    unsafe fn decode_delta(
+        &self,
+        _: *mut c_void,
+        launch: &Launch<DeltaDecodeArguments>,
+    ) -> Result<(), DeviceError> {
         self.run(launch)
     }
 
