@@ -1,6 +1,7 @@
 // The kernels of deltas.
 #include "decode.cuh"
 #include "delta.cuh"
+#include "gemv.cuh"
 
 namespace nz {
 
@@ -43,9 +44,32 @@ NZ_DEVICE void decode_delta(const NzCudaDeltaDecode& job, u8* memory) {
     decode_blocks(job.decode, source, store);
 }
 
+template <u32 ROWS>
+NZ_DEVICE void multiply_delta_rows(const NzCudaDeltaProduct& job, u8* memory) {
+    Overlay source(job.product.weight, job.delta, memory);
+    multiply_rows<ROWS>(job.product, source, memory);
+}
+
+template <u32 ROWS>
+NZ_DEVICE void multiply_delta_tiles(const NzCudaDeltaProduct& job, u8* memory) {
+    Overlay source(job.product.weight, job.delta, memory);
+    multiply_tiles<ROWS>(job.product, source);
+}
+
 }  // namespace nz
 
 extern "C" __global__ void __launch_bounds__(256, 3) nz_delta_decode(const __grid_constant__ NzCudaDeltaDecode job) {
     NZ_DYNAMIC_SHARED(memory);
     nz::decode_delta(job, memory);
 }
+
+#define NZ_DELTA_PRODUCT_KERNEL(name, blocks, function)                                                              \
+    extern "C" __global__ void __launch_bounds__(256, blocks) name(const __grid_constant__ NzCudaDeltaProduct job) { \
+        NZ_DYNAMIC_SHARED(memory);                                                                                   \
+        function(job, memory);                                                                                       \
+    }
+
+NZ_DELTA_PRODUCT_KERNEL(nz_delta_rows_1, 3, nz::multiply_delta_rows<1>)
+NZ_DELTA_PRODUCT_KERNEL(nz_delta_rows_8, 3, nz::multiply_delta_rows<NZ_CUDA_MAX_ROWS>)
+NZ_DELTA_PRODUCT_KERNEL(nz_delta_tiles_1, 2, nz::multiply_delta_tiles<1>)
+NZ_DELTA_PRODUCT_KERNEL(nz_delta_tiles_4, 2, nz::multiply_delta_tiles<NZ_CUDA_TILE_ROWS>)

@@ -237,7 +237,8 @@ struct Overlay {
     NZ_DEVICE Overlay(const NzCudaWeight& units, const NzCudaDelta& to_base, u8* memory)
         : weight(units), delta(to_base), words((u32*)memory), n(0) {}
 
-    NZ_DEVICE u8* rest() const { return room() + delta.room; }
+    // Weights that products put here are the words; sums, in the end, take their place.
+    NZ_DEVICE u8* rest() const { return (u8*)words; }
 
     // Decodes unit `info`, number `index`, of `slots` slots. All threads take part, and none still uses what is in shared
     // memory. False, to all of them: a record of delta or base is damaged.

@@ -11,7 +11,9 @@ use cudarc::nvrtc::Ptx;
 
 use super::cubin;
 use super::job::{Kernel, Launch};
-use super::layout::{DecodeArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments};
+use super::layout::{
+    DecodeArguments, DeltaDecodeArguments, DeltaProductArguments, EncodeArguments, ProductArguments,
+};
 use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
 
@@ -227,6 +229,15 @@ impl Device for Kernels {
         &self,
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    unsafe fn multiply_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaProductArguments>,
     ) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, launch) }

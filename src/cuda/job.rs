@@ -37,6 +37,16 @@ pub enum Kernel {
         /// More than one row.
         many: bool,
     },
+    /// [`Kernel::Rows`] of deltas.
+    DeltaRows {
+        /// More than one row.
+        many: bool,
+    },
+    /// [`Kernel::Tiles`] of deltas.
+    DeltaTiles {
+        /// More than one row.
+        many: bool,
+    },
     /// Adds up the parts of a product.
     Sum,
     /// Counts what the words of a tensor are like.
@@ -49,7 +59,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 13] = [
+    pub const ALL: [Kernel; 17] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
@@ -59,6 +69,10 @@ impl Kernel {
         Kernel::Rows { many: true },
         Kernel::Tiles { many: false },
         Kernel::Tiles { many: true },
+        Kernel::DeltaRows { many: false },
+        Kernel::DeltaRows { many: true },
+        Kernel::DeltaTiles { many: false },
+        Kernel::DeltaTiles { many: true },
         Kernel::Sum,
         Kernel::Survey,
         Kernel::Measure,
@@ -77,6 +91,10 @@ impl Kernel {
             Kernel::Rows { many: true } => "nz_gemv_rows_8",
             Kernel::Tiles { many: false } => "nz_gemv_tiles_1",
             Kernel::Tiles { many: true } => "nz_gemv_tiles_4",
+            Kernel::DeltaRows { many: false } => "nz_delta_rows_1",
+            Kernel::DeltaRows { many: true } => "nz_delta_rows_8",
+            Kernel::DeltaTiles { many: false } => "nz_delta_tiles_1",
+            Kernel::DeltaTiles { many: true } => "nz_delta_tiles_4",
             Kernel::Sum => "nz_gemv_sum",
             Kernel::Survey => "nz_survey",
             Kernel::Measure => "nz_measure",

@@ -245,6 +245,16 @@ pub struct DeltaDecodeArguments {
     pub padding: u32,
 }
 
+/// `NzCudaDeltaProduct`: the argument of the kernels that multiply with deltas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeltaProductArguments {
+    /// The product, of units.
+    pub product: ProductArguments,
+    /// What the units are.
+    pub delta: DeltaArguments,
+}
+
 /// What `nz_survey` counts.
 pub(super) const SURVEY_COUNTS: usize = crate::codec::offload::COUNTS;
 /// Bytes of shared memory that it takes.

@@ -18,6 +18,6 @@ pub mod product;
 
 pub use encode::{EncodeError, Encoded, encode};
 pub use layout::{
-    BlockEntry, DecodeArguments, DeltaArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments,
-    WeightArguments,
+    BlockEntry, DecodeArguments, DeltaArguments, DeltaDecodeArguments, DeltaProductArguments,
+    EncodeArguments, ProductArguments, WeightArguments,
 };

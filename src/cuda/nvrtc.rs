@@ -11,13 +11,14 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
     ("delta.cu", include_str!("../../cpp/cuda/delta.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
     ("decode.cuh", include_str!("../../cpp/cuda/decode.cuh")),
     ("delta.cuh", include_str!("../../cpp/cuda/delta.cuh")),
+    ("gemv.cuh", include_str!("../../cpp/cuda/gemv.cuh")),
     ("octets.cuh", include_str!("../../cpp/cuda/octets.cuh")),
     ("codebook.cuh", include_str!("../../cpp/cuda/codebook.cuh")),
     ("words.cuh", include_str!("../../cpp/cuda/words.cuh")),

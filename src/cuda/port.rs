@@ -3,7 +3,9 @@
 use std::ffi::c_void;
 
 use super::job::Launch;
-use super::layout::{DecodeArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments};
+use super::layout::{
+    DecodeArguments, DeltaDecodeArguments, DeltaProductArguments, EncodeArguments, ProductArguments,
+};
 
 /// Why the device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +153,19 @@ pub trait Device: Send + Sync {
         &self,
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError>;
+
+    /// The same for a part of a product with a delta.
+    ///
+    /// # Safety
+    /// As [`Device::decode`].
+    ///
+    /// # Errors
+    /// As [`Device::decode`].
+    unsafe fn multiply_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaProductArguments>,
     ) -> Result<(), DeviceError>;
 
     /// The same for a step of encoding.

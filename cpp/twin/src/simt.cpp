@@ -54,6 +54,7 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaDelta, is_difference), offsetof(NzCudaDelta, room),
              sizeof(NzCudaDeltaDecode), offsetof(NzCudaDeltaDecode, decode), offsetof(NzCudaDeltaDecode, delta),
              offsetof(NzCudaDeltaDecode, element),
+             sizeof(NzCudaDeltaProduct), offsetof(NzCudaDeltaProduct, product), offsetof(NzCudaDeltaProduct, delta),
              sizeof(NzCudaEncode), offsetof(NzCudaEncode, source), offsetof(NzCudaEncode, elements),
              offsetof(NzCudaEncode, rows), offsetof(NzCudaEncode, columns), offsetof(NzCudaEncode, tile_columns),
              offsetof(NzCudaEncode, element), offsetof(NzCudaEncode, block_len),

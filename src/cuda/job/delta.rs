@@ -4,11 +4,12 @@ use super::rooms::staged;
 use super::table::Table;
 use super::{DeviceWeight, Kernel, Launch, WeightMemory, tile_slots, unsupported};
 use crate::cuda::layout::{
-    BlockEntry, DecodeArguments, DeltaArguments, DeltaDecodeArguments, PADDING, VERDICT_SIZE, WeightArguments,
+    BlockEntry, DecodeArguments, DeltaArguments, DeltaDecodeArguments, DeltaProductArguments, PADDING,
+    ProductArguments, SUMS_SIZE, VERDICT_SIZE, WARP_SLOTS, WeightArguments,
 };
-use crate::cuda::product::SHARED_LIMIT;
+use crate::cuda::product::{Operands, Product, SHARED_LIMIT};
 use crate::error::{Error, Result};
-use crate::format::{Header, Residual, plane_bytes};
+use crate::format::{Header, MAX_BLOCK, Residual, Tier, plane_bytes};
 
 /// Raw bits of a residual, at most.
 const RAW_BITS: usize = 31;
@@ -57,7 +58,7 @@ impl DeviceDelta {
         let mut unit_blocks = (base.block_len / header.block_len).max(1);
         let (units, room) = loop {
             let units = units_of(header, unit_blocks)?;
-            let warps = unit_blocks.min(threads(&units, &base_weight) / 32);
+            let warps = unit_blocks.min(MAX_BLOCK / WARP_SLOTS);
             let own = units.arguments.record_room + 2 * warps * units.arguments.tail_room;
             let room = own.max(base_weight.shared()).next_multiple_of(16);
             if shared(&units, room) <= SHARED_LIMIT {
@@ -83,7 +84,7 @@ impl DeviceDelta {
             room,
             ..Default::default()
         };
-        let threads = threads(&units, &base_weight);
+        let threads = units.threads().max(base_weight.threads());
         Ok(DeviceDelta { units, base: base_weight, arguments, table, sizes_at, base_at, threads })
     }
 
@@ -125,17 +126,35 @@ impl DeviceDelta {
         })
     }
 
+    /// The two launches of `product`, one of [`DeviceDelta::weight`].
+    ///
+    /// # Errors
+    /// As [`Product::launches`].
+    pub fn multiply(
+        &self,
+        memory: DeltaMemory,
+        product: &Product<'_>,
+        operands: Operands,
+    ) -> Result<(Launch<DeltaProductArguments>, Launch<ProductArguments>)> {
+        let own = WeightMemory { blob: memory.blob, table: memory.table };
+        let [parts, sum] = product.launches(own, operands)?;
+        let (kernel, threads) = match parts.kernel {
+            Kernel::Rows { many } => (Kernel::DeltaRows { many }, self.threads),
+            Kernel::Tiles { many } => (Kernel::DeltaTiles { many }, parts.threads),
+            other => (other, parts.threads),
+        };
+        // Weights of a block are where units are decoded; the sums of warps take the same place, in the end.
+        let shared = shared(&self.units, self.arguments.room).max(SUMS_SIZE);
+        let arguments = DeltaProductArguments { product: parts.arguments, delta: self.at(memory)? };
+        Ok((Launch { kernel, grid: parts.grid, threads, shared, arguments }, sum))
+    }
+
     /// What kernels are told of the delta where it is.
     fn at(&self, memory: DeltaMemory) -> Result<DeltaArguments> {
         let DeltaMemory { table, base, .. } = memory;
         let base = self.base.at(WeightMemory { blob: base, table: table + self.base_at })?;
         Ok(DeltaArguments { base, sizes: table + self.sizes_at, ..self.arguments })
     }
-}
-
-/// Threads that decode a unit, or a block of the base.
-fn threads(units: &DeviceWeight, base: &DeviceWeight) -> u32 {
-    units.threads().max(base.threads())
 }
 
 /// Bytes of shared memory that decoding a unit takes.
@@ -154,9 +173,7 @@ fn units_of(header: &Header, unit_blocks: u32) -> Result<DeviceWeight> {
     for block in 0..count {
         let (slots, place) = (blocks.slots(block.into()), header.record(block as usize));
         let (n, len) = ((slots.end - slots.start) as usize, place.len());
-        let planes = |tiers: &[crate::format::Tier]| -> usize {
-            tiers.iter().map(|tier| plane_bytes(tier.width, n)).sum()
-        };
+        let planes = |tiers: &[Tier]| -> usize { tiers.iter().map(|tier| plane_bytes(tier.width, n)).sum() };
         if len > planes(tiers) + n + (RAW_BITS * n).div_ceil(8) + 3 {
             return Err(Error::corrupt(format!(
                 "record of block {block} is longer than {n} weights can take"

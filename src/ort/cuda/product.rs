@@ -10,13 +10,12 @@ use super::weight::{Bound, Resident, Weight};
 use crate::cuda::job::Output;
 use crate::cuda::port::RowCopy;
 use crate::cuda::product::{Addend, MOST_ROWS, Operands, Product};
-use crate::error::Error;
 use crate::format::{Dtype, Layout};
 use crate::ort::api::{KernelContext, KernelInfo, Tensor, element};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::kernels::{Matrix, addend_strides, rows_of};
 use crate::ort::ops::Kernel;
-use crate::ort::weight::{Stored, explain};
+use crate::ort::weight::Stored;
 
 /// Bytes of decoded weights that a set of tiles has, unless one tile has more.
 const SET_BYTES: usize = 64 << 20;
@@ -59,10 +58,7 @@ impl Multiply {
         let Matrix { k, n, .. } = Matrix::of(weight.shape(), attributes.trans_b)?;
         let gemm = HostGemm::new(info, dtype, attributes, addend);
         if let Some(resident) = weight.constant() {
-            let few = match resident.multiplies() {
-                true => resident.weight().product(MOST_ROWS).map_or(0, |product| product.partial_bytes()),
-                false => 0,
-            };
+            let few = resident.weight().product(MOST_ROWS).map_or(0, |product| product.partial_bytes());
             resident.shared.reserve(few.max(weight_room(resident, dtype, k, n)));
         }
         Ok(Multiply { weight, k, n, attributes, gemm })
@@ -82,11 +78,7 @@ impl Multiply {
     /// The plan of a product straight from the blob, if there is one.
     fn few_rows<'w>(&self, resident: &'w Resident, call: &Call<'_>) -> Option<Product<'w>> {
         let in_order = call.m == 1 || !self.attributes.trans_a;
-        if !resident.multiplies()
-            || !in_order
-            || call.m > MOST_ROWS as usize
-            || !call.x.address().is_multiple_of(16)
-        {
+        if !in_order || call.m > MOST_ROWS as usize || !call.x.address().is_multiple_of(16) {
             return None;
         }
         resident.weight().product(call.m as u32).ok()
@@ -116,11 +108,8 @@ impl Multiply {
                 alpha: self.attributes.alpha,
                 addend,
             };
-            for launch in product.launches(bound.memory, operands).map_err(refused)? {
-                // SAFETY: weight and scratch live as long as the node, operands until the host is done with it.
-                told(unsafe { resident.device().multiply(stream, &launch) })?;
-            }
-            Ok(())
+            // SAFETY: the host's stream; the scratch lives as long as the node, operands until the host is done with it.
+            unsafe { bound.multiply(stream, product, operands) }
         })
     }
 
@@ -214,10 +203,6 @@ impl Multiply {
             })
         }
     }
-}
-
-fn refused(error: Error) -> Failure {
-    Failure::fail(explain(&error))
 }
 
 fn aligned(bytes: u64) -> u64 {

@@ -11,6 +11,7 @@ use crate::codec::check_base;
 use crate::cuda::DecodeArguments;
 use crate::cuda::job::{DeltaMemory, DeviceDelta, DeviceWeight, Launch, WeightMemory, check_status};
 use crate::cuda::port::{Device, StatusWord};
+use crate::cuda::product::{Operands, Product};
 use crate::error::Error;
 use crate::format::{Dtype, Header};
 use crate::ort::api::{Api, KernelContext, KernelInfo, Tensor, element};
@@ -88,11 +89,6 @@ impl Resident {
             Content::Delta(delta) => delta.weight(),
         }
     }
-
-    /// Whether products can be computed straight from the blob.
-    pub fn multiplies(&self) -> bool {
-        matches!(self.content, Content::Blob(_))
-    }
 }
 
 /// A weight during one execution.
@@ -130,6 +126,33 @@ impl Bound {
                 told(unsafe { device.decode(stream, &launch) })
             }
         }
+    }
+
+    /// Puts `product`, one of the resident's weight, on `stream`.
+    ///
+    /// # Safety
+    /// The stream is alive, and so are the operands until the stream has passed the product.
+    pub unsafe fn multiply(
+        &self,
+        stream: *mut c_void,
+        product: &Product<'_>,
+        operands: Operands,
+    ) -> Result<()> {
+        let refused = |error: Error| Failure::fail(explain(&error));
+        let (device, WeightMemory { blob, table }) = (self.resident.device(), self.memory);
+        if let (Content::Delta(delta), Some(base)) = (&self.resident.content, self.base) {
+            let memory = DeltaMemory { blob, table, base };
+            let (parts, sum) = delta.multiply(memory, product, operands).map_err(refused)?;
+            // SAFETY: as in `decode`.
+            return told(unsafe {
+                device.multiply_delta(stream, &parts).and_then(|()| device.multiply(stream, &sum))
+            });
+        }
+        for launch in product.launches(self.memory, operands).map_err(refused)? {
+            // SAFETY: as in `decode`.
+            told(unsafe { device.multiply(stream, &launch) })?;
+        }
+        Ok(())
     }
 }
 

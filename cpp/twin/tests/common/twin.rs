@@ -9,7 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use nz_cpp_twin::simt::{self, Grid};
 use nz_onnx::cuda::job::Launch;
 use nz_onnx::cuda::port::{Device, DeviceError, RowCopy, StatusWord};
-use nz_onnx::cuda::{DecodeArguments, DeltaDecodeArguments, EncodeArguments, ProductArguments};
+use nz_onnx::cuda::{
+    DecodeArguments, DeltaDecodeArguments, DeltaProductArguments, EncodeArguments, ProductArguments,
+};
 
 /// What lies on both sides of an allocation, and must stay there.
 const GUARD: u8 = 0xa5;
@@ -151,6 +153,14 @@ impl Device for Twin {
     }
 
     unsafe fn multiply(&self, _: *mut c_void, launch: &Launch<ProductArguments>) -> Result<(), DeviceError> {
+        self.run(launch)
+    }
+
+    unsafe fn multiply_delta(
+        &self,
+        _: *mut c_void,
+        launch: &Launch<DeltaProductArguments>,
+    ) -> Result<(), DeviceError> {
         self.run(launch)
     }
 
