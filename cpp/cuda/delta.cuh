@@ -298,11 +298,10 @@ struct Overlay {
 #pragma unroll 1
         for (;; ++index) {
             const NzCudaBlock info = base.blocks[index];
-            const u64 next = base.blocks[index + 1].first_slot;
-            // The last entry starts behind all slots.
-            if (info.first_slot >= first_slot + n) break;
+            if (info.first_slot >= first_slot + n) break;  // as the last entry, which no block goes with
+            const u32 slots = (u32)(base.blocks[index + 1].first_slot - info.first_slot);
             Block block;
-            if (!open_block(base, info, index, (u32)(next - info.first_slot), shared, block)) return false;
+            if (!open_block(base, info, index, slots, shared, block)) return false;
             WordStore store = {words, (u32)(info.first_slot - first_slot), n};
             for_each_octet(base, block, shared, store);
             __syncthreads();  // the next block takes the same shared memory
