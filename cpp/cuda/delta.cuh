@@ -30,6 +30,22 @@ struct WordStore {
     }
 };
 
+// Where words of a whole block go that is decoded the short way.
+struct StrideWordStore {
+    u32* words;  // of this lane's first four weights
+
+    static constexpr bool HAS_REST = true;
+
+    NZ_DEVICE explicit StrideWordStore(u32* first) : words(first + group_id() * GROUP_SLOTS + first_in_stride()) {}
+
+    template <u32 S>
+    NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
+        u32 four[4];
+        split_words_of(quad, has_rest, four);
+        *(Vector16*)(words + S * STRIDE) = {{four[0], four[1], four[2], four[3]}};
+    }
+};
+
 // A tensor's elements as plain numbers.
 struct Plain {
     u32 element;
@@ -247,7 +263,7 @@ struct Overlay {
         const u32 tile = (u32)index / weight.blocks_per_tile;
         const u32 in_tile = (u32)index - tile * weight.blocks_per_tile;
         if (!open_base(info.first_slot, tile, in_tile)) return false;
-        const u32 start = stage_record(weight, info, room());
+        const u32 start = stage_record(weight, weight.blocks[index], room());
         if (threadIdx.x == 0) *damaged() = 0;
         __syncthreads();
         const u64 first = (u64)tile * delta.blocks_per_tile + (u64)in_tile * (weight.block_len / delta.block_len);
@@ -300,10 +316,16 @@ struct Overlay {
             const NzCudaBlock info = base.blocks[index];
             if (info.first_slot >= first_slot + n) break;  // as the last entry, which no block goes with
             const u32 slots = (u32)(base.blocks[index + 1].first_slot - info.first_slot);
-            Block block;
-            if (!open_block(base, info, index, slots, shared, block)) return false;
-            WordStore store = {words, (u32)(info.first_slot - first_slot), n};
-            for_each_octet(base, block, shared, store);
+            // A unit of so many is that block: both start at multiples of them in the tile.
+            if (base.is_even && slots == NZ_MAX_BLOCK_LENGTH && n == slots) {
+                StrideWordStore strides(words);
+                if (!decode_even(base, info, shared, strides)) return false;
+            } else {
+                Block block;
+                if (!open_block(base, info, index, slots, shared, block)) return false;
+                WordStore store = {words, (u32)(info.first_slot - first_slot), n};
+                for_each_octet(base, block, shared, store);
+            }
             __syncthreads();  // the next block takes the same shared memory
         }
         return true;

@@ -26,7 +26,7 @@ fn base_of(src: &[u8], spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
         ..Default::default()
     };
     let step = GridStep { cell: rng.below(3), raw_bits: rng.below(4) as u8 };
-    let whole = EncodeOptions { mantissa_bits: None, ..options.clone() };
+    let whole = EncodeOptions { mantissa_bits: None, ..options };
     match rng.below(5) {
         0 => encode_in_books(src, spec, &whole, step),
         1 => codec::encode(src, spec, &EncodeOptions { grid: Some(step), ..whole }).ok(),
@@ -190,26 +190,29 @@ fn the_order_of_warps_and_lanes_does_not_matter() {
 fn damage_is_told() {
     let mut rng = Rng(135);
     let spec = TensorSpec::row_major(Dtype::F16, &[9, 1000]);
-    let weights = source(Fill::Weights, &spec, &mut rng);
-    let base = codec::encode(&weights, &spec, &EncodeOptions::default()).expect("encodes");
-    let src = source(Fill::Weights, &spec, &mut rng);
-    let delta = codec::encode_delta_to_blob(&src, &base).expect("encodes");
-    let headers = [&delta, &base].map(|blob| Header::parse(blob).expect("whole"));
-    let damaged = |which: usize, block: usize| {
-        let mut blobs = [delta.clone(), base.clone()];
-        let record = headers[which].record(block);
-        blobs[which][record].fill(0xff);
-        let blobs = [&blobs[0][..], &blobs[1][..]];
-        let (decoded, verdict) =
-            decode_delta([&headers[0], &headers[1]], blobs, Dtype::F16, &Wanted::All, 0, 7);
-        assert!(verdict.expect_err("damaged").to_string().contains("damaged"));
-        decoded
-    };
-    // Block 5 of the delta, and 1 of the base, are in the second unit.
-    for decoded in [damaged(0, 5), damaged(1, 1)] {
-        let (start, end) = (4096 * 2, 8192 * 2);
-        assert!(decoded[..start] == src[..start] && decoded[end..] == src[end..]);
-        assert!(decoded[start..end].iter().all(|&byte| byte == 0));
+    for profile in [Profile::Compact, Profile::Gpu] {
+        let weights = source(Fill::Weights, &spec, &mut rng);
+        let base = codec::encode(&weights, &spec, &EncodeOptions { profile, ..Default::default() })
+            .expect("encodes");
+        let src = source(Fill::Weights, &spec, &mut rng);
+        let delta = codec::encode_delta_to_blob(&src, &base).expect("encodes");
+        let headers = [&delta, &base].map(|blob| Header::parse(blob).expect("whole"));
+        let damaged = |which: usize, block: usize| {
+            let mut blobs = [delta.clone(), base.clone()];
+            let record = headers[which].record(block);
+            blobs[which][record].fill(0xff);
+            let blobs = [&blobs[0][..], &blobs[1][..]];
+            let (decoded, verdict) =
+                decode_delta([&headers[0], &headers[1]], blobs, Dtype::F16, &Wanted::All, 0, 7);
+            assert!(verdict.expect_err("damaged").to_string().contains("damaged"));
+            decoded
+        };
+        // Block 5 of the delta, and 1 of the base, are in the second unit.
+        for decoded in [damaged(0, 5), damaged(1, 1)] {
+            let (start, end) = (4096 * 2, 8192 * 2);
+            assert!(decoded[..start] == src[..start] && decoded[end..] == src[end..]);
+            assert!(decoded[start..end].iter().all(|&byte| byte == 0));
+        }
     }
 }
 

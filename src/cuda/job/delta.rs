@@ -187,7 +187,7 @@ fn units_of(header: &Header, unit_blocks: u32) -> Result<DeviceWeight> {
         let size = (len / 4) as u16;
         match entries.last_mut() {
             // Records follow each other.
-            Some(unit) if block % blocks_per_tile % unit_blocks != 0 => unit.record += size,
+            Some(unit) if !(block % blocks_per_tile).is_multiple_of(unit_blocks) => unit.record += size,
             _ => entries.push(BlockEntry {
                 first_slot: slots.start,
                 offset: ((place.start - payload) / 4) as u32,

@@ -58,7 +58,7 @@ enum State {
 /// What is decoded.
 enum Content {
     Blob(DeviceWeight),
-    Delta(DeviceDelta),
+    Delta(Box<DeviceDelta>),
 }
 
 /// What is known of a blob on the device, or of a delta and its base.
@@ -323,7 +323,7 @@ impl Weight {
         }
         let explained = |error: Error| self.refuse(&error);
         let content = match &base {
-            Some((_, base)) => Content::Delta(DeviceDelta::new(&header, base).map_err(explained)?),
+            Some((_, base)) => Content::Delta(Box::new(DeviceDelta::new(&header, base).map_err(explained)?)),
             None => Content::Blob(DeviceWeight::to_depth(&header, depth).map_err(explained)?),
         };
         let table = shared.upload(match &content {
