@@ -57,7 +57,7 @@ enum State {
 
 /// What is decoded.
 enum Content {
-    Blob(DeviceWeight),
+    Blob(Box<DeviceWeight>),
     Delta(Box<DeviceDelta>),
 }
 
@@ -324,7 +324,7 @@ impl Weight {
         let explained = |error: Error| self.refuse(&error);
         let content = match &base {
             Some((_, base)) => Content::Delta(Box::new(DeviceDelta::new(&header, base).map_err(explained)?)),
-            None => Content::Blob(DeviceWeight::to_depth(&header, depth).map_err(explained)?),
+            None => Content::Blob(Box::new(DeviceWeight::to_depth(&header, depth).map_err(explained)?)),
         };
         let table = shared.upload(match &content {
             Content::Blob(weight) => weight.table(),
