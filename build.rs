@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The modules under `cpp/ptx`.
-const MODULES: [&str; 3] = ["decode", "encode", "gemv"];
+const MODULES: [&str; 4] = ["decode", "delta", "encode", "gemv"];
 /// What machine code is made for: compute capabilities, as major and minor.
 const CAPABILITIES: [(u32, u32); 3] = [(7, 5), (8, 0), (9, 0)];
 /// Names the assembler.

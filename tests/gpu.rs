@@ -11,7 +11,9 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference};
 use nz_onnx::cuda::device::{DeviceError, Kernels, is_driver_present};
 use nz_onnx::cuda::encode;
-use nz_onnx::cuda::job::{DeviceWeight, Indices, Output, WeightMemory, check_status};
+use nz_onnx::cuda::job::{
+    DeltaMemory, DeviceDelta, DeviceWeight, Indices, Output, WeightMemory, check_status,
+};
 use nz_onnx::cuda::product::Operands;
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 
@@ -167,6 +169,92 @@ fn other_forms_decode_bit_for_bit() {
         let blob = codec::encode(&src, &spec, &options).expect("encodes");
         assert!(decode(&device, &blob, spec.dtype) == src, "{spec:?}");
     }
+}
+
+/// Deltas to a base, to the weights' own type and to float32; and products with small integers, whose sums are exact.
+#[test]
+fn deltas_are_decoded_and_multiplied_bit_for_bit() {
+    let Some(device) = device() else { return };
+    for dtype in DTYPES {
+        for spec in
+            [TensorSpec::row_major(dtype, &[129, 1000]), TensorSpec::column_tiles(dtype, 1000, 129, 128)]
+        {
+            let elements = spec.elements().expect("small") as usize;
+            let mut rng = Rng(9);
+            let integers = |rng: &mut Rng| -> Vec<f32> {
+                (0..elements).map(|_| (rng.next() >> 62) as f32 - 1.0).collect()
+            };
+            let bytes_of = |values: &[f32]| -> Vec<u8> {
+                let bytes = |&value: &f32| match dtype {
+                    Dtype::F32 => value.to_le_bytes().to_vec(),
+                    Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+                    _ => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+                };
+                values.iter().flat_map(bytes).collect()
+            };
+            let w = integers(&mut rng);
+            let [base, src] = [bytes_of(&integers(&mut rng)), bytes_of(&w)];
+            for profile in [Profile::Compact, Profile::Gpu] {
+                let options = EncodeOptions { profile, ..Default::default() };
+                let base = codec::encode(&base, &spec, &options).expect("encodes");
+                let blob = codec::encode_delta_to_blob(&src, &base).expect("encodes");
+                let [header, base_header] = [&blob, &base].map(|blob| Header::parse(blob).expect("whole"));
+                let delta = DeviceDelta::new(&header, &base_header).expect("headers of ours");
+                let [blob, base, table] = [&blob[..], &base, delta.table()].map(|bytes| device.put(bytes));
+                let memory = DeltaMemory {
+                    blob: device.address(&blob),
+                    table: device.address(&table),
+                    base: device.address(&base),
+                };
+                for (out_type, expected) in [(dtype, src.clone()), (Dtype::F32, floats_to_bytes(&w))] {
+                    let (out, status) = (device.put(&vec![0x5a; expected.len()]), device.put(&[0; 4]));
+                    let (address, status_address) = (device.address(&out), device.address(&status));
+                    let output = Output { dtype: out_type, address, status: status_address };
+                    let launch = delta.decode(memory, |weight, memory| weight.decode_all(memory, output));
+                    // SAFETY: all memory lives until it is read back on the same stream.
+                    unsafe { device.kernels.launch(device.raw_stream(), &launch.expect("a launch")) }
+                        .expect("launched");
+                    device.verdict(&status).expect("whole");
+                    assert!(device.get(&out) == expected, "{spec:?} {profile:?} to {out_type:?}");
+                }
+                for m in [1, 5] {
+                    let x: Vec<f32> = (0..m * 1000).map(|_| (rng.next() >> 62) as f32 - 2.0).collect();
+                    let product = delta.weight().product(m as u32).expect("few rows of a matrix");
+                    let (x_memory, status) = (device.put(bytemuck::cast_slice(&x)), device.put(&[0; 4]));
+                    let y = device.put(&vec![0x5a; m * 129 * 4]);
+                    let partial = device.put(&vec![0xff; product.partial_bytes() as usize]);
+                    let operands = Operands {
+                        dtype: Dtype::F32,
+                        x: device.address(&x_memory),
+                        y: device.address(&y),
+                        partial: device.address(&partial),
+                        status: device.address(&status),
+                        alpha: 1.0,
+                        addend: None,
+                    };
+                    let (parts, sum) = delta.multiply(memory, &product, operands).expect("aligned");
+                    // SAFETY: as above.
+                    unsafe {
+                        device.kernels.launch(device.raw_stream(), &parts).expect("launched");
+                        device.kernels.launch(device.raw_stream(), &sum).expect("launched");
+                    }
+                    device.verdict(&status).expect("whole");
+                    let weight_at = |i: usize, j: usize| match spec.layout {
+                        Layout::RowMajor => w[j * 1000 + i],
+                        _ => w[i * 129 + j],
+                    };
+                    let expected: Vec<f32> = (0..m * 129)
+                        .map(|at| (0..1000).map(|i| x[at / 129 * 1000 + i] * weight_at(i, at % 129)).sum())
+                        .collect();
+                    assert!(device.get(&y) == floats_to_bytes(&expected), "{spec:?} {profile:?}, {m} rows");
+                }
+            }
+        }
+    }
+}
+
+fn floats_to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 /// 10^8 weights; `NZ_GPU_WEIGHTS` asks for another number.

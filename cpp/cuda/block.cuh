@@ -101,6 +101,14 @@ NZ_DEVICE u32 escapes(u32 codes, u32 width) {
     return escaped;
 }
 
+// Eight codes of bitmaps from `slot` on, a multiple of 8 below `n`, in half bytes; 0 behind the end.
+NZ_DEVICE u32 bitmap_codes(const u8* record, u32 plane, u32 width, u32 n, u32 slot) {
+    const u32 at = plane + slot / 8, stride = (n + 7) / 8;
+    u32 codes = spread_eight(record[at]);
+    if (width == 3) codes |= spread_eight(record[at + stride]) << 1 | spread_eight(record[at + 2 * stride]) << 2;
+    return n - slot >= 8 ? codes : codes & ((1U << (n - slot) * 4) - 1);
+}
+
 // A lane's codes of a tier, in half bytes. Loops over rows stay loops, which keeps the kernels small.
 struct Codes {
     u32 rows[2];
@@ -110,8 +118,11 @@ struct Codes {
 
     NZ_DEVICE Codes(const u8* record, u32 plane, u32 width, u32 n) : Codes() {
         if (width % 2 == 1) {
-            rows[0] = bitmap_codes(record, plane, width, n, first_octet());
-            rows[1] = bitmap_codes(record, plane, width, n, first_octet() + ROW_SLOTS);
+#pragma unroll
+            for (u32 row = 0; row < 2; ++row) {
+                const u32 slot = first_octet() + row * ROW_SLOTS;
+                rows[row] = slot < n ? bitmap_codes(record, plane, width, n, slot) : 0;
+            }
         } else if (n >= (warp_id() + 1) * NZ_CUDA_WARP_SLOTS) {
             rows[0] = group_codes(record, plane, width, 0);
             rows[1] = group_codes(record, plane, width, 1);
@@ -131,15 +142,6 @@ struct Codes {
     NZ_DEVICE u32 warp_total() const { return warp_sum((counts & 0xffff) + (counts >> 16)); }
 
   private:
-    // Of bitmaps: each has the octet's bits in one byte.
-    static NZ_DEVICE u32 bitmap_codes(const u8* record, u32 plane, u32 width, u32 n, u32 slot) {
-        if (slot >= n) return 0;
-        const u32 at = plane + slot / 8, stride = (n + 7) / 8;
-        u32 codes = spread_eight(record[at]);
-        if (width == 3) codes |= spread_eight(record[at + stride]) << 1 | spread_eight(record[at + 2 * stride]) << 2;
-        return n - slot >= 8 ? codes : codes & ((1U << (n - slot) * 4) - 1);
-    }
-
     // Of whole groups of 64 bytes: 8 lanes have the same 64 slots of a group, in the same bits of its bytes.
     static NZ_DEVICE u32 group_codes(const u8* record, u32 plane, u32 width, u32 row) {
         const u32 step = lane_id() >> 3, at = plane + (warp_id() * 2 + row) * 32 * width + (lane_id() & 7) * 8;

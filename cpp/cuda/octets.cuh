@@ -40,6 +40,30 @@ NZ_DEVICE void for_each_octet(const NzCudaWeight& weight, const Block& block, co
     }
 }
 
+// What gives the weights of a blob, block after block.
+struct Blob {
+    static constexpr bool HAS_SHORT = true;  // blobs may be such as decode_even takes
+
+    const NzCudaWeight& weight;
+    Shared shared;
+    Block block;
+
+    NZ_DEVICE Blob(const NzCudaWeight& blob, u8* memory) : weight(blob), shared(memory, blob) {}
+
+    // What kernels may use of the shared memory beside.
+    NZ_DEVICE u8* rest() const { return shared.rest; }
+
+    // As open_block.
+    NZ_DEVICE bool open(const NzCudaBlock& info, u64 index, u32 n) {
+        return open_block(weight, info, index, n, shared, block);
+    }
+
+    template <class Sink>
+    NZ_DEVICE void give(Sink& sink) const {
+        for_each_octet(weight, block, shared, sink);
+    }
+};
+
 }  // namespace nz
 
 #endif  // NZ_CUDA_OCTETS_CUH

@@ -115,6 +115,7 @@ struct Float32 {
         Vector16 all;
 
         NZ_DEVICE Four(const Quad& quad, const Step& step) { words_of(quad, step, all.word); }
+        NZ_DEVICE explicit Four(const u32 words[4]) : all{{words[0], words[1], words[2], words[3]}} {}
         NZ_DEVICE void store(Bits* out) const { *(Vector16*)out = all; }
         NZ_DEVICE Bits at(u32 i) const {
             const u32 low = i & 1 ? all.word[1] : all.word[0], high = i & 1 ? all.word[3] : all.word[2];
@@ -139,6 +140,12 @@ struct Float16 {
         NZ_DEVICE Four(const Quad& quad, const Step& step) {
             u32 words[4];
             words_of(quad, step, words);
+            join(words);
+        }
+        NZ_DEVICE explicit Four(const u32 words[4]) { join(words); }
+
+      private:
+        NZ_DEVICE void join(const u32 words[4]) {
             all.word[0] = float16_of(words[0]) | float16_of(words[1]) << 16;
             all.word[1] = float16_of(words[2]) | float16_of(words[3]) << 16;
         }
@@ -154,12 +161,18 @@ struct Bfloat16 {
             if (step.transform != NZ_TRANSFORM_FLOAT_SPLIT) {
                 u32 words[4];
                 words_of(quad, step, words);
-                all.word[0] = __byte_perm(words[0], words[1], 0x7632);
-                all.word[1] = __byte_perm(words[2], words[3], 0x7632);
+                join(words);
                 return;
             }
             all.word[0] = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
             all.word[1] = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
+        }
+        NZ_DEVICE explicit Four(const u32 words[4]) { join(words); }
+
+      private:
+        NZ_DEVICE void join(const u32 words[4]) {
+            all.word[0] = __byte_perm(words[0], words[1], 0x7632);
+            all.word[1] = __byte_perm(words[2], words[3], 0x7632);
         }
     };
 };

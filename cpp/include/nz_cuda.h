@@ -67,7 +67,7 @@ typedef struct NzCudaWeight {
     unsigned int block_len;
     unsigned int blocks_per_tile; /* of a whole tile; all blocks when row-major */
     unsigned int tiers;
-    unsigned int transform;   /* NZ_TRANSFORM_* */
+    unsigned int transform;   /* NZ_TRANSFORM_*; of a delta it is not looked at */
     unsigned int record_room; /* bytes of shared memory for a record, a multiple of 16 */
     unsigned int tail_room;   /* bytes of shared memory for the symbols of a tier behind the first, a multiple of 16 */
     unsigned char tier_widths[NZ_MAX_TIERS];
@@ -160,6 +160,38 @@ typedef struct NzCudaProduct {
     float alpha;
     float beta;
 } NzCudaProduct;
+
+/* The most that a base's exponent adds to the length of a residual. */
+#define NZ_CUDA_MAX_LIFT 222U
+/* Bytes of shared memory between the words of a unit and the room that its base and its records take in turn: a verdict. */
+#define NZ_CUDA_VERDICT_SIZE 16
+
+/* A delta to a blob. The weight that goes with it is the delta, but its blocks are units: one or more of the delta's own
+ * blocks that follow each other, with the size of all their records, of at most NZ_MAX_BLOCK_LENGTH weights. */
+typedef struct NzCudaDelta {
+    NzCudaWeight base;
+    const unsigned short* sizes;  /* of the records of all its blocks, in units of 4 bytes */
+    unsigned int block_len;       /* of its own blocks: a unit has a whole number of these */
+    unsigned int blocks_per_tile; /* the same */
+    unsigned int exponent;        /* E */
+    unsigned int is_difference;   /* 1: residuals are differences; 0: bits that differ */
+    unsigned int room;            /* bytes of shared memory that base and records take, a multiple of 16 */
+    unsigned int padding;
+} NzCudaDelta;
+
+/* Arguments of nz_delta_decode. */
+typedef struct NzCudaDeltaDecode {
+    NzCudaDecode decode; /* of units */
+    NzCudaDelta delta;
+    unsigned int element; /* NZ_CUDA_FLOAT32 ...: of the output */
+    unsigned int padding;
+} NzCudaDeltaDecode;
+
+/* Arguments of nz_delta_rows_* and nz_delta_tiles_*. */
+typedef struct NzCudaDeltaProduct {
+    NzCudaProduct product; /* of units */
+    NzCudaDelta delta;
+} NzCudaDeltaProduct;
 
 /* What nz_survey counts, 64-bit numbers one after the other: words by exponent, or the place of a subnormal's top bit,
  * and by leading ones of the mantissa; then weights by the mantissa bits that their blocks need, of words that rounding

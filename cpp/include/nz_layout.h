@@ -48,6 +48,7 @@
 #define NZ_TRANSFORM_FLOAT_SPLIT 1
 #define NZ_TRANSFORM_NORMALISED 2 /* float split with normalised subnormals */
 #define NZ_TRANSFORM_GRID 3       /* levels of a uniform grid */
+#define NZ_TRANSFORM_DELTA 4      /* what tells weights from those of a base */
 #define NZ_TRANSFORM_INTEGER 5    /* 8-bit integers */
 #define NZ_TRANSFORM_CODEBOOK 6   /* values of a codebook */
 #define NZ_CODER_TIERED_CASCADE 1

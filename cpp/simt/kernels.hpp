@@ -9,6 +9,7 @@
 #include "simt.hpp"
 
 #include "decode.cu"
+#include "delta.cu"
 #include "encode.cu"
 #include "gemv.cu"
 
@@ -33,6 +34,11 @@ inline const Kernel kernels[] = {
     {"nz_decode_float16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float16>},
     {"nz_decode_bfloat16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_bfloat16>},
     {"nz_decode_integer", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_integer>},
+    {"nz_delta_decode", sizeof(NzCudaDeltaDecode), call<const NzCudaDeltaDecode, nz_delta_decode>},
+    {"nz_delta_rows_1", sizeof(NzCudaDeltaProduct), call<const NzCudaDeltaProduct, nz_delta_rows_1>},
+    {"nz_delta_rows_8", sizeof(NzCudaDeltaProduct), call<const NzCudaDeltaProduct, nz_delta_rows_8>},
+    {"nz_delta_tiles_1", sizeof(NzCudaDeltaProduct), call<const NzCudaDeltaProduct, nz_delta_tiles_1>},
+    {"nz_delta_tiles_4", sizeof(NzCudaDeltaProduct), call<const NzCudaDeltaProduct, nz_delta_tiles_4>},
     {"nz_survey", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_survey>},
     {"nz_measure", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_measure>},
     {"nz_write", sizeof(NzCudaEncode), call<const NzCudaEncode, nz_write>},

@@ -40,11 +40,12 @@ struct Config {
     std::uint64_t seed = 0;     // 0: warps and lanes in order
 };
 
-enum class Op { run, shuffle, shuffle_up, shuffle_xor, ballot, barrier, named_barrier, exited };
+enum class Op { run, shuffle, shuffle_up, shuffle_xor, ballot, warp_barrier, barrier, named_barrier, exited };
 
 inline const char* name(Op op) {
     static const char* const names[] = {"no collective", "__shfl_sync",  "__shfl_up_sync", "__shfl_xor_sync",
-                                        "__ballot_sync", "__syncthreads", "barrier.sync",   "exit"};
+                                        "__ballot_sync", "__syncwarp",   "__syncthreads",  "barrier.sync",
+                                        "exit"};
     return names[static_cast<int>(op)];
 }
 
@@ -164,7 +165,7 @@ class Engine {
         for (unsigned i = first; i < end && error_.empty(); ++i) {
             const Thread& lane = threads_[i];
             if (lane.op != Op::shuffle && lane.op != Op::shuffle_up && lane.op != Op::shuffle_xor &&
-                lane.op != Op::ballot) {
+                lane.op != Op::ballot && lane.op != Op::warp_barrier) {
                 continue;
             }
             if ((lane.mask >> (i - first) & 1) == 0) return fail(i, "is not in its own mask");
@@ -299,6 +300,10 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned lanes) {
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return simt::Engine::current->collective(simt::Op::ballot, mask, predicate != 0);
+}
+
+inline void __syncwarp(unsigned mask = 0xffffffffU) {
+    simt::Engine::current->collective(simt::Op::warp_barrier, mask);
 }
 
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }

@@ -11,15 +11,18 @@ use cudarc::nvrtc::Ptx;
 
 use super::cubin;
 use super::job::{Kernel, Launch};
-use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
+use super::layout::{
+    DecodeArguments, DeltaDecodeArguments, DeltaProductArguments, EncodeArguments, ProductArguments,
+};
 use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
 
 pub use super::port::DeviceError;
 
 /// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [(&str, &str); 3] = [
+const MODULES: [(&str, &str); 4] = [
     ("decode", include_str!("../../cpp/ptx/decode.ptx")),
+    ("delta", include_str!("../../cpp/ptx/delta.ptx")),
     ("encode", include_str!("../../cpp/ptx/encode.ptx")),
     ("gemv", include_str!("../../cpp/ptx/gemv.ptx")),
 ];
@@ -213,10 +216,28 @@ impl Device for Kernels {
         unsafe { self.launch(stream, launch) }
     }
 
+    unsafe fn decode_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaDecodeArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
     unsafe fn multiply(
         &self,
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, launch) }
+    }
+
+    unsafe fn multiply_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaProductArguments>,
     ) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, launch) }

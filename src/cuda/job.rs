@@ -1,5 +1,6 @@
 //! Launches: which kernel, how many threads, and what it is told.
 
+mod delta;
 mod rooms;
 mod table;
 
@@ -10,6 +11,7 @@ use super::layout::{
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Header, Layout, MAX_BLOCK, Transform, Units};
 
+pub use delta::{DeltaMemory, DeviceDelta};
 use rooms::Rooms;
 use table::Table;
 
@@ -23,6 +25,8 @@ pub enum Kernel {
     Decode(Dtype),
     /// Decodes integers of 8 bits.
     Integers,
+    /// Decodes deltas.
+    Delta,
     /// Sums up parts of a product with a row-major weight; `many`: of up to 8 rows, else of one.
     Rows {
         /// More than one row.
@@ -30,6 +34,16 @@ pub enum Kernel {
     },
     /// The same, with a weight in column tiles; `many`: four rows a thread block.
     Tiles {
+        /// More than one row.
+        many: bool,
+    },
+    /// [`Kernel::Rows`] of deltas.
+    DeltaRows {
+        /// More than one row.
+        many: bool,
+    },
+    /// [`Kernel::Tiles`] of deltas.
+    DeltaTiles {
         /// More than one row.
         many: bool,
     },
@@ -45,15 +59,20 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 12] = [
+    pub const ALL: [Kernel; 17] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
         Kernel::Integers,
+        Kernel::Delta,
         Kernel::Rows { many: false },
         Kernel::Rows { many: true },
         Kernel::Tiles { many: false },
         Kernel::Tiles { many: true },
+        Kernel::DeltaRows { many: false },
+        Kernel::DeltaRows { many: true },
+        Kernel::DeltaTiles { many: false },
+        Kernel::DeltaTiles { many: true },
         Kernel::Sum,
         Kernel::Survey,
         Kernel::Measure,
@@ -67,10 +86,15 @@ impl Kernel {
             Kernel::Decode(Dtype::F16) => "nz_decode_float16",
             Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
             Kernel::Integers | Kernel::Decode(Dtype::U8 | Dtype::I8) => "nz_decode_integer",
+            Kernel::Delta => "nz_delta_decode",
             Kernel::Rows { many: false } => "nz_gemv_rows_1",
             Kernel::Rows { many: true } => "nz_gemv_rows_8",
             Kernel::Tiles { many: false } => "nz_gemv_tiles_1",
             Kernel::Tiles { many: true } => "nz_gemv_tiles_4",
+            Kernel::DeltaRows { many: false } => "nz_delta_rows_1",
+            Kernel::DeltaRows { many: true } => "nz_delta_rows_8",
+            Kernel::DeltaTiles { many: false } => "nz_delta_tiles_1",
+            Kernel::DeltaTiles { many: true } => "nz_delta_tiles_4",
             Kernel::Sum => "nz_gemv_sum",
             Kernel::Survey => "nz_survey",
             Kernel::Measure => "nz_measure",
@@ -154,8 +178,8 @@ impl DeviceWeight {
     /// Takes from the validated header of a blob what kernels need that read all of its layers, if it has any.
     ///
     /// # Errors
-    /// A record is longer than any block's can be, or there are more blocks than a launch
-    /// has thread blocks.
+    /// The blob is a delta, a record is longer than any block's can be, or there are more blocks than a launch has thread
+    /// blocks.
     pub fn new(header: &Header) -> Result<Self> {
         DeviceWeight::to_depth(header, usize::MAX)
     }
@@ -174,8 +198,7 @@ impl DeviceWeight {
             Transform::Integer => 5,
             Transform::Codebook => 6,
             Transform::Delta => {
-                let what = format!("transform {:?}: the CUDA kernels do not know it", header.transform);
-                return Err(Error::Unsupported(what));
+                return Err(Error::invalid("a delta without its base"));
             }
         };
         let blocks = header.blocks();
@@ -263,6 +286,11 @@ impl DeviceWeight {
     /// The order in which the tensor is stored.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// Dimensions of the tensor, outermost first.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
     }
 
     /// Weights in the tensor.

@@ -14,6 +14,8 @@ pub(super) const PADDING: usize = 16;
 pub(super) const LAYER_HEAD: usize = 16;
 /// Flag of [`BlockEntry::known`].
 pub(super) const CUT: u8 = 128;
+/// Bytes of shared memory between the words of a unit and the room that its base and its records take in turn.
+pub(super) const VERDICT_SIZE: u32 = 16;
 /// Bit of the status word: the planes of a record did not fill it.
 pub(super) const DAMAGED_RECORD: u32 = 1;
 /// Bit of the status word: an index named no row.
@@ -73,7 +75,7 @@ pub struct WeightArguments {
     pub blocks_per_tile: u32,
     /// Tiers of the cascade.
     pub tiers: u32,
-    /// The transform, as in the header: all but 4.
+    /// The transform, as in the header; of no account in a delta.
     pub transform: u32,
     /// Bytes of shared memory for a record.
     pub record_room: u32,
@@ -205,6 +207,52 @@ pub struct ProductArguments {
     pub alpha: f32,
     /// Factor of C.
     pub beta: f32,
+}
+
+/// `NzCudaDelta`: a delta to a blob, whose weight has units in place of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeltaArguments {
+    /// The base.
+    pub base: WeightArguments,
+    /// Sizes of the records of the delta's blocks, in units of 4 bytes, 16 bits each.
+    pub sizes: u64,
+    /// Weights a block of the delta.
+    pub block_len: u32,
+    /// Blocks of a whole tile.
+    pub blocks_per_tile: u32,
+    /// The exponent from which on the base's exponents count.
+    pub exponent: u32,
+    /// Whether residuals are differences: 0 or 1.
+    pub is_difference: u32,
+    /// Bytes of shared memory that base and records take.
+    pub room: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// `NzCudaDeltaDecode`: the argument of the kernel that decodes deltas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeltaDecodeArguments {
+    /// What is decoded of which units.
+    pub decode: DecodeArguments,
+    /// What the units are.
+    pub delta: DeltaArguments,
+    /// Type of the output: 0 float32, 1 float16, 2 bfloat16.
+    pub element: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// `NzCudaDeltaProduct`: the argument of the kernels that multiply with deltas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeltaProductArguments {
+    /// The product, of units.
+    pub product: ProductArguments,
+    /// What the units are.
+    pub delta: DeltaArguments,
 }
 
 /// What `nz_survey` counts.

@@ -17,4 +17,7 @@ pub mod port;
 pub mod product;
 
 pub use encode::{EncodeError, Encoded, encode};
-pub use layout::{BlockEntry, DecodeArguments, EncodeArguments, ProductArguments, WeightArguments};
+pub use layout::{
+    BlockEntry, DecodeArguments, DeltaArguments, DeltaDecodeArguments, DeltaProductArguments,
+    EncodeArguments, ProductArguments, WeightArguments,
+};

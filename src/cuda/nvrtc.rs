@@ -11,10 +11,14 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 13] = [
+const FILES: [(&str, &str); 17] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
+    ("delta.cu", include_str!("../../cpp/cuda/delta.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
+    ("decode.cuh", include_str!("../../cpp/cuda/decode.cuh")),
+    ("delta.cuh", include_str!("../../cpp/cuda/delta.cuh")),
+    ("gemv.cuh", include_str!("../../cpp/cuda/gemv.cuh")),
     ("octets.cuh", include_str!("../../cpp/cuda/octets.cuh")),
     ("codebook.cuh", include_str!("../../cpp/cuda/codebook.cuh")),
     ("words.cuh", include_str!("../../cpp/cuda/words.cuh")),
@@ -96,7 +100,7 @@ mod tests {
 
     #[test]
     fn sources_are_whole_without_their_includes() {
-        for module in ["decode", "encode", "gemv"] {
+        for module in ["decode", "delta", "encode", "gemv"] {
             let source = flattened(&format!("{module}.cu"), &mut Vec::new()).expect("all files are here");
             assert!(!source.contains("#include \""), "{module}");
             for text in ["typedef struct NzCudaWeight {", "#define NZ_MAX_TIERS", "struct Sixteen {"] {
@@ -108,9 +112,12 @@ mod tests {
     /// Where NVRTC is, the sources compile for devices old and new; else the message says what is missing.
     #[test]
     fn sources_compile_where_nvrtc_is() {
-        for (module, kernel) in
-            [("decode", "nz_decode_bfloat16"), ("encode", "nz_write"), ("gemv", "nz_gemv_rows_1")]
-        {
+        for (module, kernel) in [
+            ("decode", "nz_decode_bfloat16"),
+            ("delta", "nz_delta_decode"),
+            ("encode", "nz_write"),
+            ("gemv", "nz_gemv_rows_1"),
+        ] {
             for capability in [(7, 5), (9, 0)] {
                 match compile(module, capability) {
                     Ok(ptx) => assert!(ptx.to_src().contains(&format!(".entry {kernel}("))),

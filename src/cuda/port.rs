@@ -3,7 +3,9 @@
 use std::ffi::c_void;
 
 use super::job::Launch;
-use super::layout::{DecodeArguments, EncodeArguments, ProductArguments};
+use super::layout::{
+    DecodeArguments, DeltaDecodeArguments, DeltaProductArguments, EncodeArguments, ProductArguments,
+};
 
 /// Why the device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +129,19 @@ pub trait Device: Send + Sync {
     unsafe fn decode(&self, stream: *mut c_void, launch: &Launch<DecodeArguments>)
     -> Result<(), DeviceError>;
 
+    /// The same for a delta.
+    ///
+    /// # Safety
+    /// As [`Device::decode`].
+    ///
+    /// # Errors
+    /// As [`Device::decode`].
+    unsafe fn decode_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaDecodeArguments>,
+    ) -> Result<(), DeviceError>;
+
     /// The same for a part of a product.
     ///
     /// # Safety
@@ -138,6 +153,19 @@ pub trait Device: Send + Sync {
         &self,
         stream: *mut c_void,
         launch: &Launch<ProductArguments>,
+    ) -> Result<(), DeviceError>;
+
+    /// The same for a part of a product with a delta.
+    ///
+    /// # Safety
+    /// As [`Device::decode`].
+    ///
+    /// # Errors
+    /// As [`Device::decode`].
+    unsafe fn multiply_delta(
+        &self,
+        stream: *mut c_void,
+        launch: &Launch<DeltaProductArguments>,
     ) -> Result<(), DeviceError>;
 
     /// The same for a step of encoding.

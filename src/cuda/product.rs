@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::{Dtype, Layout};
 
 /// Shared memory that any device has without being asked for more.
-const SHARED_LIMIT: u32 = 48 << 10;
+pub(super) const SHARED_LIMIT: u32 = 48 << 10;
 /// Threads of a block that multiplies tiles: one for each column.
 const TILE_THREADS: u32 = MAX_TILE;
 

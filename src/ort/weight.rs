@@ -37,7 +37,7 @@ pub(crate) enum Stored {
 }
 
 /// The attribute of a node that names the file of its base's blob.
-const BASE_FILE: &CStr = c"base_file";
+pub(crate) const BASE_FILE: &CStr = c"base_file";
 /// The one with that blob's [`Header::identity`], where it is the weight itself.
 pub(crate) const BASE_HASH: &CStr = c"base_hash";
 
@@ -199,6 +199,13 @@ pub(crate) fn explain(error: &Error) -> String {
         _ => "",
     };
     format!("{error}{advice}")
+}
+
+/// What is wrong with the blob of a base, and what to do about it.
+pub(crate) fn put_back(error: &Error, base_file: &str) -> String {
+    format!(
+        "{error}; put the {base_file} back that the model was converted with, or convert the model again with --base"
+    )
 }
 
 /// What [`VERIFY_VARIABLE`] says: whether payloads are read and their checksums compared.
@@ -432,11 +439,7 @@ impl Weight {
     /// What is wrong with a blob, and what to do about it; `label` names the one that should be the base's.
     fn refuse(&self, error: Error, label: String) -> Failure {
         match error {
-            Error::Base(_) => Failure::fail(format!(
-                "{error}; put the {} back that the model was converted with, or convert the model again with --base",
-                self.base.file
-            ))
-            .at(label),
+            Error::Base(_) => Failure::fail(put_back(&error, &self.base.file)).at(label),
             error => Failure::fail(explain(&error)).at(self.label()),
         }
     }

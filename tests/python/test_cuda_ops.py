@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import numpy as np
+import nzlib
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper
@@ -22,6 +24,7 @@ from opmodels import (
     assert_close,
     model,
     nz_node,
+    options,
     random_weight,
     session,
     value,
@@ -43,15 +46,26 @@ def rng():
     return np.random.default_rng(8)
 
 
-def test_what_holds_for_the_cpu_holds_for_these():
-    """A process of its own: a library's ops stay what they were when it was loaded."""
+# Tests of deltas and their bases. Each sum of many rows is ONNX Runtime's own, so results are equal bit for bit.
+OF_DELTAS = ("every_op", "bases_take_no_bytes", "another_base", "damage", "shared_with_a_base")
+
+
+def run_tests(chosen, *files):
+    """In a process of its own: a library's ops stay what they were when it was loaded."""
     folder = os.path.dirname(os.path.abspath(__file__))
-    chosen = " and ".join(f"not {name}" for name in OF_THE_CPU)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, "test_ops.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *files]
     environment = {**os.environ, "NZ_LIB": LIBRARY}
     environment.pop("NZ_PYTEST_SUMMARY", None)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_what_holds_for_the_cpu_holds_for_these():
+    run_tests(" and ".join(f"not {name}" for name in OF_THE_CPU), "test_ops.py")
+
+
+def test_what_holds_for_deltas_on_the_cpu_holds_for_these():
+    run_tests(" or ".join(OF_DELTAS), "test_shared_base.py", "test_loops.py")
 
 
 @pytest.mark.parametrize("profile", ["compact", "gpu"])
@@ -228,6 +242,50 @@ def test_layers_that_are_read_are_checked(encode, rng, monkeypatch):
     monkeypatch.setenv("NZ_BITS", "14")
     found = session(made, LIBRARY).run(None, {"X": np.zeros(1, np.float32)})[0]
     assert found.tobytes() == known(w, 8).tobytes()
+
+
+@pytest.mark.parametrize("element, numpy_type", [(FLOAT, np.float32), (FLOAT16, np.float16)])
+def test_few_rows_and_many_of_deltas(rng, tmp_path, element, numpy_type):
+    """Straight from delta and base up to 8 rows, then by ONNX Runtime's own Gemm; C comes behind the base."""
+    w = random_weight(rng, 512, 640).astype(numpy_type)
+    v = random_weight(rng, 384, 640).astype(numpy_type)
+    c = random_weight(rng, 384).astype(numpy_type)
+
+    def write(path, w, v):
+        nodes = [
+            helper.make_node("MatMul", ["X", "W"], ["A"]),
+            helper.make_node("Gemm", ["A", "V", "C"], ["Y"], transB=1, alpha=0.5, beta=2.0),
+        ]
+        outputs = [value("A", element), value("Y", element)]
+        made = model(nodes, [value("X", element, ["m", 512])], {"W": w, "V": v, "C": c}, outputs)
+        del made.opset_import[1:]  # as a model that is not converted
+        onnx.save(made, path)
+
+    step = np.finfo(numpy_type).eps * 4
+    tuned_w, tuned_v = (
+        (one + one * rng.standard_normal(one.shape) * step).astype(numpy_type) for one in (w, v)
+    )
+    write(tmp_path / "base.onnx", w, v)
+    write(tmp_path / "tuned.onnx", tuned_w, tuned_v)
+    nzlib.convert(tmp_path / "base.onnx", tmp_path / "base.nz.onnx", "--lossless")
+    base = ("--base", tmp_path / "base.nz.onnx")
+    report = nzlib.convert(tmp_path / "tuned.onnx", tmp_path / "tuned.nz.onnx", *base)
+    assert {t["encoding"] for t in report["tensors"] if t["bytes_before"] > 1 << 17} == {"delta difference"}
+    ops = {node.op_type for node in onnx.load(tmp_path / "tuned.nz.onnx", load_external_data=False).graph.node}
+    assert {"DecodeDeltaMatMul", "DecodeDeltaGemm"} <= ops
+    made = ort.InferenceSession(
+        str(tmp_path / "tuned.nz.onnx"), options(LIBRARY), providers=["CPUExecutionProvider"]
+    )
+    # The CPU provider has no Gemm for float16.
+    for m in (1, 2, 5, 8) if element == FLOAT16 else (1, 2, 5, 8, 9, 33):
+        x = rng.standard_normal((m, 512)).astype(numpy_type)
+        a, y = made.run(None, {"X": x})
+        assert a.dtype == numpy_type
+        tolerance = 2e-3 if numpy_type == np.float16 else 1e-5
+        expected = x.astype(np.float64) @ tuned_w.astype(np.float64)
+        assert_close(a.astype(np.float32), expected.astype(np.float32), tolerance)
+        expected = 0.5 * a.astype(np.float64) @ tuned_v.astype(np.float64).T + 2 * c.astype(np.float64)
+        assert_close(y.astype(np.float32), expected.astype(np.float32), tolerance)
 
 
 def test_sessions_come_and_go(encode, rng):

@@ -170,7 +170,7 @@ def files():
 
     here = [HERE / "sentences.txt", HERE / "inputs.py", HERE.parent / "src/main.rs", HERE.parent / "Cargo.toml"]
     root = HERE.parent.parent
-    here += [root / "README.md", root / "cpp/cuda/decode.cu", root / "cpp/include/nz_cuda.h", root / "Cargo.lock"]
+    here += [root / "README.md", root / "cpp/cuda/decode.cuh", root / "cpp/include/nz_cuda.h", root / "Cargo.lock"]
     here += [root / "tests/golden/v1_0_f32_k3.nzb", root / ".gitignore", root / "pyproject.toml"]
     folder = Path(skimage.data.__file__).parent
     here += [folder / "astronaut.png", folder / "rocket.jpg", folder / "multipage.tif", folder / "lfw_subset.npy"]

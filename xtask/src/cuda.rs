@@ -16,7 +16,7 @@ const PACKAGES: &[&str] = &[
     "nvidia-cuda-runtime==13.0.96",
 ];
 /// `cpp/cuda/<name>.cu` becomes `cpp/ptx/<name>.ptx`.
-const MODULES: &[&str] = &["decode", "encode", "gemv"];
+const MODULES: &[&str] = &["decode", "delta", "encode", "gemv"];
 /// The oldest compute capability that the PTX is for.
 const TARGET: &str = "compute_75";
 /// The PTX version that goes with it, and with drivers from 520 on. The kernels use nothing newer.

@@ -2,7 +2,10 @@
 
 use std::mem::{offset_of, size_of};
 
-use nz_onnx::cuda::{BlockEntry, DecodeArguments, EncodeArguments, ProductArguments, WeightArguments};
+use nz_onnx::cuda::{
+    BlockEntry, DecodeArguments, DeltaArguments, DeltaDecodeArguments, DeltaProductArguments,
+    EncodeArguments, ProductArguments, WeightArguments,
+};
 
 macro_rules! numbers {
     ($type:ty: $($field:ident)*) => { [size_of::<$type>(), $(offset_of!($type, $field)),*] };
@@ -19,6 +22,9 @@ fn structs_are_laid_out_alike() {
             indices index_count rows row_len index_size),
         &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks
             tile_width splits split_blocks c c_row_stride c_column_stride alpha beta),
+        &numbers!(DeltaArguments: base sizes block_len blocks_per_tile exponent is_difference room),
+        &numbers!(DeltaDecodeArguments: decode delta element),
+        &numbers!(DeltaProductArguments: product delta),
         &numbers!(EncodeArguments: source elements rows columns tile_columns element block_len blocks_per_tile is_tiled
             parts sampled_of counts transform kept no_subnormals tiers tier_widths places measured blocks payload status
             record_room),

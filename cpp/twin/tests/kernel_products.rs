@@ -2,11 +2,12 @@
 
 mod common;
 
+use common::deltas::{DeltaPlan, write_delta};
 use common::device::{Memory, run};
 use common::{DTYPES, Fill, Rng, encode_in_books, tensor};
 use half::{bf16, f16};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
-use nz_onnx::cuda::job::{DeviceWeight, WeightMemory, check_status};
+use nz_onnx::cuda::job::{DeltaMemory, DeviceDelta, DeviceWeight, WeightMemory, check_status};
 use nz_onnx::cuda::product::{Addend, Operands};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 
@@ -319,6 +320,112 @@ fn products_of_layers_are_those_of_their_weights() {
         }
     }
     assert!(met > 60, "only {met} products");
+}
+
+/// Y of a product with a delta to the blob `base`, in `dtype`, and the kernels' verdict; none if it has to be decoded.
+fn multiply_delta(
+    blobs: [&[u8]; 2],
+    dtype: Dtype,
+    m: u32,
+    x: &[u8],
+    seed: u64,
+) -> Option<(Vec<u8>, nz_onnx::error::Result<()>)> {
+    let headers = blobs.map(|blob| Header::parse(blob).expect("whole"));
+    let delta = DeviceDelta::new(&headers[0], &headers[1]).expect("headers of ours");
+    let product = delta.weight().product(m).ok()?;
+    let spec = &headers[0].spec;
+    let n = spec.shape[usize::from(spec.layout != Layout::RowMajor)];
+    let mut table = Memory::holding(delta.table(), 0);
+    let [mut blob, mut base] =
+        [(blobs[0], 4), (blobs[1], 8)].map(|(blob, shift)| Memory::holding(blob, shift));
+    let mut x = Memory::holding(x, 0);
+    let mut y = Memory::filled(n as usize * m as usize * dtype.size(), 0x5a, 0);
+    // NaN, which would show in any sum.
+    let mut partial = Memory::filled(product.partial_bytes() as usize, 0xff, 0);
+    let mut status = Memory::filled(4, 0, 0);
+    let memory = DeltaMemory { blob: blob.address(), table: table.address(), base: base.address() };
+    let operands = Operands {
+        dtype,
+        x: x.address(),
+        y: y.address(),
+        partial: partial.address(),
+        status: status.address(),
+        alpha: 1.0,
+        addend: None,
+    };
+    let (parts, sum) = delta.multiply(memory, &product, operands).expect("aligned");
+    run(&parts, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    run(&sum, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    partial.bytes();
+    let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
+    Some((y.bytes().to_vec(), check_status(status)))
+}
+
+/// Small integers, so that sums are exact in any order, as deltas to other small integers: by the codec, and by a writer that
+/// takes any lengths of blocks and tiers.
+#[test]
+fn products_of_deltas_are_exact() {
+    let mut rng = Rng(86);
+    let mut met = 0;
+    for dtype in DTYPES {
+        for spec in specs(dtype) {
+            let elements = spec.elements().expect("small") as usize;
+            let k = if spec.layout == Layout::RowMajor { spec.shape[1] } else { spec.shape[0] } as usize;
+            let rare = 1 + k / 64;
+            let w: Vec<f32> = (0..elements).map(|_| rng.below(5) as f32 - 2.0).collect();
+            let base: Vec<f32> = w.iter().map(|w| w + (rng.below(4) == 0) as u8 as f32).collect();
+            let options = EncodeOptions {
+                block_len: [64, 320, 1024, 4096, 4096][rng.below(5)],
+                profile: [Profile::Compact, Profile::Gpu][rng.below(2)],
+                ..Default::default()
+            };
+            let base = codec::encode(&to_bytes(dtype, &base), &spec, &options).expect("encodes");
+            let plan = DeltaPlan::random(&mut rng);
+            for delta in [
+                codec::encode_delta_to_blob(&to_bytes(dtype, &w), &base).expect("encodes"),
+                write_delta(&to_bytes(dtype, &w), &base, &plan),
+            ] {
+                let m = [1, 2 + rng.below(7)][rng.below(2)];
+                let x: Vec<f32> = (0..m * k)
+                    .map(|_| if rng.below(rare) == 0 { rng.below(3) as f32 - 1.0 } else { 0.0 })
+                    .collect();
+                let sums: Vec<f32> = expected(&spec, &w, &x, m).iter().map(|&(sum, _)| sum as f32).collect();
+                let x_type = DTYPES[rng.below(3)];
+                let (seed, blobs) = (rng.next() % 2 * rng.next(), [&delta[..], &base[..]]);
+                let found = multiply_delta(blobs, x_type, m as u32, &to_bytes(x_type, &x), seed);
+                let Some((y, verdict)) = found else { continue };
+                let context = format!("{spec:?}, {options:?}, {plan:?}, {m} rows of {x_type:?}");
+                assert!(verdict.is_ok(), "{context}: {verdict:?}");
+                assert_eq!(to_floats(x_type, &y), sums, "{context}");
+                met += 1;
+            }
+        }
+    }
+    assert!(met > 90, "only {met} products");
+}
+
+#[test]
+fn damaged_deltas_are_told_by_products() {
+    let mut rng = Rng(87);
+    for spec in
+        [TensorSpec::row_major(Dtype::F16, &[9, 700]), TensorSpec::column_tiles(Dtype::F16, 50, 300, 256)]
+    {
+        let elements = spec.elements().expect("small") as usize;
+        let [weights, src] = [(); 2].map(|()| tensor(Fill::Weights, Dtype::F16, elements, &mut rng));
+        let base = codec::encode(&weights, &spec, &EncodeOptions::default()).expect("encodes");
+        let delta = codec::encode_delta_to_blob(&src, &base).expect("encodes");
+        for which in 0..2 {
+            let mut blobs = [delta.clone(), base.clone()];
+            let record = Header::parse(&blobs[which]).expect("whole").record(1);
+            blobs[which][record].fill(0xff);
+            for m in [1, 5] {
+                let x = vec![0; 2 * 700 * m as usize];
+                let found = multiply_delta([&blobs[0], &blobs[1]], Dtype::F16, m, &x, 1);
+                let (_, verdict) = found.expect("a product");
+                assert!(verdict.expect_err("damaged").to_string().contains("damaged"), "{spec:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn missing_barriers_are_caught() {
         let source = fs::read_to_string(cpp_folder().join(file)).expect("read");
         source.matches(barrier).count()
     };
-    assert_eq!((count("cuda/block.cuh"), count("cuda/decode.cu")), (3, 1), "all barriers are tried below");
+    assert_eq!((count("cuda/block.cuh"), count("cuda/decode.cuh")), (3, 1), "all barriers are tried below");
     for nth in 0..3 {
         let program = Sources::copy().plant("cuda/block.cuh", barrier, nth, ";").build(&["-O0"]);
         assert!(is_caught(&program, &whole, &src, 0..60), "barrier {nth} of block.cuh");
@@ -150,7 +150,7 @@ fn missing_barriers_are_caught() {
         let program = Sources::copy().plant("cuda/even.cuh", call, nth, without).build(&["-O0"]);
         assert!(is_caught(&program, &even, &even_src, 0..60), "{call} {nth} of even.cuh");
     }
-    let program = Sources::copy().plant("cuda/decode.cu", barrier, 0, "").build(&["-O0"]);
+    let program = Sources::copy().plant("cuda/decode.cuh", barrier, 0, "").build(&["-O0"]);
     assert!(is_caught(&program, &gather, &gathered, 0..60), "the barrier between rows");
 }
 

@@ -15,7 +15,7 @@ pub(super) struct Rooms {
 }
 
 /// Records start at any multiple of 4 of the 16 bytes that are loaded at once.
-fn staged(bytes: usize) -> usize {
+pub(super) fn staged(bytes: usize) -> usize {
     (bytes + 12).next_multiple_of(16) + PADDING
 }
 

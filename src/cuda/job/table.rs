@@ -17,8 +17,7 @@ pub(super) struct Table {
 impl Table {
     /// That of the blob whose header is given, of which `depth` layers are read.
     pub fn new(header: &Header, depth: usize, blocks: &[BlockEntry]) -> Self {
-        let bytes = bytemuck::cast_slice(blocks).to_vec();
-        let mut table = Table { bytes, layer_offsets: None, books: None, units: None, groups: None };
+        let mut table = Table::of_blocks(blocks);
         if depth > 0 {
             let count = blocks.len() - 1;
             let place = |block: usize, layer: &Layer| match block.checked_sub(count) {
@@ -44,6 +43,12 @@ impl Table {
             table.groups = Some(table.add(groups));
         }
         table
+    }
+
+    /// That of blocks alone.
+    pub fn of_blocks(blocks: &[BlockEntry]) -> Self {
+        let bytes = bytemuck::cast_slice(blocks).to_vec();
+        Table { bytes, layer_offsets: None, books: None, units: None, groups: None }
     }
 
     /// Adds bytes at the end; where they start.

@@ -1,13 +1,12 @@
-//! `nz.Decode` and `nz.DecodeGather` on a device, and their like for integers.
+//! `nz.Decode` and `nz.DecodeGather` on a device, and their like for integers and for deltas.
 
-use super::shared::told;
 use super::weight::Weight;
 use crate::cuda::job::{Indices, Output};
 use crate::format::Dtype;
 use crate::ort::api::{KernelContext, KernelInfo, element};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
-use crate::ort::weight::{Stored, explain};
+use crate::ort::weight::Stored;
 
 /// The whole weight, row-major.
 pub(super) struct Decode {
@@ -39,10 +38,8 @@ impl Kernel for Decode {
         let bound = self.weight.bind(&context)?;
         let address = context.output_address(0, &self.dims)?;
         let out = Output { dtype: self.dtype, address, status: bound.resident.status() };
-        let launch = bound.resident.weight.decode_all(bound.memory, out);
-        let launch = launch.map_err(|error| Failure::fail(explain(&error)))?;
-        // SAFETY: blob, table and status word live as long as the node, the output until the host is done with it.
-        told(unsafe { bound.resident.device().decode(context.stream()?, &launch) })
+        // SAFETY: the host's stream; the output lives until the host is done with it.
+        unsafe { bound.decode(context.stream()?, |weight, memory| weight.decode_all(memory, out)) }
     }
 }
 
@@ -91,9 +88,7 @@ impl Kernel for Gather {
         }
         let out = Output { dtype: self.dtype, address, status: bound.resident.status() };
         let indices = Indices { address: indices.address(), count: indices.count() as u64, size };
-        let launch = bound.resident.weight.gather(bound.memory, out, indices);
-        let launch = launch.map_err(|error| Failure::fail(explain(&error)))?;
         // SAFETY: as in `Decode`; the indices are the host's, and kept until the node is done.
-        told(unsafe { bound.resident.device().decode(context.stream()?, &launch) })
+        unsafe { bound.decode(context.stream()?, |weight, memory| weight.gather(memory, out, indices)) }
     }
 }

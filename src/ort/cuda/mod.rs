@@ -56,6 +56,22 @@ macro_rules! products {
             outputs: &[(REQUIRED, shape::gather)],
             create: |info| Ok(Box::new(Gather::new(info)?)),
         },
+        Definition {
+            name: c"DecodeDelta",
+            provider: Some(PROVIDER),
+            inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED), (UINT8, REQUIRED)],
+            element: FLOAT,
+            outputs: &[(REQUIRED, shape::decode)],
+            create: |info| Ok(Box::new(Decode::new(&info.of_delta())?)),
+        },
+        Definition {
+            name: c"DecodeDeltaGather",
+            provider: Some(PROVIDER),
+            inputs: &[(UINT8, REQUIRED), (ANY, REQUIRED), (UINT8, REQUIRED)],
+            element: FLOAT,
+            outputs: &[(REQUIRED, shape::gather)],
+            create: |info| Ok(Box::new(Gather::new(&info.of_delta())?)),
+        },
         integers!(c"DecodeInt8", INT8, Decode, Dtype::I8, shape::decode),
         integers!(c"DecodeGatherInt8", INT8, Gather, Dtype::I8, shape::gather),
         integers!(c"DecodeUint8", UINT8, Decode, Dtype::U8, shape::decode),
@@ -77,12 +93,28 @@ macro_rules! products {
                 outputs: &[(REQUIRED, shape::gemm)],
                 create: |info| Ok(Box::new(Gemm::new(info, $dtype)?)),
             },
+            Definition {
+                name: c"DecodeDeltaMatMul",
+                provider: Some(PROVIDER),
+                inputs: &[($element, REQUIRED), (UINT8, REQUIRED), (UINT8, REQUIRED)],
+                element: $element,
+                outputs: &[(REQUIRED, shape::matmul)],
+                create: |info| Ok(Box::new(MatMul::new(&info.of_delta(), $dtype)?)),
+            },
+            Definition {
+                name: c"DecodeDeltaGemm",
+                provider: Some(PROVIDER),
+                inputs: &[($element, REQUIRED), (UINT8, REQUIRED), (UINT8, REQUIRED), ($element, OPTIONAL)],
+                element: $element,
+                outputs: &[(REQUIRED, shape::gemm)],
+                create: |info| Ok(Box::new(Gemm::new(&info.of_delta(), $dtype)?)),
+            },
         )*
     ] };
 }
 
 /// The ops of the domain that the CUDA provider has kernels for.
-pub(super) static DEFINITIONS: [Definition; 12] =
+pub(super) static DEFINITIONS: [Definition; 20] =
     products!(FLOAT: Dtype::F32, FLOAT16: Dtype::F16, BFLOAT16: Dtype::Bf16);
 
 static EMULATED: OnceLock<Arc<dyn Device>> = OnceLock::new();

@@ -7,16 +7,15 @@ use std::ops::Range;
 use super::host::{DeviceMatrix, GemmAttributes, HostGemm};
 use super::shared::{ALIGN, told};
 use super::weight::{Bound, Resident, Weight};
-use crate::cuda::job::{DeviceWeight, Output};
+use crate::cuda::job::Output;
 use crate::cuda::port::RowCopy;
 use crate::cuda::product::{Addend, MOST_ROWS, Operands, Product};
-use crate::error::Error;
 use crate::format::{Dtype, Layout};
 use crate::ort::api::{KernelContext, KernelInfo, Tensor, element};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::kernels::{Matrix, addend_strides, rows_of};
 use crate::ort::ops::Kernel;
-use crate::ort::weight::{Stored, explain};
+use crate::ort::weight::Stored;
 
 /// Bytes of decoded weights that a set of tiles has, unless one tile has more.
 const SET_BYTES: usize = 64 << 20;
@@ -59,7 +58,7 @@ impl Multiply {
         let Matrix { k, n, .. } = Matrix::of(weight.shape(), attributes.trans_b)?;
         let gemm = HostGemm::new(info, dtype, attributes, addend);
         if let Some(resident) = weight.constant() {
-            let few = resident.weight.product(MOST_ROWS).map_or(0, |product| product.partial_bytes());
+            let few = resident.weight().product(MOST_ROWS).map_or(0, |product| product.partial_bytes());
             resident.shared.reserve(few.max(weight_room(resident, dtype, k, n)));
         }
         Ok(Multiply { weight, k, n, attributes, gemm })
@@ -70,19 +69,19 @@ impl Multiply {
             return Ok(());
         }
         let stream = context.stream()?;
-        match self.few_rows(&bound.resident.weight, call) {
+        match self.few_rows(&bound.resident, call) {
             Some(product) => self.multiply(stream, bound, &product, call),
             None => self.decode_and_multiply(stream, context, bound, call),
         }
     }
 
     /// The plan of a product straight from the blob, if there is one.
-    fn few_rows<'w>(&self, weight: &'w DeviceWeight, call: &Call<'_>) -> Option<Product<'w>> {
+    fn few_rows<'w>(&self, resident: &'w Resident, call: &Call<'_>) -> Option<Product<'w>> {
         let in_order = call.m == 1 || !self.attributes.trans_a;
         if !in_order || call.m > MOST_ROWS as usize || !call.x.address().is_multiple_of(16) {
             return None;
         }
-        weight.product(call.m as u32).ok()
+        resident.weight().product(call.m as u32).ok()
     }
 
     fn multiply(
@@ -109,11 +108,8 @@ impl Multiply {
                 alpha: self.attributes.alpha,
                 addend,
             };
-            for launch in product.launches(bound.memory, operands).map_err(refused)? {
-                // SAFETY: weight and scratch live as long as the node, operands until the host is done with it.
-                told(unsafe { resident.device().multiply(stream, &launch) })?;
-            }
-            Ok(())
+            // SAFETY: the host's stream; the scratch lives as long as the node, operands until the host is done with it.
+            unsafe { bound.multiply(stream, product, operands) }
         })
     }
 
@@ -135,7 +131,7 @@ impl Multiply {
             )));
         }
         let gemm = self.gemm.as_ref().map_err(|failure| failure.clone().at("ONNX Runtime's own Gemm"))?;
-        let width = set_width(bound.resident.weight.layout(), dtype, self.k, n);
+        let width = set_width(bound.resident.weight().layout(), dtype, self.k, n);
         let room = weight_room(&bound.resident, dtype, self.k, n);
         let (rows, size) = (m as u64, dtype.size() as u64);
         // Where a set is not the whole of the product, its part of Y and C is made next to the weights.
@@ -197,22 +193,16 @@ impl Multiply {
         columns: Range<usize>,
         address: u64,
     ) -> Result<()> {
-        let (weight, out) =
-            (&bound.resident.weight, Output { dtype, address, status: bound.resident.status() });
-        let (first, count) = (columns.start as u64, columns.len() as u64);
-        let launch = match weight.layout() {
-            Layout::ColumnTiles { .. } => weight.decode_columns(bound.memory, out, first, count),
-            Layout::RowMajor => {
-                weight.decode_slots(bound.memory, out, first * self.k as u64, count * self.k as u64)
-            }
-        };
-        // SAFETY: weight and scratch live as long as the node.
-        told(unsafe { bound.resident.device().decode(stream, &launch.map_err(refused)?) })
+        let out = Output { dtype, address, status: bound.resident.status() };
+        let (first, count, k) = (columns.start as u64, columns.len() as u64, self.k as u64);
+        // SAFETY: the host's stream; the scratch lives as long as the node.
+        unsafe {
+            bound.decode(stream, |weight, memory| match weight.layout() {
+                Layout::ColumnTiles { .. } => weight.decode_columns(memory, out, first, count),
+                Layout::RowMajor => weight.decode_slots(memory, out, first * k, count * k),
+            })
+        }
     }
-}
-
-fn refused(error: Error) -> Failure {
-    Failure::fail(explain(&error))
 }
 
 fn aligned(bytes: u64) -> u64 {
@@ -231,7 +221,7 @@ fn set_width(layout: Layout, dtype: Dtype, k: usize, n: usize) -> usize {
 
 /// Bytes of the decoded weights of a set.
 fn weight_room(resident: &Resident, dtype: Dtype, k: usize, n: usize) -> u64 {
-    let width = set_width(resident.weight.layout(), dtype, k, n);
+    let width = set_width(resident.weight().layout(), dtype, k, n);
     aligned(k as u64 * width as u64 * dtype.size() as u64)
 }
 
@@ -265,6 +255,11 @@ impl Kernel for MatMul {
     }
 }
 
+/// Which input of a `DecodeGemm` is C: the base's blob comes before it.
+fn addend_input(has_base: bool) -> usize {
+    2 + usize::from(has_base)
+}
+
 /// `Y = alpha * A * W + beta * C`, as ONNX `Gemm`.
 pub(super) struct Gemm(Multiply);
 
@@ -277,7 +272,8 @@ impl Gemm {
             trans_a: info.int(c"transA").unwrap_or(0) != 0,
             trans_b: info.int(c"transB").unwrap_or(0) != 0,
         };
-        Ok(Gemm(Multiply::new(info, dtype, attributes, info.input_count()? > 2)?))
+        let addend = info.input_count()? > addend_input(info.base().is_some());
+        Ok(Gemm(Multiply::new(info, dtype, attributes, addend)?))
     }
 }
 
@@ -288,7 +284,7 @@ impl Kernel for Gemm {
         let a = context.required(0)?;
         let m = rows_of(a.dims(), *k, attributes.trans_a)?;
         let dtype = dtype_of(&a)?;
-        let c = match context.input(2)? {
+        let c = match context.input(addend_input(weight.has_base()))? {
             None => None,
             Some(c) => {
                 let (row_stride, column_stride) = addend_strides(c.dims(), m, *n)?;

@@ -1,5 +1,6 @@
 //! A node's weight on the device: its header, read back once, and the table that kernels want.
 
+use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -7,14 +8,18 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::shared::{Memory, Shared, told};
 use crate::codec::check_base;
-use crate::cuda::job::{DeviceWeight, WeightMemory, check_status};
+use crate::cuda::DecodeArguments;
+use crate::cuda::job::{DeltaMemory, DeviceDelta, DeviceWeight, Launch, WeightMemory, check_status};
 use crate::cuda::port::{Device, StatusWord};
+use crate::cuda::product::{Operands, Product};
 use crate::error::Error;
 use crate::format::{Dtype, Header};
 use crate::ort::api::{Api, KernelContext, KernelInfo, Tensor, element};
 use crate::ort::depth::{DEPTH_BYTES, Limit};
 use crate::ort::fence::{Failure, Result};
-use crate::ort::weight::{BASE_HASH, IDENTITY, Stored, attribute_shape, check_spec, explain, verify_payload};
+use crate::ort::weight::{
+    BASE_FILE, BASE_HASH, IDENTITY, Stored, attribute_shape, check_spec, explain, put_back, verify_payload,
+};
 
 /// Bytes of a header that are read at first.
 const FIRST_READ: u64 = 64 << 10;
@@ -36,6 +41,10 @@ pub(super) struct Weight {
     depth_bytes: Option<Vec<i64>>,
     /// What the blob's header must be, if the blob is that of a base.
     base_hash: Option<u64>,
+    /// Which input is the base's blob, if the node's own is a delta, and its name.
+    base: Option<(usize, String)>,
+    /// The file that a base's blob is in, for messages.
+    base_file: String,
     state: State,
 }
 
@@ -46,14 +55,21 @@ enum State {
     Late(RwLock<Option<(Vec<u8>, Arc<Resident>)>>),
 }
 
-/// What is known of a blob on the device.
+/// What is decoded.
+enum Content {
+    Blob(Box<DeviceWeight>),
+    Delta(Box<DeviceDelta>),
+}
+
+/// What is known of a blob on the device, or of a delta and its base.
 pub(super) struct Resident {
-    pub weight: DeviceWeight,
+    content: Content,
     pub dtype: Dtype,
     pub shared: Arc<Shared>,
     status: Box<dyn StatusWord>,
     table: Memory,
-    blob_len: u64,
+    /// Bytes of the blob, and of the base's.
+    blob_lens: (u64, Option<u64>),
 }
 
 impl Resident {
@@ -65,12 +81,79 @@ impl Resident {
     pub fn status(&self) -> u64 {
         self.status.address()
     }
+
+    /// The weight, for planning; a delta's is of units.
+    pub fn weight(&self) -> &DeviceWeight {
+        match &self.content {
+            Content::Blob(weight) => weight,
+            Content::Delta(delta) => delta.weight(),
+        }
+    }
 }
 
 /// A weight during one execution.
 pub(super) struct Bound {
     pub resident: Arc<Resident>,
     pub memory: WeightMemory,
+    /// The address of the base's blob.
+    base: Option<u64>,
+}
+
+impl Bound {
+    /// Puts what `wanted` plans on `stream`.
+    ///
+    /// # Safety
+    /// The stream is alive, and so is the memory that is decoded to until the stream has passed that.
+    pub unsafe fn decode(
+        &self,
+        stream: *mut c_void,
+        wanted: impl FnOnce(&DeviceWeight, WeightMemory) -> crate::error::Result<Launch<DecodeArguments>>,
+    ) -> Result<()> {
+        let refused = |error: Error| Failure::fail(explain(&error));
+        let (device, WeightMemory { blob, table }) = (self.resident.device(), self.memory);
+        match (&self.resident.content, self.base) {
+            (Content::Delta(delta), Some(base)) => {
+                let launch = delta.decode(DeltaMemory { blob, table, base }, wanted).map_err(refused)?;
+                // SAFETY: blobs, table and status word live as long as the node; for the rest the caller vouches.
+                told(unsafe { device.decode_delta(stream, &launch) })
+            }
+            (content, _) => {
+                let Content::Blob(weight) = content else {
+                    return Err(Failure::fail("internal error: a delta without its base"));
+                };
+                let launch = wanted(weight, self.memory).map_err(refused)?;
+                // SAFETY: as above.
+                told(unsafe { device.decode(stream, &launch) })
+            }
+        }
+    }
+
+    /// Puts `product`, one of the resident's weight, on `stream`.
+    ///
+    /// # Safety
+    /// The stream is alive, and so are the operands until the stream has passed the product.
+    pub unsafe fn multiply(
+        &self,
+        stream: *mut c_void,
+        product: &Product<'_>,
+        operands: Operands,
+    ) -> Result<()> {
+        let refused = |error: Error| Failure::fail(explain(&error));
+        let (device, WeightMemory { blob, table }) = (self.resident.device(), self.memory);
+        if let (Content::Delta(delta), Some(base)) = (&self.resident.content, self.base) {
+            let memory = DeltaMemory { blob, table, base };
+            let (parts, sum) = delta.multiply(memory, product, operands).map_err(refused)?;
+            // SAFETY: as in `decode`.
+            return told(unsafe {
+                device.multiply_delta(stream, &parts).and_then(|()| device.multiply(stream, &sum))
+            });
+        }
+        for launch in product.launches(self.memory, operands).map_err(refused)? {
+            // SAFETY: as in `decode`.
+            told(unsafe { device.multiply(stream, &launch) })?;
+        }
+        Ok(())
+    }
 }
 
 impl Weight {
@@ -87,12 +170,22 @@ impl Weight {
             limit: info.limit(),
             depth_bytes: info.ints(DEPTH_BYTES).ok(),
             base_hash: info.int(BASE_HASH).map(|hash| hash as u64),
+            base: info.base().map(|base| (base, info.input_name(base).unwrap_or_default())),
+            base_file: info.text(BASE_FILE).unwrap_or_default(),
             state: State::Late(RwLock::new(None)),
         };
-        if let Some(blob) = info.constant_input(input)? {
-            weight.state = State::Constant(Arc::new(weight.open(&blob)?));
+        let base = info.base().map(|input| info.constant_input(input)).transpose()?;
+        if let Some(blob) = info.constant_input(input)?
+            && !matches!(base, Some(None))
+        {
+            weight.state = State::Constant(Arc::new(weight.open(&blob, base.flatten().as_ref())?));
         }
         Ok(weight)
+    }
+
+    /// Whether the weight is a delta: the op then has one input more.
+    pub fn has_base(&self) -> bool {
+        self.base.is_some()
     }
 
     /// The decoded weight's shape, from the node's attribute; the blob's is the same.
@@ -112,40 +205,44 @@ impl Weight {
     /// are not waited for, so they are heard of late.
     pub fn bind(&self, context: &KernelContext<'_>) -> Result<Bound> {
         let blob = context.required(self.input)?;
+        let base = self.base.as_ref().map(|(input, _)| context.required(*input)).transpose()?;
         let resident = match &self.state {
             State::Constant(resident) => Arc::clone(resident),
-            State::Late(known) => self.late(known, &blob, context)?,
+            State::Late(known) => self.late(known, (&blob, base.as_ref()), context)?,
         };
         check_status(resident.status.take()).map_err(|error| {
             Failure::fail(explain(&error)).at(format!("{}, in an earlier run", self.label()))
         })?;
-        if blob.count() as u64 != resident.blob_len {
+        if lens(&blob, base.as_ref()) != resident.blob_lens {
             return Err(Failure::fail(format!("{} has changed its size", self.label())));
         }
         let memory = WeightMemory { blob: blob.address(), table: resident.table.address };
-        Ok(Bound { resident, memory })
+        Ok(Bound { resident, memory, base: base.map(|base| base.address()) })
     }
 
     fn late(
         &self,
         known: &RwLock<Option<(Vec<u8>, Arc<Resident>)>>,
-        blob: &Tensor<'_>,
+        (blob, base): (&Tensor<'_>, Option<&Tensor<'_>>),
         context: &KernelContext<'_>,
     ) -> Result<Arc<Resident>> {
         let shared = Shared::of(blob.device(self.api)?)?;
-        let mut identity = vec![0; IDENTITY.min(blob.count())];
-        // SAFETY: the host's stream, and its tensor; what writes it is done once the stream is waited for.
-        unsafe {
-            told(shared.device().wait(context.stream()?))?;
-            told(shared.device().read(blob.address(), &mut identity))?;
+        // SAFETY: the host's stream.
+        told(unsafe { shared.device().wait(context.stream()?) })?;
+        let mut identity = Vec::new();
+        for blob in [Some(blob), base].into_iter().flatten() {
+            let mut start = vec![0; IDENTITY.min(blob.count())];
+            // SAFETY: the host's tensor; what writes it is done since the stream was waited for.
+            told(unsafe { shared.device().read(blob.address(), &mut start) })?;
+            identity.extend(start);
         }
         if let Some((known, resident)) = &*known.read().unwrap_or_else(PoisonError::into_inner)
             && *known == identity
-            && resident.blob_len == blob.count() as u64
+            && resident.blob_lens == lens(blob, base)
         {
             return Ok(Arc::clone(resident));
         }
-        let resident = Arc::new(self.open(blob)?);
+        let resident = Arc::new(self.open(blob, base)?);
         *known.write().unwrap_or_else(PoisonError::into_inner) = Some((identity, Arc::clone(&resident)));
         Ok(resident)
     }
@@ -154,47 +251,114 @@ impl Weight {
         format!("blob '{}' (input {})", self.name, self.input)
     }
 
-    fn open(&self, blob: &Tensor<'_>) -> Result<Resident> {
-        if blob.element() != element::UINT8 {
-            let found = blob.element();
-            return Err(
-                Failure::invalid(format!("uint8 expected, found element type {found}")).at(self.label())
-            );
+    /// How messages call the blob of the base: the node's own, or that of its delta.
+    fn base_label(&self) -> String {
+        match &self.base {
+            Some((_, name)) => format!("base '{name}' of {}, in {}", self.label(), self.base_file),
+            None => self.label(),
         }
-        let explained = |error: Error| Failure::fail(explain(&error)).at(self.label());
-        let shared = Shared::of(blob.device(self.api)?)?;
-        let (address, len) = (blob.address(), blob.count() as u64);
-        let mut start = Vec::new();
-        let mut wanted = FIRST_READ.min(len);
-        let header = loop {
-            start.resize(wanted as usize, 0);
-            // SAFETY: within the host's tensor, which is constant or waited for.
-            told(unsafe { shared.device().read(address, &mut start) })?;
-            match Header::parse_start(&start, len) {
-                Err(Error::Truncated { needed, .. }) if needed <= len && needed > wanted => {
-                    wanted = needed.max(2 * wanted).min(len);
-                }
-                outcome => break outcome.map_err(explained)?,
+    }
+
+    /// What is wrong with the blob itself, and what to do about it.
+    fn refuse(&self, error: &Error) -> Failure {
+        // Whatever is wrong with the blob of a base, it is another one.
+        match (self.base_hash, error) {
+            (None, error) if !matches!(error, Error::Base(_)) => {
+                Failure::fail(explain(error)).at(self.label())
             }
-        };
-        if let Some(hash) = self.base_hash {
-            check_base(&header, &start, hash).map_err(explained)?;
+            _ => self.refuse_base(error),
         }
+    }
+
+    fn refuse_base(&self, error: &Error) -> Failure {
+        let told = match error {
+            Error::Base(_) => put_back(error, &self.base_file),
+            error => put_back(&Error::Base(format!("the base: {error}")), &self.base_file),
+        };
+        Failure::fail(told).at(self.base_label())
+    }
+
+    fn open(&self, blob: &Tensor<'_>, base: Option<&Tensor<'_>>) -> Result<Resident> {
+        let shared = Shared::of(blob.device(self.api)?)?;
+        let read = |blob: &Tensor<'_>, label: &dyn Fn() -> String, refuse: &dyn Fn(&Error) -> Failure| {
+            if blob.element() != element::UINT8 {
+                let found = blob.element();
+                return Err(
+                    Failure::invalid(format!("uint8 expected, found element type {found}")).at(label())
+                );
+            }
+            let (header, start) = read_header(shared.device(), blob)?.map_err(|error| refuse(&error))?;
+            Ok((header, start))
+        };
+        let (header, start) = read(blob, &|| self.label(), &|error| self.refuse(error))?;
+        if let Some(hash) = self.base_hash {
+            check_base(&header, &start, hash).map_err(|error| self.refuse(&error))?;
+        }
+        let base = base
+            .map(|base| {
+                let (found, start) = read(base, &|| self.base_label(), &|error| self.refuse_base(error))?;
+                if let Some(delta) = header.delta.filter(|delta| delta.of_blob) {
+                    check_base(&found, &start, delta.base_hash).map_err(|error| self.refuse_base(&error))?;
+                }
+                Ok::<_, Failure>((base, found))
+            })
+            .transpose()?;
         check_spec(&self.label(), &header.spec, &self.shape, self.stored)?;
         let depth = match self.limit {
-            Some(limit) => limit
+            // A delta has no layers, and is to all bits of its base.
+            Some(limit) if base.is_none() => limit
                 .depth(&header, self.depth_bytes.as_deref())
                 .map_err(|failure| failure.at(self.label()))?,
-            None => header.layers.len(),
+            _ => header.layers.len(),
         };
-        if self.verify
-            && let Some(damage) = damage(shared.device(), address, &header, depth)?
-        {
-            return Err(explained(Error::corrupt(damage)));
+        if self.verify {
+            if let Some(damage) = damage(shared.device(), blob.address(), &header, depth)? {
+                return Err(self.refuse(&Error::corrupt(damage)));
+            }
+            if let Some((base, header)) = &base
+                && let Some(damage) = damage(shared.device(), base.address(), header, header.layers.len())?
+            {
+                return Err(self.refuse_base(&Error::corrupt(damage)));
+            }
         }
-        let weight = DeviceWeight::to_depth(&header, depth).map_err(explained)?;
-        let (table, status) = (shared.upload(weight.table())?, told(shared.device().status())?);
-        Ok(Resident { dtype: header.spec.dtype, weight, shared, status, table, blob_len: len })
+        let explained = |error: Error| self.refuse(&error);
+        let content = match &base {
+            Some((_, base)) => Content::Delta(Box::new(DeviceDelta::new(&header, base).map_err(explained)?)),
+            None => Content::Blob(Box::new(DeviceWeight::to_depth(&header, depth).map_err(explained)?)),
+        };
+        let table = shared.upload(match &content {
+            Content::Blob(weight) => weight.table(),
+            Content::Delta(delta) => delta.table(),
+        })?;
+        let status = told(shared.device().status())?;
+        let blob_lens = lens(blob, base.as_ref().map(|(base, _)| *base));
+        Ok(Resident { content, dtype: header.spec.dtype, shared, status, table, blob_lens })
+    }
+}
+
+/// Bytes of a blob and of its base's.
+fn lens(blob: &Tensor<'_>, base: Option<&Tensor<'_>>) -> (u64, Option<u64>) {
+    (blob.count() as u64, base.map(|base| base.count() as u64))
+}
+
+/// The header of a blob on the device, constant or waited for, and the bytes that it was read from; or what is wrong with it.
+fn read_header(
+    device: &dyn Device,
+    blob: &Tensor<'_>,
+) -> Result<std::result::Result<(Header, Vec<u8>), Error>> {
+    let (address, len) = (blob.address(), blob.count() as u64);
+    let mut start = Vec::new();
+    let mut wanted = FIRST_READ.min(len);
+    loop {
+        start.resize(wanted as usize, 0);
+        // SAFETY: within the host's tensor, which is constant or waited for.
+        told(unsafe { device.read(address, &mut start) })?;
+        match Header::parse_start(&start, len) {
+            Err(Error::Truncated { needed, .. }) if needed <= len && needed > wanted => {
+                wanted = needed.max(2 * wanted).min(len);
+            }
+            outcome => return Ok(outcome.map(|header| (header, start))),
+        }
     }
 }
 

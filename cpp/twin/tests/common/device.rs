@@ -3,7 +3,10 @@
 use super::Rng;
 use nz_cpp_twin::simt::{self, Grid};
 use nz_onnx::codec::word;
-use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output, WeightMemory, check_status};
+use nz_onnx::cuda::DecodeArguments;
+use nz_onnx::cuda::job::{
+    DeltaMemory, DeviceDelta, DeviceWeight, Indices, Launch, Output, WeightMemory, check_status,
+};
 use nz_onnx::format::{Dtype, Header};
 
 /// What lies around outputs, and must stay there.
@@ -125,39 +128,73 @@ pub fn decode_to(
     let weight = DeviceWeight::to_depth(header, depth).expect("a header of ours");
     let mut table = Memory::holding(weight.table(), 0);
     let mut blob = Memory::holding(blob, shift);
-    let (mut long, mut short) = (vec![], vec![]);
-    let row = weight.elements() / header.spec.shape.first().copied().unwrap_or(1);
+    let memory = WeightMemory { blob: blob.address(), table: table.address() };
+    run_wanted(&weight, dtype, wanted, seed, |output| plan(&weight, memory, output, wanted))
+}
+
+/// Decodes a delta and its base, which lie `shift` bytes behind a multiple of 16, to `dtype`. The headers may be those of
+/// other blobs than the ones in memory.
+pub fn decode_delta(
+    [header, base_header]: [&Header; 2],
+    [blob, base]: [&[u8]; 2],
+    dtype: Dtype,
+    wanted: &Wanted,
+    shift: usize,
+    seed: u64,
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    let delta = DeviceDelta::new(header, base_header).expect("headers of ours");
+    let mut table = Memory::holding(delta.table(), 0);
+    let (mut blob, mut base) = (Memory::holding(blob, shift), Memory::holding(base, 4));
+    let memory = DeltaMemory { blob: blob.address(), table: table.address(), base: base.address() };
+    run_wanted(delta.weight(), dtype, wanted, seed, |output| {
+        delta.decode(memory, |weight, memory| plan(weight, memory, output, wanted))
+    })
+}
+
+fn plan(
+    weight: &DeviceWeight,
+    memory: WeightMemory,
+    output: Output,
+    wanted: &Wanted,
+) -> nz_onnx::error::Result<Launch<DecodeArguments>> {
+    match wanted {
+        Wanted::All => weight.decode_all(memory, output),
+        Wanted::Slots(first, slots) => weight.decode_slots(memory, output, *first, *slots),
+        Wanted::Columns(first, columns) => weight.decode_columns(memory, output, *first, *columns),
+        Wanted::Rows(rows) => {
+            let indices = Indices { address: rows.as_ptr() as u64, count: rows.len() as u64, size: 8 };
+            weight.gather(memory, output, indices)
+        }
+        Wanted::ShortRows(rows) => {
+            let indices = Indices { address: rows.as_ptr() as u64, count: rows.len() as u64, size: 4 };
+            weight.gather(memory, output, indices)
+        }
+    }
+}
+
+/// Runs the launch that decodes `wanted` of `weight` to an output; that, and the kernel's verdict.
+fn run_wanted<A: bytemuck::Pod>(
+    weight: &DeviceWeight,
+    dtype: Dtype,
+    wanted: &Wanted,
+    seed: u64,
+    launch: impl FnOnce(Output) -> nz_onnx::error::Result<Launch<A>>,
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    let shape = weight.shape();
+    let row = weight.elements() / shape.first().copied().unwrap_or(1);
     let count = match wanted {
         Wanted::All => weight.elements(),
         Wanted::Slots(_, slots) => *slots,
-        Wanted::Columns(_, columns) => header.spec.shape[0] * columns,
-        Wanted::Rows(rows) => {
-            long.clone_from(rows);
-            rows.len() as u64 * row
-        }
-        Wanted::ShortRows(rows) => {
-            short.clone_from(rows);
-            rows.len() as u64 * row
-        }
+        Wanted::Columns(_, columns) => shape[0] * columns,
+        Wanted::Rows(rows) => rows.len() as u64 * row,
+        Wanted::ShortRows(rows) => rows.len() as u64 * row,
     };
     // Every byte is to be written: what is left of the fill would differ.
     let mut out = Memory::filled(count as usize * dtype.size(), 0x5a, 0);
     let mut status = Memory::filled(4, 0, 0);
-    let memory = WeightMemory { blob: blob.address(), table: table.address() };
     let output = Output { dtype, address: out.address(), status: status.address() };
-    let launch = match wanted {
-        Wanted::All => weight.decode_all(memory, output),
-        Wanted::Slots(first, slots) => weight.decode_slots(memory, output, *first, *slots),
-        Wanted::Columns(first, columns) => weight.decode_columns(memory, output, *first, *columns),
-        Wanted::Rows(_) | Wanted::ShortRows(_) => {
-            let (address, count, size) = match short.is_empty() {
-                true => (long.as_ptr() as u64, long.len(), 8),
-                false => (short.as_ptr() as u64, short.len(), 4),
-            };
-            weight.gather(memory, output, Indices { address, count: count as u64, size })
-        }
-    };
-    run(&launch.expect("a launch"), seed).unwrap_or_else(|error| panic!("{wanted:?}, seed {seed}: {error}"));
+    let launch = launch(output).expect("a launch");
+    run(&launch, seed).unwrap_or_else(|error| panic!("{wanted:?}, seed {seed}: {error}"));
     let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
     (out.bytes().to_vec(), check_status(status))
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // every test binary uses another part
 
 pub mod compiler;
+pub mod deltas;
 pub mod device;
 pub mod program;
 pub mod twin;

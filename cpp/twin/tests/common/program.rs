@@ -7,15 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use super::compiler::{STRICT, compile, cpp_folder, text};
-use nz_onnx::cuda::job::{DeviceWeight, Indices, Launch, Output as Memory, WeightMemory};
+use nz_onnx::cuda::job::{
+    DeltaMemory, DeviceDelta, DeviceWeight, Indices, Launch, Output as Memory, WeightMemory,
+};
 use nz_onnx::cuda::product::Operands;
-use nz_onnx::cuda::{DecodeArguments, ProductArguments, WeightArguments};
+use nz_onnx::cuda::{
+    DecodeArguments, DeltaArguments, DeltaDecodeArguments, DeltaProductArguments, ProductArguments,
+    WeightArguments,
+};
 use nz_onnx::format::{Dtype, Header, Layout};
 
 pub const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 pub const EXIT_FAILED: i32 = 3;
 /// Addresses are filled in by the program.
 pub const NOWHERE: WeightMemory = WeightMemory { blob: 0, table: 0 };
+/// The same of a delta.
+const DELTA_NOWHERE: DeltaMemory = DeltaMemory { blob: 0, table: 0, base: 0 };
 
 /// The sources that kernels are made of, in a folder where they can be changed.
 pub struct Sources {
@@ -160,6 +167,48 @@ impl Case {
         Some(cases)
     }
 
+    /// The whole of a delta; `shift` is 0 or 8. The output is the first buffer.
+    pub fn decode_delta(headers: [&Header; 2], blobs: [&[u8]; 2], shift: usize) -> Self {
+        let [header, base] = headers;
+        let delta = DeviceDelta::new(header, base).expect("headers of ours");
+        let out = Memory { dtype: header.spec.dtype, address: 0, status: 0 };
+        let launch = delta.decode(DELTA_NOWHERE, |weight, memory| weight.decode_all(memory, out));
+        let launch = launch.expect("a launch");
+        let bytes = header.spec.bytes().expect("small") as usize;
+        let weight = offset_of!(DeltaDecodeArguments, decode.weight);
+        let mut buffers = vec![
+            (offset_of!(DeltaDecodeArguments, decode.out), 0, vec![0x5a; bytes]),
+            (offset_of!(DeltaDecodeArguments, decode.status), 0, vec![0; 4]),
+        ];
+        let at = offset_of!(DeltaDecodeArguments, delta);
+        buffers.extend(delta_buffers(&delta, &launch.arguments.delta, blobs, shift, [weight, at]));
+        Case::new(&launch, buffers)
+    }
+
+    /// The first launch of a product of `m` rows of float16 ones with a delta; none if it is no matrix for it.
+    pub fn product_delta(headers: [&Header; 2], blobs: [&[u8]; 2], m: u32) -> Option<Self> {
+        let [header, base] = headers;
+        let delta = DeviceDelta::new(header, base).expect("headers of ours");
+        let product = delta.weight().product(m).ok()?;
+        let operands =
+            Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
+        let (launch, _) = delta.multiply(DELTA_NOWHERE, &product, operands).expect("aligned");
+        let k = header.spec.shape[usize::from(header.spec.layout == Layout::RowMajor)] * u64::from(m);
+        let mut buffers = vec![
+            (offset_of!(DeltaProductArguments, product.status), 0, vec![0; 4]),
+            (offset_of!(DeltaProductArguments, product.x), 0, 0x3c00u16.to_le_bytes().repeat(k as usize)),
+            (
+                offset_of!(DeltaProductArguments, product.partial),
+                0,
+                vec![0; product.partial_bytes() as usize],
+            ),
+        ];
+        let weight = offset_of!(DeltaProductArguments, product.weight);
+        let at = offset_of!(DeltaProductArguments, delta);
+        buffers.extend(delta_buffers(&delta, &launch.arguments.delta, blobs, 0, [weight, at]));
+        Some(Case::new(&launch, buffers))
+    }
+
     pub fn bytes(&self, seed: u64) -> Vec<u8> {
         let mut bytes = self.kernel.as_bytes().to_vec();
         bytes.resize(32, 0);
@@ -186,18 +235,54 @@ fn table_buffers(
     arguments: &WeightArguments,
     at: usize,
 ) -> Vec<(usize, usize, Vec<u8>)> {
+    parts_of(weight.table(), arguments, at, 0)
+}
+
+/// The same of a table that starts at place `first`.
+fn parts_of(
+    table: &[u8],
+    arguments: &WeightArguments,
+    at: usize,
+    first: u64,
+) -> Vec<(usize, usize, Vec<u8>)> {
     let parts = [
-        (offset_of!(WeightArguments, blocks), 0),
+        (offset_of!(WeightArguments, blocks), first),
         (offset_of!(WeightArguments, layer_offsets), arguments.layer_offsets),
         (offset_of!(WeightArguments, books), arguments.books),
         (offset_of!(WeightArguments, units), arguments.units),
         (offset_of!(WeightArguments, groups), arguments.groups),
     ];
-    let there: Vec<_> =
-        parts.into_iter().enumerate().filter(|(i, (_, start))| *i == 0 || *start > 0).collect();
-    let ends = there.iter().skip(1).map(|(_, (_, start))| *start as usize).chain([weight.table().len()]);
-    let buffer = |((_, (place, start)), end)| (at + place, 0, weight.table()[start as usize..end].to_vec());
+    let there: Vec<_> = parts
+        .into_iter()
+        .enumerate()
+        .filter(|(i, (_, start))| *i == 0 || *start > 0)
+        .map(|(_, (place, start))| (place, (start - first) as usize))
+        .collect();
+    let ends = there.iter().skip(1).map(|(_, start)| *start).chain([table.len()]);
+    let buffer = |((place, start), end): ((usize, usize), usize)| (at + place, 0, table[start..end].to_vec());
     there.iter().copied().zip(ends).map(buffer).collect()
+}
+
+/// The blobs of a delta and its base, and the parts of their table. In the argument the delta's weight is at `weight`, what is
+/// told of the delta, with its base, at `at`; `arguments` name the parts by their places in the table.
+fn delta_buffers(
+    delta: &DeviceDelta,
+    arguments: &DeltaArguments,
+    [own, base]: [&[u8]; 2],
+    shift: usize,
+    [weight, at]: [usize; 2],
+) -> Vec<(usize, usize, Vec<u8>)> {
+    let base_at = at + offset_of!(DeltaArguments, base);
+    let (sizes, blocks) = (arguments.sizes as usize, arguments.base.blocks as usize);
+    let table = delta.table();
+    let mut buffers = vec![
+        (weight + offset_of!(WeightArguments, blob), shift, own.to_vec()),
+        (base_at + offset_of!(WeightArguments, blob), 8 - shift, base.to_vec()),
+        (weight + offset_of!(WeightArguments, blocks), 0, table[..sizes].to_vec()),
+        (at + offset_of!(DeltaArguments, sizes), 0, table[sizes..blocks].to_vec()),
+    ];
+    buffers.extend(parts_of(&table[blocks..], &arguments.base, base_at, blocks as u64));
+    buffers
 }
 
 /// Whether the program gets `case` wrong, or says that something is wrong, under one of some seeds.

@@ -9,7 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use nz_cpp_twin::simt::{self, Grid};
 use nz_onnx::cuda::job::Launch;
 use nz_onnx::cuda::port::{Device, DeviceError, RowCopy, StatusWord};
-use nz_onnx::cuda::{DecodeArguments, EncodeArguments, ProductArguments};
+use nz_onnx::cuda::{
+    DecodeArguments, DeltaDecodeArguments, DeltaProductArguments, EncodeArguments, ProductArguments,
+};
 
 /// What lies on both sides of an allocation, and must stay there.
 const GUARD: u8 = 0xa5;
@@ -142,7 +144,23 @@ impl Device for Twin {
         self.run(launch)
     }
 
+    unsafe fn decode_delta(
+        &self,
+        _: *mut c_void,
+        launch: &Launch<DeltaDecodeArguments>,
+    ) -> Result<(), DeviceError> {
+        self.run(launch)
+    }
+
     unsafe fn multiply(&self, _: *mut c_void, launch: &Launch<ProductArguments>) -> Result<(), DeviceError> {
+        self.run(launch)
+    }
+
+    unsafe fn multiply_delta(
+        &self,
+        _: *mut c_void,
+        launch: &Launch<DeltaProductArguments>,
+    ) -> Result<(), DeviceError> {
         self.run(launch)
     }
 

@@ -84,7 +84,7 @@ fn transform(words: Vec<u32>, plan: &Plan) -> (u8, Vec<u32>) {
 }
 
 /// The words in slot order, cut into runs that no block crosses.
-fn runs(words: Vec<u32>, spec: &TensorSpec) -> Vec<Vec<u32>> {
+pub fn runs(words: Vec<u32>, spec: &TensorSpec) -> Vec<Vec<u32>> {
     match spec.layout {
         Layout::RowMajor => vec![words],
         Layout::ColumnTiles { tile } => {
@@ -100,7 +100,7 @@ fn runs(words: Vec<u32>, spec: &TensorSpec) -> Vec<Vec<u32>> {
     }
 }
 
-fn push_plane(out: &mut Vec<u8>, values: &[u32], width: u32) {
+pub fn push_plane(out: &mut Vec<u8>, values: &[u32], width: u32) {
     match width {
         8 => out.extend(values.iter().map(|&v| v as u8)),
         1 | 3 => {
@@ -133,7 +133,7 @@ fn push_field(out: &mut Vec<u8>, values: &[u32], bits: u32) {
 }
 
 /// Codes of one tier, and the symbols that escape from it.
-fn tier_codes(symbols: &[u32], width: u8, listed: &[u8]) -> (Vec<u32>, Vec<u32>) {
+pub fn tier_codes(symbols: &[u32], width: u8, listed: &[u8]) -> (Vec<u32>, Vec<u32>) {
     let escape = (1u32 << width) - 1;
     let code = |s: u32| listed.iter().position(|&l| u32::from(l) == s).map_or(escape, |at| at as u32);
     let codes: Vec<u32> = symbols.iter().map(|&s| code(s)).collect();
