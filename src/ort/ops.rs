@@ -304,7 +304,8 @@ impl Op {
     /// puts around the neighbours from cancelling: a `Decode` behind a convolution would have its output made
     /// float16, and float32 again for the next one.
     pub fn each(self) -> impl Iterator<Item = Self> {
-        let any = self.provider.is_none() && self.definition.inputs.iter().any(|input| input.0 as i32 == ANY as i32);
+        let any = self.provider.is_none()
+            && self.definition.inputs.iter().any(|input| input.0 as i32 == ANY as i32);
         let types: &[ElementType] = if any { &TYPES } else { &[ANY] };
         types.iter().map(move |&any| {
             let provider = if any as i32 == FLOAT16 as i32 { Some(SCHEMA_ONLY) } else { self.provider };
