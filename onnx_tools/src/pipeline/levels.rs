@@ -30,7 +30,7 @@ const SCALES: [&str; 12] =
     ["Add", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mul", "Relu", "Round", "Sigmoid", "Sub"];
 
 /// Whether this output of the model is quantised, or an image of 8 bits.
-pub(super) fn is_rounded_last(model: &Model, output: &str) -> bool {
+pub fn is_rounded_last(model: &Model, output: &str) -> bool {
     let graph = model.graph(GraphId(0));
     let makers: HashMap<&str, &Node> = graph
         .nodes

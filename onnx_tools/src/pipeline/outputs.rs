@@ -252,3 +252,30 @@ fn default_tolerance(original: &Model, blobs: &[json::BlobCheck]) -> Option<f64>
         false => TOLERANCE_F32,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ort::value::TensorElementType;
+
+    use super::*;
+
+    fn ran(bytes: &[u8]) -> Vec<Ran> {
+        let array =
+            Array { dtype: TensorElementType::Uint8, shape: vec![bytes.len() as i64], bytes: bytes.to_vec() };
+        vec![Ran { outputs: vec![("y".to_string(), Ok(array))], time: Duration::ZERO }]
+    }
+
+    #[test]
+    fn levels_may_be_the_next_ones() {
+        let within = |found: &[u8], tolerance, levels| {
+            check_output("y", &ran(&[7, 8, 9]), &ran(found), tolerance, levels).within_tolerance
+        };
+        assert_eq!(within(&[7, 9, 8], Some(TOLERANCE_F32), true), Some(true));
+        assert_eq!(within(&[7, 9, 8], Some(TOLERANCE_F32), false), Some(false));
+        assert_eq!(within(&[7, 8, 11], Some(TOLERANCE_F32), true), Some(false));
+        assert_eq!(within(&[7, 8, 9], Some(TOLERANCE_F32), false), Some(true));
+        assert_eq!(within(&[7, 9, 8], None, true), None);
+    }
+}
