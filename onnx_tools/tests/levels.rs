@@ -44,10 +44,9 @@ fn quantised_outputs_and_images_are() {
 fn classes_and_floats_are_not() {
     assert!(!is_rounded(vec![node("Relu", &["x"], &["y"])]));
     assert!(!is_rounded(vec![node("ArgMax", &["x"], &["y"])]));
-    assert!(!is_rounded(vec![
-        node("ArgMax", &["x"], &["c"]),
-        node("Cast", &["c"], &["y"]).int("to", UINT8),
-    ]));
+    assert!(!is_rounded(
+        vec![node("ArgMax", &["x"], &["c"]), node("Cast", &["c"], &["y"]).int("to", UINT8),]
+    ));
     assert!(!is_rounded(vec![node("Round", &["x"], &["r"]), node("Cast", &["r"], &["y"]).int("to", INT64)]));
     assert!(!is_rounded(vec![node("Identity", &["x"], &["y"])]));
     assert!(!is_rounded(Vec::new()));
