@@ -119,6 +119,8 @@ pub struct Folder {
     _lock: File,
 }
 
+/// Bytes that [`Folder::probe`] writes.
+const PROBE: usize = 1 << 16;
 /// The file of a [`Folder`] that is locked.
 const LOCK: &str = "lock";
 
@@ -146,6 +148,18 @@ impl Folder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Writes a little and removes it again: what other programs that write there do not say is said here.
+    ///
+    /// # Errors
+    /// Nothing can be written: the disk is full, say.
+    pub fn probe(&self) -> io::Result<()> {
+        let path = self.path.join("probe");
+        let written = fs::write(&path, [0; PROBE]);
+        // Whatever was written goes with the folder at the latest.
+        let _ = fs::remove_file(&path);
+        written
     }
 }
 

@@ -249,8 +249,8 @@ def verify(
             original runs with: 8, 64 or 512 behind the first.
         seed: Seed of the random inputs. Default: 0.
         tolerance: Largest error of an output, relative to its largest magnitude. Default: 1e-5, or 1e-3
-            if the model has float16 or bfloat16 weights, when no weight was changed; else outputs are
-            reported only.
+            if the model has float16 or bfloat16 weights, when no weight was changed, and one level of outputs
+            that are quantised or images of 8 bits; else outputs are reported only.
         ort_lib: libonnxruntime to use. Default: the one of the package onnxruntime.
         library: libnz_onnx to register. Default: the one of this package.
         threads: Threads to use. Default: all cores.

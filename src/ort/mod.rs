@@ -132,7 +132,7 @@ fn new_domain(api: Api, cache: Option<&Arc<Cache>>, limit: Option<Limit>) -> Res
     };
     let emulated = cuda::is_emulated();
     for definition in DEFINITIONS.iter().filter(|d| !(emulated && d.is_among(&cuda::DEFINITIONS))) {
-        add(Op::new(api, definition, cache.cloned()).within(limit))?;
+        Op::new(api, definition, cache.cloned()).within(limit).each().try_for_each(add)?;
     }
     for definition in &cuda::DEFINITIONS {
         let op = Op::new(api, definition, cache.cloned()).within(limit);

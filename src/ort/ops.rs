@@ -24,7 +24,7 @@ pub(super) const FLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TY
 pub(super) const BFLOAT16: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 pub(super) const UINT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 pub(super) const INT8: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
-/// To ONNX Runtime: a tensor of any element type.
+/// To ONNX Runtime: a tensor of any element type. On the CPU it is registered type by type: see [`Op::each`].
 pub(super) const ANY: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 pub(super) const REQUIRED: Presence = Presence::INPUT_OUTPUT_REQUIRED;
 pub(super) const OPTIONAL: Presence = Presence::INPUT_OUTPUT_OPTIONAL;
@@ -222,6 +222,25 @@ pub(crate) static DEFINITIONS: [Definition; 18] = [
     },
 ];
 
+/// What [`ANY`] stands for on the CPU. There is no float8, which builds of ONNX Runtime may lack, and no int4, which
+/// older versions do not know.
+const TYPES: [ElementType; 14] = [
+    FLOAT,
+    FLOAT16,
+    BFLOAT16,
+    UINT8,
+    INT8,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL,
+    ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING,
+];
+
 /// An op as one host sees it. The host holds the address of `raw`, the first field, and so of the whole.
 #[repr(C)]
 pub(crate) struct Op {
@@ -229,6 +248,8 @@ pub(crate) struct Op {
     api: Api,
     definition: &'static Definition,
     provider: Option<&'static CStr>,
+    /// What [`ANY`] among the inputs stands for.
+    any: ElementType,
     cache: Option<Arc<Cache>>,
     /// The most that is read of layered weights.
     limit: Option<Limit>,
@@ -269,12 +290,27 @@ impl Op {
             GetStartVersion: Some(get_one),
             GetEndVersion: Some(get_end_version),
         };
-        Op { raw, api, definition, provider: definition.provider, cache, limit: None }
+        Op { raw, api, definition, provider: definition.provider, any: ANY, cache, limit: None }
     }
 
     /// The same op, reading no more of layered weights than `limit`.
     pub fn within(self, limit: Option<Limit>) -> Self {
         Op { limit, ..self }
+    }
+
+    /// The same op for each type that its inputs may have, if any is of any type; else just the op.
+    ///
+    /// With float16 it is there for its schema alone. What takes float16 on the CPU keeps the casts that ONNX Runtime
+    /// puts around the neighbours from cancelling: a `Decode` behind a convolution would have its output made
+    /// float16, and float32 again for the next one.
+    pub fn each(self) -> impl Iterator<Item = Self> {
+        let any = self.provider.is_none()
+            && self.definition.inputs.iter().any(|input| input.0 as i32 == ANY as i32);
+        let types: &[ElementType] = if any { &TYPES } else { &[ANY] };
+        types.iter().map(move |&any| {
+            let provider = if any as i32 == FLOAT16 as i32 { Some(SCHEMA_ONLY) } else { self.provider };
+            Op { any, provider, cache: self.cache.clone(), ..self }
+        })
     }
 
     /// The same op, for the CPU's provider.
@@ -370,7 +406,9 @@ unsafe extern "system" fn get_input_count(this: *const OrtCustomOp) -> usize {
 
 unsafe extern "system" fn get_input_type(this: *const OrtCustomOp, index: usize) -> ElementType {
     // SAFETY: as in `create`.
-    unsafe { op(this) }.definition.inputs.get(index).map_or(ANY, |input| input.0)
+    let op = unsafe { op(this) };
+    let element = op.definition.inputs.get(index).map_or(ANY, |input| input.0);
+    if element as i32 == ANY as i32 { op.any } else { element }
 }
 
 unsafe extern "system" fn get_input_presence(this: *const OrtCustomOp, index: usize) -> Presence {

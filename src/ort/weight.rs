@@ -158,7 +158,7 @@ impl Bound<'_> {
     pub fn decoded(mut self, workers: &Workers<'_>) -> Result<Self> {
         if self.kept.is_none() {
             let mut weights = vec![0f32; self.header().blocks().elements() as usize];
-            self.decode_all(workers, &mut weights)?;
+            self.decode_on_all(workers, 0, &mut weights)?;
             self.kept = Some(Arc::new(weights));
         }
         Ok(self)
@@ -167,13 +167,13 @@ impl Bound<'_> {
     /// The same with its weights decoded, if `place` has them or room for them.
     fn keep(mut self, place: Option<&Place>, context: &KernelContext<'_>) -> Result<Self> {
         if let Some(place) = place {
-            self.kept = place.weights(|out| self.decode_all(&context.workers(), out))?;
+            self.kept = place.weights(|out| self.decode_on_all(&context.workers(), 0, out))?;
         }
         Ok(self)
     }
 
-    /// Decodes all weights, in stored order, on all threads.
-    fn decode_all(&self, workers: &Workers<'_>, out: &mut [f32]) -> Result<()> {
+    /// As [`Bound::decode`], on all threads.
+    pub fn decode_on_all(&self, workers: &Workers<'_>, first: usize, out: &mut [f32]) -> Result<()> {
         let block = self.header().block_len as usize;
         let mut rest = out;
         let parts: Vec<_> = cache::cut(rest.len(), block, 4 * threads())
@@ -185,8 +185,8 @@ impl Bound<'_> {
             .collect();
         workers.run(parts.len(), |index| {
             let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let (first, out) = &mut *part;
-            self.decode(*first, out)
+            let (start, out) = &mut *part;
+            self.decode(first + *start, out)
         })
     }
 }

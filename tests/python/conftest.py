@@ -8,11 +8,12 @@ import pytest
 
 
 def pytest_sessionstart(session):
-    missing = [str(path) for path in (nzlib.TOOL, nzlib.LIBRARY) if not path.exists()]
+    missing = [str(path) for path in (nzlib.TOOL, nzlib.LIBRARY, nzlib.ENCODER) if not path.exists()]
     if missing:
         pytest.exit(
-            f"not built: {', '.join(missing)}; run `cargo xtask test`, or `cargo build --release` "
-            "before pytest (NZ_ONNX and NZ_LIB name other places)",
+            f"not built: {', '.join(missing)}; run `cargo xtask test`, or `cargo build --release` and "
+            "`cargo build --release --example encode_tensor` before pytest (NZ_ONNX, NZ_LIB and NZ_ENCODE name other "
+            "places)",
             returncode=2,
         )
 
@@ -38,7 +39,7 @@ def say(capsys):
 
 @pytest.fixture
 def encode(tmp_path):
-    """Encodes weights with the built example `encode_tensor`, which NZ_ENCODE names."""
+    """Encodes weights with the built example `encode_tensor`."""
     from opmodels import Encoder
 
-    return Encoder(os.environ["NZ_ENCODE"], str(tmp_path))
+    return Encoder(str(nzlib.ENCODER), str(tmp_path))

@@ -5,16 +5,14 @@ import subprocess
 import sys
 
 import numpy as np
+import nzlib
 import onnxruntime as ort
 import pytest
 from opmodels import FLOAT, Encoder, model, nz_node, random_weight, value
 
-LIBRARY, PROGRAM = os.environ.get("NZ_LIB"), os.environ.get("NZ_ENCODE")
+LIBRARY, PROGRAM = str(nzlib.LIBRARY), str(nzlib.ENCODER)
 VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
-pytestmark = [
-    pytest.mark.skipif(not (LIBRARY and PROGRAM), reason="NZ_LIB and NZ_ENCODE are not set"),
-    pytest.mark.skipif(VERSION < (1, 17), reason="this ONNX Runtime is too old for the ops"),
-]
+pytestmark = pytest.mark.skipif(VERSION < (1, 17), reason="this ONNX Runtime is too old for the ops")
 SIZE, LAYERS = 1024, 8  # 4 MiB of float32 a layer
 MIB = 1 << 20
 

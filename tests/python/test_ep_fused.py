@@ -93,6 +93,17 @@ def test_fused_conv(activation, attributes, added, rng, tmp_path):
     assert run(model, feeds, tmp_path)[1] == []
 
 
+@supported
+def test_fused_conv_of_a_large_filter(rng, tmp_path):
+    initializers = {"W": weights(rng, 300, 100, 3, 3), "B": numbers(rng, 300)}
+    fused = node("FusedConv", ["X", "W", "B", "Z"], domain=MICROSOFT, pads=[1, 1, 1, 1], activation="Relu")
+    model = build([fused], [value(name, FLOAT, [None] * 4) for name in "XZ"], initializers)
+    feeds = {"X": numbers(rng, 2, 100, 9, 7), "Z": numbers(rng, 2, 300, 9, 7)}
+    found, ran = run(model, feeds, tmp_path, options={"conv": 1})
+    assert ran == ["FusedConv"]
+    close(found, plain(model, feeds))
+
+
 def attention(rng, mask=None, bias=None, columns=True, sizes=None, heads=4, inner=64, outputs=1, **attributes):
     """A model of one node, and what to feed it beside its input; `mask` and `bias` are arrays. `columns`: with a
     number added to each of the product's columns; `None`: with zeros."""

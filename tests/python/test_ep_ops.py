@@ -1,5 +1,6 @@
 """What NzExecutionProvider runs in models that nobody converted, and what it leaves alone."""
 
+import concurrent.futures
 import ctypes
 import glob
 import os
@@ -282,6 +283,9 @@ CONVS = {
     "1D, one channel": ((1, 1, 2000), (64, 1, 128), {"strides": [64]}),
     "3D": ((1, 10, 6, 7, 8), (20, 10, 3, 2, 3), {"pads": [1, 0, 1, 1, 1, 0], "dilations": [1, 2, 1]}),
     "in several pieces": ((1, 300, 24, 25), (40, 300, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "large": ((2, 300, 9, 10), (120, 300, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "large, pointwise": ((1, 600, 7, 9), (520, 600, 1, 1), {}),
+    "large, in several pieces": ((1, 300, 20, 21), (120, 300, 3, 3), {"pads": [1, 1, 1, 1]}),
 }
 
 
@@ -301,6 +305,22 @@ def test_conv(name, opset, rng, tmp_path):
     empty = x[:0]
     found, ran = run(model, {"X": empty}, tmp_path, options={"conv": 1})
     assert ran == ["Conv"] and found.shape == (0, *plain(model, {"X": x}).shape[1:])
+
+
+@supported
+def test_runs_of_a_conv_at_the_same_time_do_not_disturb_each_other(rng, tmp_path):
+    """They take turns with a buffer, or have one each."""
+    w, v = weights(rng, 120, 300, 3, 3), weights(rng, 40, 120, 3, 3)
+    nodes = [node("Conv", ["X", "W"], ["H"], pads=[1] * 4), node("Conv", ["H", "V"], pads=[1] * 4)]
+    model = build(nodes, [value("X", FLOAT, [None] * 4)], {"W": w, "V": v})
+    feeds = [{"X": numbers(rng, 1, 300, 9 + size, 10)} for size in range(6)]
+    made = session(model, {"conv": 1})
+    alone = [made.run(None, feed)[0] for feed in feeds]
+    with concurrent.futures.ThreadPoolExecutor(len(feeds)) as pool:
+        for _ in range(5):
+            together = pool.map(lambda feed: made.run(None, feed)[0], feeds)
+            for found, expected in zip(together, alone):
+                assert found.tobytes() == expected.tobytes()
 
 
 @supported

@@ -386,6 +386,34 @@ def test_originals_go_and_loading_takes_no_more(large, weights, stored, options,
         assert difference(output, expected) <= (1e-5 if "ratio" not in options else 1e-2)
 
 
+def test_convolutions_hold_little_memory(tmp_path, say):
+    """Columns and decoded filters of all nodes lie in one buffer, and the C library's heaps keep none of them."""
+    rng = np.random.default_rng(16)
+    channels = [16, 32, 64, 64, 96, 128, 128, 160, 192, 256]
+    initializers, nodes, last = {}, [], "X"
+    for at, (before, after) in enumerate(zip(channels, channels[1:])):
+        initializers[f"W{at}"] = weights(rng, after, before, 3, 3)
+        stride = 1 + (at % 3 == 2)
+        nodes.append(node("Conv", [last, f"W{at}"], [f"C{at}"], pads=[1, 1, 1, 1], strides=[stride, stride]))
+        last = f"C{at}"
+    nodes.append(node("Relu", [last]))
+    (tmp_path / "model.onnx").write_bytes(build(nodes, [value("X", TensorProto.FLOAT, ["N", 16, 96, 96])], initializers))
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, X=rng.standard_normal((1, 16, 96, 96)).astype(np.float32))
+
+    def memory(**arguments):
+        with Worker(tmp_path / "model.onnx", inputs, threads=2, **arguments) as worker:
+            worker.load()
+            worker.run(10)
+            return worker.memory()["rss"], worker.outputs()[0]
+
+    without, expected = memory()
+    rss, output = memory(provider=LIBRARY, options={"conv": 1})
+    say(f"convolutions: {without / MIB:.1f} MiB, with conv=1 {rss / MIB:.1f} MiB")
+    assert rss <= without + 5 * MIB
+    assert difference(output, expected) <= 1e-5
+
+
 def test_sessions_are_made_at_once_and_outlive_the_registration(chain, x, tmp_path):
     (tmp_path / "model.onnx").write_bytes(chain[0])
     np.save(tmp_path / "x.npy", x)

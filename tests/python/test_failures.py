@@ -147,6 +147,16 @@ def test_ratio_out_of_reach(small, out):
     check_refused(outcome, UNREACHABLE, out.parent, "0.01")
 
 
+def test_size_out_of_reach(small, out):
+    check_refused(nz("convert", small, "-o", out, "--size", "1"), UNREACHABLE, out.parent, "a size of 1 byte cannot")
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "verify", "restore"])
+def test_a_folder_is_no_model(command, tmp_path):
+    outcome = nz(command, tmp_path)
+    assert outcome.code == USAGE and f"{tmp_path}: not a regular file" in outcome.stderr, outcome
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -167,6 +177,24 @@ def test_wrong_arguments(arguments, tmp_path):
     assert outcome.code == USAGE, outcome
     assert outcome.stdout == "" and outcome.stderr.strip(), outcome
     assert files(tmp_path) == []
+
+
+def test_full_disk_while_optimising(inline, out):
+    """ONNX Runtime, which writes the optimised model, says only that it could not."""
+    folder = out.parent
+    script = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder)]
+    try:
+        allowed = subprocess.run([*mount, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("no private mount is allowed here")
+    command = [*mount, str(nzlib.TOOL), "convert", str(inline), "-o", str(out), "--optimize", "portable"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == IO, done
+    for word in (str(out), "cannot write the optimised model", "No space left", "--output"):
+        assert word in done.stderr, done
 
 
 def test_full_disk(small, out):

@@ -1,22 +1,17 @@
-"""nz.DecodeLSTM in a real ONNX Runtime, held against its own LSTM.
-
-NZ_LIB names the library (libnz_onnx.so) and NZ_ENCODE the built example `encode_tensor`.
-"""
+"""nz.DecodeLSTM in a real ONNX Runtime, held against its own LSTM."""
 
 import os
 
 import numpy as np
+import nzlib
 import onnxruntime as ort
 import pytest
 from onnx import helper
 from opmodels import Encoder, assert_close, model, nz_node, ran_nodes, random_weight, session, value
 
-LIBRARY, PROGRAM = os.environ.get("NZ_LIB"), os.environ.get("NZ_ENCODE")
+LIBRARY, PROGRAM = str(nzlib.LIBRARY), str(nzlib.ENCODER)
 VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
-pytestmark = [
-    pytest.mark.skipif(not (LIBRARY and PROGRAM), reason="NZ_LIB and NZ_ENCODE are not set"),
-    pytest.mark.skipif(VERSION < (1, 17), reason="this ONNX Runtime is too old for the ops"),
-]
+pytestmark = pytest.mark.skipif(VERSION < (1, 17), reason="this ONNX Runtime is too old for the ops")
 
 OUTPUTS = ("Y", "Y_h", "Y_c")
 STATES = ("B", "initial_h", "initial_c")

@@ -361,7 +361,8 @@ pub struct VerifyArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, requires = "run")]
     pub seed: u64,
     /// Largest error of an output, relative to its largest magnitude [default: 1e-5, or 1e-3 if the model has
-    /// float16 or bfloat16 weights, when no weight was changed; else outputs are reported only]
+    /// float16 or bfloat16 weights, when no weight was changed, and one level of outputs that are quantised or images of
+    /// 8 bits; else outputs are reported only]
     #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = parse_tolerance, requires = "run")]
     pub tolerance: Option<f64>,
     /// libonnxruntime to use

@@ -1,8 +1,6 @@
 //! What is in a file: a converted model, a plain one, or a bare blob.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use nz_onnx::codec::Decoder;
@@ -43,8 +41,8 @@ pub fn inspect(path: &Path) -> Result<json::Inspect> {
         constants: Vec::new(),
         weights: Vec::new(),
     };
-    if is_blob(path)? {
-        let source = Source::open(path)?;
+    let source = Source::open(path)?;
+    if is_blob(&source)? {
         let bytes = source.read(&(0..source.len()))?;
         let blob = describe(&bytes).map_err(|e| Error::codec(path, "", e))?;
         return Ok(json::Inspect { blobs: vec![blob], ..document(json::Kind::Blob, source.len()) });
@@ -100,11 +98,9 @@ pub fn is_converted(model: &Model) -> bool {
 }
 
 /// Whether the file starts as blobs do.
-fn is_blob(path: &Path) -> Result<bool> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let mut start = Vec::with_capacity(MAGIC.len());
-    file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
-    Ok(start == MAGIC)
+fn is_blob(source: &Source) -> Result<bool> {
+    let len = MAGIC.len() as u64;
+    Ok(source.len() >= len && source.read(&(0..len))? == MAGIC)
 }
 
 /// The layout in words.

@@ -7,6 +7,7 @@ pub mod convert;
 pub mod env;
 pub mod inspect;
 pub mod layering;
+pub mod levels;
 pub mod optimize;
 pub mod outputs;
 pub mod overlap;

@@ -213,8 +213,20 @@ pub fn optimize_in(runtime: &Runtime, path: &Path, output: &Path, level: Level) 
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let data = (original_weights > EXTERNAL_ABOVE).then(|| format!("{stem}.optimized.onnx.data"));
     let raw = folder.path().join("raw.onnx");
-    runtime.optimize(path, level, &raw, data.as_deref()).map_err(|what| {
-        Error::unsupported(path, format!("ONNX Runtime does not optimise it: {what}\nhelp: --optimize off"))
+    runtime.optimize(path, level, &raw, data.as_deref()).map_err(|what| match folder.probe() {
+        // ONNX Runtime does not say that it could not write.
+        Err(error) => Error::io(
+            output,
+            format!(
+                "write the optimised model beside it, which needs room for twice the weights' {} (make room, or give \
+                 another place with --output)",
+                units::bytes(original_weights)
+            ),
+            error,
+        ),
+        Ok(()) => {
+            Error::unsupported(path, format!("ONNX Runtime does not optimise it: {what}\nhelp: --optimize off"))
+        }
     })?;
 
     let raw = Model::open(&raw)?;

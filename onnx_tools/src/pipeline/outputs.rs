@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nz_onnx::format::Dtype;
 
+use super::levels;
 use super::runtime::compare::Distance;
 use super::runtime::inputs::{Open, Slot};
 use super::runtime::session::Ran;
@@ -98,7 +99,8 @@ pub(super) fn run(
     };
     let usual = default_tolerance(original, blobs);
     let mut tolerance = options.tolerance.or(usual);
-    let mut checks = check_outputs(&expected, &found, tolerance);
+    let levels = |name: &str| options.tolerance.is_none() && levels::is_rounded_last(original, name);
+    let mut checks = check_outputs(&expected, &found, tolerance, levels);
     let mut own_error = None;
     if options.tolerance.is_none()
         && let Some(usual) = usual
@@ -109,10 +111,10 @@ pub(super) fn run(
             .open_unoptimized(original.path())
             .and_then(|mut session| run_all(&mut session, &given))
             .map_err(refused)?;
-        let own = check_outputs(&expected, &unoptimized, None);
+        let own = check_outputs(&expected, &unoptimized, None, |_| false);
         let own = own.iter().filter_map(|check| check.max_error_to_largest).fold(0.0, f64::max);
         (own_error, tolerance) = (Some(own), Some(usual.max(2.0 * own)));
-        checks = check_outputs(&expected, &found, tolerance);
+        checks = check_outputs(&expected, &found, tolerance, levels);
     }
     let seconds = |ran: &[Ran]| ran.iter().map(|ran| ran.time.as_secs_f64()).sum();
     Ok(Some(json::RunCheck {
@@ -179,14 +181,26 @@ fn output<'a>(ran: &'a Ran, name: &str) -> Option<&'a std::result::Result<Array,
     ran.outputs.iter().find(|(n, _)| n == name).map(|(_, output)| output)
 }
 
-/// Every output of the original against that of another model, over all runs.
-fn check_outputs(expected: &[Ran], found: &[Ran], tolerance: Option<f64>) -> Vec<json::OutputCheck> {
+/// Every output of the original against that of another model, over all runs; `levels` says of which ones a number is
+/// allowed to be the next one.
+fn check_outputs(
+    expected: &[Ran],
+    found: &[Ran],
+    tolerance: Option<f64>,
+    levels: impl Fn(&str) -> bool,
+) -> Vec<json::OutputCheck> {
     let names = expected.first().into_iter().flat_map(|ran| ran.outputs.iter().map(|(name, _)| name));
-    names.map(|name| check_output(name, expected, found, tolerance)).collect()
+    names.map(|name| check_output(name, expected, found, tolerance, levels(name))).collect()
 }
 
 /// One output of the original against that of the converted model, over all runs.
-fn check_output(name: &str, expected: &[Ran], found: &[Ran], tolerance: Option<f64>) -> json::OutputCheck {
+fn check_output(
+    name: &str,
+    expected: &[Ran],
+    found: &[Ran],
+    tolerance: Option<f64>,
+    levels: bool,
+) -> json::OutputCheck {
     let mut check = json::OutputCheck {
         name: name.to_string(),
         shape: expected.first().and_then(|ran| output(ran, name)?.as_ref().ok()).map(|e| e.shape.clone()),
@@ -225,7 +239,7 @@ fn check_output(name: &str, expected: &[Ran], found: &[Ran], tolerance: Option<f
     // Values that are not finite in one model only are wrong at any tolerance.
     check.within_tolerance = match (tolerance, distance.relative.is_finite()) {
         (_, false) => Some(false),
-        (tolerance, true) => tolerance.map(|t| distance.relative <= t),
+        (tolerance, true) => tolerance.map(|t| distance.relative <= t || levels && distance.absolute <= 1.0),
     };
     check
 }
@@ -237,4 +251,31 @@ fn default_tolerance(original: &Model, blobs: &[json::BlobCheck]) -> Option<f64>
         true => TOLERANCE_F16,
         false => TOLERANCE_F32,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ort::value::TensorElementType;
+
+    use super::*;
+
+    fn ran(bytes: &[u8]) -> Vec<Ran> {
+        let array =
+            Array { dtype: TensorElementType::Uint8, shape: vec![bytes.len() as i64], bytes: bytes.to_vec() };
+        vec![Ran { outputs: vec![("y".to_string(), Ok(array))], time: Duration::ZERO }]
+    }
+
+    #[test]
+    fn levels_may_be_the_next_ones() {
+        let within = |found: &[u8], tolerance, levels| {
+            check_output("y", &ran(&[7, 8, 9]), &ran(found), tolerance, levels).within_tolerance
+        };
+        assert_eq!(within(&[7, 9, 8], Some(TOLERANCE_F32), true), Some(true));
+        assert_eq!(within(&[7, 9, 8], Some(TOLERANCE_F32), false), Some(false));
+        assert_eq!(within(&[7, 8, 11], Some(TOLERANCE_F32), true), Some(false));
+        assert_eq!(within(&[7, 8, 9], Some(TOLERANCE_F32), false), Some(true));
+        assert_eq!(within(&[7, 9, 8], None, true), None);
+    }
 }

@@ -242,7 +242,8 @@ impl Prepared {
         let what = match wanted {
             Target::Size(bytes) => {
                 format!(
-                    "a size of {bytes} bytes cannot be reached, the least is {after} ({})",
+                    "a size of {bytes} {} cannot be reached, the least is {after} ({})",
+                    if bytes == 1 { "byte" } else { "bytes" },
                     units::bytes(after)
                 )
             }

@@ -149,7 +149,7 @@ fn kept<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> String {
     format!("\n{}", table.render(0))
 }
 
-/// The table of a plan; `is_cut` as for [`curve::render`].
+/// The table of a plan; `is_cut`: its curve is of mantissa cuts.
 pub fn plan(document: &Plan, is_cut: bool, style: Style) -> String {
     use Align::{Left, Right};
     let mut table = Table::new(&[

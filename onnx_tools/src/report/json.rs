@@ -337,7 +337,7 @@ pub struct OutputCheck {
     /// The share of the original's five largest elements of a row that are among the row's five largest, on average;
     /// none as for `top1_agreement`.
     pub top5_agreement: Option<f64>,
-    /// Whether it is within the tolerance; none without one.
+    /// Whether it is within the default tolerance, or levels that differ by one; or within the one given. None without.
     pub within_tolerance: Option<bool>,
     /// Why it was not compared.
     pub skipped: Option<String>,

@@ -18,7 +18,7 @@ use crate::ort::ep_sys::{
     EP_API_LEVEL, OrtDataType, OrtKernelImpl, OrtKernelRegistry, OrtSharedPrePackedWeightCache,
 };
 use crate::ort::fence::{self, Failure, Result};
-use crate::ort::kernels::{Attention, Conv, Gather, Gemm, Gru, Lstm, MatMul};
+use crate::ort::kernels::{Attention, Buffers, Conv, Gather, Gemm, Gru, Lstm, MatMul};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::Weight;
 
@@ -54,6 +54,11 @@ impl Weights<'_> {
     /// The one in that place among them.
     fn get(&self, at: usize) -> Weight {
         Weight::packed(Arc::clone(&self.slots[at]), self.inputs[at], self.host)
+    }
+
+    /// What kernels of the session work in.
+    fn buffers(&self) -> Arc<Buffers> {
+        Arc::clone(self.slots[0].buffers())
     }
 
     /// Its type.
@@ -110,7 +115,7 @@ static DEFINITIONS: [Definition; 10] = [
         weights: &[1],
         floats: FLOATS,
         others: &[],
-        create: |info, weights| Ok(Box::new(Conv::packed(info, weights.get(0))?)),
+        create: |info, weights| Ok(Box::new(Conv::packed(info, weights.get(0), weights.buffers())?)),
     },
     Definition {
         domain: c"",
@@ -146,7 +151,7 @@ static DEFINITIONS: [Definition; 10] = [
         weights: &[1],
         floats: FLOAT_ONLY,
         others: &[],
-        create: |info, weights| Ok(Box::new(Conv::packed(info, weights.get(0))?)),
+        create: |info, weights| Ok(Box::new(Conv::packed(info, weights.get(0), weights.buffers())?)),
     },
     Definition {
         domain: c"com.microsoft",

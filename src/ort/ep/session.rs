@@ -15,6 +15,7 @@ use super::{EpApi, LOG_VARIABLE, PROVIDER, STATS_VARIABLE};
 use crate::ort::api::threads;
 use crate::ort::cache::Cache;
 use crate::ort::fence::{Failure, Result};
+use crate::ort::kernels::Buffers;
 
 /// What slots and the provider share.
 pub(super) struct Shared {
@@ -23,6 +24,8 @@ pub(super) struct Shared {
     /// Where blobs are kept from session to session.
     pub store: Option<Store>,
     pub tally: Tally,
+    /// What kernels work in.
+    pub buffers: Arc<Buffers>,
     /// Threads that encode, while the session is being made. They are no threads of ONNX Runtime's, and none of the
     /// process's own: those would stay, and be lost in a fork.
     pool: Mutex<Option<Arc<ThreadPool>>>,
@@ -35,7 +38,14 @@ const TRIM_EVERY: u64 = 16 << 20;
 
 impl Shared {
     pub fn new(cache: Option<Arc<Cache>>, store: Option<Store>) -> Self {
-        Shared { cache, store, tally: Tally::default(), pool: Mutex::new(None), untrimmed: AtomicU64::new(0) }
+        Shared {
+            cache,
+            store,
+            tally: Tally::default(),
+            buffers: Arc::default(),
+            pool: Mutex::new(None),
+            untrimmed: AtomicU64::new(0),
+        }
     }
 
     /// Runs `body` so that what it does in parallel runs on all cores.

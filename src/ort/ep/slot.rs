@@ -13,6 +13,7 @@ use crate::format::TensorSpec;
 use crate::ort::api::Tensor;
 use crate::ort::cache::Place;
 use crate::ort::fence::{Failure, Result};
+use crate::ort::kernels::Buffers;
 
 /// How a weight is to be coded.
 pub(crate) struct Recipe {
@@ -92,6 +93,11 @@ impl Slot {
     /// Its dtype, and how it is stored.
     pub fn spec(&self) -> &TensorSpec {
         &self.recipe.spec
+    }
+
+    /// What the kernels of its session work in.
+    pub fn buffers(&self) -> &Arc<Buffers> {
+        &self.shared.buffers
     }
 
     /// The blob, made from `original` the first time. Others who ask meanwhile wait for it.

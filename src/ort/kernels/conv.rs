@@ -1,21 +1,27 @@
-//! ONNX `Conv` and `com.microsoft` `FusedConv` over a compressed filter: its inputs laid out as columns, piece by piece, times the filter.
+//! ONNX `Conv` and `com.microsoft` `FusedConv` over a compressed filter: its inputs laid out as columns, times the filter.
 
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::activation::Activation;
+use super::buffers::{Buffers, LARGEST};
 use super::patch::{AXES, Pads, Window};
-use super::plan::is_few;
-use super::product::{Product, View};
-use super::turn;
+use super::plan::{is_few, is_small};
+use super::product::{Product, Target, View};
+use super::{scratch, turn};
 use crate::ort::api::{KernelContext, KernelInfo, Tensor, Workers, threads};
 use crate::ort::fence::{Failure, Result};
 use crate::ort::ops::Kernel;
 use crate::ort::weight::{Bound, Weight};
 
-/// Floats of the inputs that are laid out as columns at a time: 1 MiB.
-const COLUMNS: usize = 1 << 18;
-/// Positions that are laid out at a time at least: the filter is decoded once for them.
-const POSITIONS: usize = 256;
+/// Positions of a tile. The gemm takes their columns as they are: it packs nothing.
+const TILE: usize = 64;
+/// Steps along `K` of a tile that are laid out at a time: 512 KiB, which stay in a core's own cache.
+const DEPTH: usize = (1 << 17) / TILE;
+/// Weights of a filter that are decoded at a time.
+const DECODED: usize = scratch::CAPACITY;
+/// Output channels that a task has of a tile at least, where there are more threads than tiles.
+const CHANNELS: usize = 16;
 /// Floats from which on laying them out is work for several threads.
 const SHARED_FROM: usize = 1 << 15;
 
@@ -32,22 +38,50 @@ pub(crate) struct Conv {
     window: Window,
     pads: Pads,
     activation: Activation,
+    buffers: Arc<Buffers>,
+}
+
+/// What is read where.
+#[derive(Clone, Copy)]
+struct Places {
+    window: Window,
+    input: [usize; AXES],
+    output: [usize; AXES],
+}
+
+impl Places {
+    /// Whether the inputs are the columns.
+    fn are_inputs(&self) -> bool {
+        self.window.is_pointwise() && self.input == self.output
+    }
+
+    /// Lays out these rows of these positions.
+    fn columns(&self, x: &[f32], positions: Range<usize>, rows: Range<usize>, out: &mut [f32]) {
+        self.window.patches(x, self.input, self.output, positions, rows, out);
+    }
 }
 
 /// What all images and groups share.
 struct Job<'a> {
     weight: &'a Bound<'a>,
     workers: &'a Workers<'a>,
-    window: Window,
-    input: [usize; AXES],
-    output: [usize; AXES],
+    places: Places,
     /// One an output channel.
     bias: &'a [f32],
 }
 
+/// One image's outputs of one group.
+struct Part<'a> {
+    group: usize,
+    x: &'a [f32],
+    y: &'a mut [f32],
+    /// Of what is added.
+    sum: Option<&'a [f32]>,
+}
+
 impl Conv {
     /// The kernel of an ONNX `Conv`, or a `FusedConv`, with this weight as input 1.
-    pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
+    pub fn packed(info: &KernelInfo<'_>, weight: Weight, buffers: Arc<Buffers>) -> Result<Self> {
         let wrong = |what: &str| {
             Failure::fail(format!("{what} does not go with a filter of shape {:?}", weight.shape()))
         };
@@ -97,67 +131,162 @@ impl Conv {
             },
         };
         let activation = Activation::of(info)?;
-        Ok(Conv { rank, groups, inputs, outputs: outputs / groups, window, pads, activation, weight })
+        let outputs = outputs / groups;
+        Ok(Conv { rank, groups, inputs, outputs, window, pads, activation, buffers, weight })
     }
 
-    /// `y`, one image's outputs of one group, from its inputs `x`.
-    fn group(&self, job: &Job<'_>, group: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
-        let (k, n) = (self.inputs * job.window.taps(), self.outputs);
-        let positions = y.len() / n;
+    /// Computes a part.
+    fn part(&self, job: &Job<'_>, part: Part<'_>) -> Result<()> {
+        let (k, n) = (self.inputs * job.places.window.taps(), self.outputs);
+        let positions = part.y.len() / n;
+        let few = is_few(positions, true);
+        if !few && (n * k <= DECODED || k * positions > LARGEST) {
+            return self.tiles(job, part);
+        }
+        let Part { group, x, y, sum } = part;
+        if few {
+            self.few(job, group, x, y)?;
+        } else {
+            self.at_once(job, group, x, y)?;
+        }
+        if let Some(sum) = sum {
+            y.iter_mut().zip(sum).for_each(|(y, z)| *y += z);
+        }
+        self.activation.apply(y);
+        Ok(())
+    }
+
+    /// The product of a group's filter with `x`.
+    fn product<'a>(&self, job: &Job<'_>, group: usize, m: usize, x: View<'a>) -> Product<'a> {
+        let (k, n) = (self.inputs * job.places.window.taps(), self.outputs);
         let (first_row, height) = (group * n, self.groups * n);
-        let bias = &job.bias[group * n..][..n];
-        // One for each lifetime of `x`.
-        macro_rules! product {
-            ($m:expr, $x:expr, $addend:expr) => {
-                Product {
-                    m: $m,
-                    k,
-                    n,
-                    x: $x,
-                    alpha: 1.0,
-                    addend: $addend,
-                    transposed: true,
-                    first_row,
-                    height,
-                }
-            };
-        }
-        if is_few(positions, true) {
+        Product { m, k, n, x, alpha: 1.0, addend: None, transposed: true, first_row, height }
+    }
+
+    /// `y` where there are few positions: they become the rows of a product.
+    fn few(&self, job: &Job<'_>, group: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let (k, n) = (self.inputs * job.places.window.taps(), self.outputs);
+        let positions = y.len() / n;
+        self.buffers.with((2 * k + n) * positions, |buffer| {
+            let (columns, rest) = buffer.split_at_mut(k * positions);
+            let (rows, turned) = rest.split_at_mut(k * positions);
+            job.places.columns(x, 0..positions, 0..k, columns);
             // As many rows as there are positions, and so of the output; they are short to turn.
-            let mut columns = vec![0f32; k * positions];
-            job.window.patches(x, job.input, job.output, 0..positions, 0..k, &mut columns);
-            let mut rows = vec![0f32; k * positions];
-            turn::into_columns(&mut rows, k, 0, &columns, positions);
-            let x = View { data: &rows, row_stride: k, column_stride: 1 };
-            let addend = Some((1.0, View { data: bias, row_stride: 0, column_stride: 1 }));
-            let mut turned = vec![0f32; positions * n];
-            product!(positions, x, addend).run(job.weight, job.workers, &mut turned)?;
-            turn::into_columns(y, positions, 0, &turned, n);
-            return Ok(());
+            turn::into_columns(rows, k, 0, columns, positions);
+            let bias = View { data: &job.bias[group * n..], row_stride: 0, column_stride: 1 };
+            let x = View { data: rows, row_stride: k, column_stride: 1 };
+            let product = Product { addend: Some((1.0, bias)), ..self.product(job, group, positions, x) };
+            product.run(job.weight, job.workers, turned)?;
+            turn::into_columns(y, positions, 0, turned, n);
+            Ok(())
+        })
+    }
+
+    /// `y` where the filter is large: all columns are laid out, and the filter is decoded once.
+    fn at_once(&self, job: &Job<'_>, group: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let (k, n) = (self.inputs * job.places.window.taps(), self.outputs);
+        let m = y.len() / n;
+        y.chunks_exact_mut(m).zip(&job.bias[group * n..]).for_each(|(y, &bias)| y.fill(bias));
+        if job.places.are_inputs() {
+            let x = View { data: x, row_stride: 1, column_stride: m };
+            return self.product(job, group, m, x).add_to_columns(job.weight, job.workers, y, m);
         }
-        y.chunks_exact_mut(positions).zip(bias).for_each(|(y, &bias)| y.fill(bias));
-        if job.window.is_pointwise() && job.input == job.output {
-            let x = View { data: x, row_stride: 1, column_stride: positions };
-            return product!(positions, x, None).add_to_columns(job.weight, job.workers, y, positions);
-        }
-        let (window, input, output) = (job.window, job.input, job.output);
-        let step = (COLUMNS / k).max(POSITIONS).min(positions);
-        let mut columns = vec![0f32; k * step];
-        for start in (0..positions).step_by(step) {
-            let m = step.min(positions - start);
-            let columns = &mut columns[..k * m];
+        let places = job.places;
+        self.buffers.with(k * m, |columns| {
             let share = if columns.len() < SHARED_FROM { k } else { k.div_ceil(4 * threads()) };
             let tasks: Vec<_> = columns.chunks_mut(share * m).map(Mutex::new).collect();
             job.workers.run(tasks.len(), |index| {
                 let mut out = tasks[index].lock().unwrap_or_else(PoisonError::into_inner);
                 let rows = index * share..index * share + out.len() / m;
-                window.patches(x, input, output, start..start + m, rows, &mut out);
+                places.columns(x, 0..m, rows, &mut out);
                 Ok(())
             })?;
             let x = View { data: columns, row_stride: 1, column_stride: m };
-            product!(m, x, None).add_to_columns(job.weight, job.workers, &mut y[start..], positions)?;
+            self.product(job, group, m, x).add_to_columns(job.weight, job.workers, y, m)
+        })
+    }
+
+    /// The part where there are many positions, or the filter is small: a tile of positions at a time, laid out in the
+    /// memory of the thread that computes it, for as many output channels as are decoded at a time.
+    fn tiles(&self, job: &Job<'_>, part: Part<'_>) -> Result<()> {
+        let (k, n) = (self.inputs * job.places.window.taps(), self.outputs);
+        let positions = part.y.len() / n;
+        let (places, activation) = (job.places, self.activation);
+        let target = Target::columns(part.y, positions);
+        let step = (DECODED / k).clamp(1, n);
+        for first in (0..n).step_by(step) {
+            let channels = first..(first + step).min(n);
+            let (slot, len) = ((part.group * n + first) * k, channels.len() * k);
+            let alone = is_small(0, len * positions);
+            let parts = positions.div_ceil(TILE);
+            let cuts =
+                if alone { 1 } else { threads().div_ceil(parts).min(channels.len().div_ceil(CHANNELS)) };
+            let bias = &job.bias[part.group * n..];
+            let with = |filter: &[f32]| {
+                let task = |index: usize| {
+                    let start = index / cuts * TILE;
+                    let (tile, cut) = (start..(start + TILE).min(positions), index % cuts);
+                    let cut = cut * channels.len() / cuts..(cut + 1) * channels.len() / cuts;
+                    let own = first + cut.start..first + cut.end;
+                    let filter = &filter[cut.start * k..cut.end * k];
+                    // SAFETY: these positions of these channels are this task's.
+                    unsafe { multiply_tile(places, part.x, filter, &target, &tile, &own) };
+                    for channel in own {
+                        // SAFETY: as above.
+                        let y = unsafe { target.column(&tile, channel) };
+                        let bias = bias[channel];
+                        match part.sum {
+                            None => y.iter_mut().for_each(|y| *y += bias),
+                            Some(sum) => {
+                                let sum = &sum[channel * positions + tile.start..];
+                                y.iter_mut().zip(sum).for_each(|(y, z)| *y += bias + z);
+                            }
+                        }
+                        activation.apply(y);
+                    }
+                    Ok(())
+                };
+                if alone { (0..parts * cuts).try_for_each(task) } else { job.workers.run(parts * cuts, task) }
+            };
+            if let Some(filter) = job.weight.kept(slot, len) {
+                with(filter)?;
+                continue;
+            }
+            self.buffers.with(len, |filter| {
+                if is_small(len, 0) {
+                    job.weight.decode(slot, filter)?;
+                } else {
+                    job.weight.decode_on_all(job.workers, slot, filter)?;
+                }
+                with(filter)
+            })?;
         }
         Ok(())
+    }
+}
+
+/// Sets the positions `tile` of `channels` to the product of the inputs with their filter.
+///
+/// # Safety
+/// No other reference to these elements of the target is in use.
+unsafe fn multiply_tile(
+    places: Places,
+    x: &[f32],
+    filter: &[f32],
+    target: &Target<'_>,
+    tile: &Range<usize>,
+    channels: &Range<usize>,
+) {
+    let k = filter.len() / channels.len();
+    for start in (0..k).step_by(DEPTH) {
+        let depth = start..(start + DEPTH).min(k);
+        scratch::with(depth.len() * tile.len(), |columns| {
+            places.columns(x, tile.clone(), depth.clone(), columns);
+            let x = View { data: columns, row_stride: 1, column_stride: tile.len() };
+            let w = View { data: &filter[start..], row_stride: 1, column_stride: k };
+            // SAFETY: the caller has these elements to itself.
+            unsafe { target.multiply(tile, channels, depth.len(), x, w, 1.0, start > 0) };
+        });
     }
 }
 
@@ -213,7 +342,8 @@ impl Kernel for Conv {
         let values = x.floats()?;
         let workers = context.workers();
         let (window, input, output) = window.packed(input, output);
-        let job = Job { weight: &weight, workers: &workers, window, input, output, bias: &bias };
+        let places = Places { window, input, output };
+        let job = Job { weight: &weight, workers: &workers, places, bias: &bias };
         context.fill_output(x.element(), &dims, |y| {
             if y.is_empty() {
                 return Ok(());
@@ -221,12 +351,9 @@ impl Kernel for Conv {
             let size = values.len() / (images * self.groups);
             let part = y.len() / (images * self.groups);
             y.chunks_exact_mut(part).enumerate().try_for_each(|(i, y)| {
-                self.group(&job, i % self.groups, &values[i * size..][..size], y)?;
-                if let Some(sum) = &sum {
-                    y.iter_mut().zip(&sum[i * part..]).for_each(|(y, z)| *y += z);
-                }
-                self.activation.apply(y);
-                Ok(())
+                let (x, sum) =
+                    (&values[i * size..][..size], sum.as_ref().map(|sum| &sum[i * part..][..part]));
+                self.part(&job, Part { group: i % self.groups, x, y, sum })
             })
         })
     }

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod buffers;
 mod conv;
 mod decode;
 mod gather;
@@ -19,6 +20,7 @@ mod turn;
 
 pub(crate) use activation::Activation;
 pub(crate) use attention::Attention;
+pub(crate) use buffers::Buffers;
 pub(crate) use conv::Conv;
 pub(crate) use decode::Decode;
 pub(crate) use gather::Gather;

@@ -27,6 +27,14 @@ pub(super) enum Pads {
     },
 }
 
+/// Positions that one line of the input answers for, or the zeros around it.
+#[derive(Debug)]
+struct Piece {
+    to: Range<usize>,
+    /// Where the first value is in its channel.
+    from: Option<usize>,
+}
+
 impl Window {
     /// Up to [`AXES`] values as those of the last axes, behind `fill`.
     pub fn last_axes<T: Copy>(values: impl ExactSizeIterator<Item = T>, fill: T) -> [T; AXES] {
@@ -101,32 +109,79 @@ impl Window {
         out: &mut [f32],
     ) {
         assert_eq!(out.len(), rows.len() * positions.len());
-        let (taps, channel) = (self.taps(), input.iter().product::<usize>());
-        for (row, out) in rows.zip(out.chunks_exact_mut(positions.len().max(1))) {
-            let (x, tap) = (&x[row / taps * channel..][..channel], row % taps);
-            let [_, height, width] = self.kernel;
-            let tap = [tap / (height * width), tap / width % height, tap % width];
-            let place = |axis: usize, position: usize| {
-                let padded = position * self.strides[axis] + tap[axis] * self.dilations[axis];
-                padded.checked_sub(self.before[axis]).filter(|&place| place < input[axis])
-            };
-            let inside = self.inside(input[2], output[2], tap[2]);
-            let (mut line, mut column) = (positions.start / output[2], positions.start % output[2]);
-            let mut rest = out;
-            // A line of the output at a time.
-            while !rest.is_empty() {
-                let part;
-                let len = rest.len().min(output[2] - column);
-                (part, rest) = rest.split_at_mut(len);
-                match (place(0, line / output[1]), place(1, line % output[1])) {
-                    (Some(depth), Some(height)) => {
-                        let from = &x[(depth * input[1] + height) * input[2]..][..input[2]];
-                        self.line(from, tap[2], &inside, column, part);
+        if out.is_empty() {
+            return;
+        }
+        let (taps, channel, len) = (self.taps(), input.iter().product::<usize>(), positions.len());
+        let [_, height, width] = self.kernel;
+        let mut pieces = Vec::new();
+        for tap in 0..taps.min(rows.end) {
+            // What a tap reads lies at the same places in all channels.
+            self.pieces(
+                [tap / (height * width), tap / width % height, tap % width],
+                input,
+                output,
+                &positions,
+                &mut pieces,
+            );
+            for row in (tap..rows.end).step_by(taps).skip(rows.start.saturating_sub(tap).div_ceil(taps)) {
+                let x = &x[row / taps * channel..][..channel];
+                let out = &mut out[(row - rows.start) * len..][..len];
+                for Piece { to, from } in &pieces {
+                    let to = &mut out[to.clone()];
+                    match *from {
+                        None => to.iter_mut().for_each(|to| *to = 0.0),
+                        Some(from) if self.strides[2] == 1 => copy(&x[from..from + to.len()], to),
+                        Some(from) => {
+                            let from = x[from..].iter().step_by(self.strides[2]);
+                            to.iter_mut().zip(from).for_each(|(to, &value)| *to = value);
+                        }
                     }
-                    _ => part.fill(0.0),
                 }
-                (line, column) = (line + 1, 0);
             }
+        }
+    }
+
+    /// What a tap reads of a channel at `positions`, in order.
+    fn pieces(
+        &self,
+        tap: [usize; AXES],
+        input: [usize; AXES],
+        output: [usize; AXES],
+        positions: &Range<usize>,
+        pieces: &mut Vec<Piece>,
+    ) {
+        pieces.clear();
+        let place = |axis: usize, position: usize| {
+            let padded = position * self.strides[axis] + tap[axis] * self.dilations[axis];
+            padded.checked_sub(self.before[axis]).filter(|&place| place < input[axis])
+        };
+        let inside = self.inside(input[2], output[2], tap[2]);
+        let mut push = |start: usize, len: usize, from: Option<usize>| {
+            if len > 0 {
+                pieces.push(Piece { to: start..start + len, from });
+            }
+        };
+        let (mut line, mut column) = (positions.start / output[2], positions.start % output[2]);
+        let mut at = 0;
+        // A line of the output at a time.
+        while at < positions.len() {
+            let len = (positions.len() - at).min(output[2] - column);
+            match (place(0, line / output[1]), place(1, line % output[1])) {
+                (Some(depth), Some(height)) => {
+                    let end = inside.end.saturating_sub(column).min(len);
+                    let first = inside.start.saturating_sub(column).min(end);
+                    push(at, first, None);
+                    if first < end {
+                        let start = (column + first) * self.strides[2] + tap[2] * self.dilations[2];
+                        let start = (depth * input[1] + height) * input[2] + start - self.before[2];
+                        push(at + first, end - first, Some(start));
+                    }
+                    push(at + end, len - end, None);
+                }
+                _ => push(at, len, None),
+            }
+            (at, line, column) = (at + len, line + 1, 0);
         }
     }
 
@@ -136,24 +191,35 @@ impl Window {
         let end = (input + before).saturating_sub(shift).div_ceil(stride).min(output);
         before.saturating_sub(shift).div_ceil(stride).min(end)..end
     }
+}
 
-    /// What a tap reads from a line of the input at the columns of the output from `column` on.
-    fn line(&self, line: &[f32], tap: usize, inside: &Range<usize>, column: usize, out: &mut [f32]) {
-        let end = inside.end.saturating_sub(column).min(out.len());
-        let first = inside.start.saturating_sub(column).min(end);
-        out[..first].fill(0.0);
-        out[end..].fill(0.0);
-        if first == end {
-            return;
+/// Copies a part of a line. Most are short: without a call, in steps of a length that is known, of which the last may
+/// overlap the one before.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    #[inline(always)]
+    fn step<const N: usize>(from: &[f32], to: &mut [f32], at: usize) {
+        if let (Some(from), Some(to)) = (from[at..].first_chunk::<N>(), to[at..].first_chunk_mut::<N>()) {
+            *to = *from;
         }
-        let [.., stride] = self.strides;
-        let start = (column + first) * stride + tap * self.dilations[2] - self.before[2];
-        let out = &mut out[first..end];
-        if stride == 1 {
-            out.copy_from_slice(&line[start..start + out.len()]);
-        } else {
-            out.iter_mut().zip(line[start..].iter().step_by(stride)).for_each(|(to, &value)| *to = value);
+    }
+    // Written out: compilers turn a loop into the call.
+    #[inline(always)]
+    fn steps<const N: usize>(from: &[f32], to: &mut [f32]) {
+        let len = to.len();
+        step::<N>(from, to, 0);
+        if len > 2 * N {
+            step::<N>(from, to, N);
         }
+        if len > 3 * N {
+            step::<N>(from, to, 2 * N);
+        }
+        step::<N>(from, to, len - N);
+    }
+    match to.len() {
+        16..=64 => steps::<16>(from, to),
+        4..16 => steps::<4>(from, to),
+        _ => to.copy_from_slice(from),
     }
 }
 
@@ -183,6 +249,16 @@ mod tests {
             index = index * input[axis] as i64 + place;
         }
         x[index as usize]
+    }
+
+    #[test]
+    fn copies_are_whole() {
+        let from: Vec<f32> = (1..=70).map(|i| i as f32).collect();
+        for len in 0..=from.len() {
+            let mut to = vec![0.0; len];
+            copy(&from[..len], &mut to);
+            assert_eq!(to, from[..len]);
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) struct Product<'a> {
 }
 
 /// An `[m, n]` output or partial sum that tasks write disjoint parts of.
-struct Target<'a> {
+pub(super) struct Target<'a> {
     data: *mut f32,
     len: usize,
     row_stride: usize,
@@ -76,7 +76,7 @@ impl<'a> Target<'a> {
     }
 
     /// The product is added to what is there.
-    fn columns(data: &'a mut [f32], column_stride: usize) -> Self {
+    pub fn columns(data: &'a mut [f32], column_stride: usize) -> Self {
         let (len, data) = (data.len(), data.as_mut_ptr());
         Target { data, len, row_stride: 1, column_stride, add: true, lifetime: PhantomData }
     }
@@ -102,6 +102,63 @@ impl<'a> Target<'a> {
         let corner = self.corner(&(row..row + 1), columns);
         // SAFETY: `corner` has the range in the slice; the caller has it to itself.
         unsafe { std::slice::from_raw_parts_mut(corner, columns.len()) }
+    }
+
+    /// A part of one column, of an output that is stored by columns.
+    ///
+    /// # Safety
+    /// No other reference to these elements is in use.
+    #[allow(clippy::mut_from_ref)] // as in `row`
+    pub unsafe fn column(&self, rows: &Range<usize>, column: usize) -> &mut [f32] {
+        assert_eq!(self.row_stride, 1);
+        let corner = self.corner(rows, &(column..column + 1));
+        // SAFETY: `corner` has the range in the slice; the caller has it to itself.
+        unsafe { std::slice::from_raw_parts_mut(corner, rows.len()) }
+    }
+
+    /// Sets `rows` and `columns` to `alpha` times the product of `x`, `[rows, depth]`, and `w`, `[depth, columns]`, or
+    /// adds it.
+    ///
+    /// # Safety
+    /// No other reference to these elements is in use.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn multiply(
+        &self,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        depth: usize,
+        x: View<'_>,
+        w: View<'_>,
+        alpha: f32,
+        add: bool,
+    ) {
+        let corner = self.corner(rows, columns);
+        assert!(x.holds(rows.len(), depth) && w.holds(depth, columns.len()));
+        // SAFETY: the asserts, here and in `corner`, have all three matrices inside their slices; the caller has
+        // these elements to itself. Strides fit in isize as slices do.
+        unsafe {
+            gemm::gemm(
+                rows.len(),
+                columns.len(),
+                depth,
+                corner,
+                self.column_stride as isize,
+                self.row_stride as isize,
+                add,
+                x.data.as_ptr(),
+                x.column_stride as isize,
+                x.row_stride as isize,
+                w.data.as_ptr(),
+                w.column_stride as isize,
+                w.row_stride as isize,
+                1.0,
+                alpha,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
     }
 }
 
@@ -335,34 +392,11 @@ impl Product<'_> {
     fn multiply_block(&self, piece: &Piece<'_>, target: &Target<'_>, rows: Range<usize>, accumulate: bool) {
         let (width, depth) = (piece.columns.len(), piece.depth.len());
         let x = &self.x.data[rows.start * self.x.row_stride + piece.depth.start * self.x.column_stride..];
-        let (w_row, w_column) = if piece.transposed { (1, depth) } else { (width, 1) };
-        let corner = target.corner(&rows, &piece.columns);
-        assert!(View { data: x, ..self.x }.holds(rows.len(), depth) && piece.values.len() == width * depth);
-        // SAFETY: the asserts, here and in `corner`, have all three matrices inside their slices, and these
-        // rows and columns of the target are this task's. Strides fit in isize as slices do.
-        unsafe {
-            gemm::gemm(
-                rows.len(),
-                width,
-                depth,
-                corner,
-                target.column_stride as isize,
-                target.row_stride as isize,
-                accumulate,
-                x.as_ptr(),
-                self.x.column_stride as isize,
-                self.x.row_stride as isize,
-                piece.values.as_ptr(),
-                w_column as isize,
-                w_row as isize,
-                1.0,
-                self.alpha,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
+        let (row_stride, column_stride) = if piece.transposed { (1, depth) } else { (width, 1) };
+        assert!(piece.values.len() == width * depth);
+        let (x, w) = (View { data: x, ..self.x }, View { data: piece.values, row_stride, column_stride });
+        // SAFETY: these rows and columns of the target are this task's.
+        unsafe { target.multiply(&rows, &piece.columns, depth, x, w, self.alpha, accumulate) };
     }
 }
 
