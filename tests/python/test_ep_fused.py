@@ -95,10 +95,10 @@ def test_fused_conv(activation, attributes, added, rng, tmp_path):
 
 @supported
 def test_fused_conv_of_a_large_filter(rng, tmp_path):
-    initializers = {"W": weights(rng, 300, 100, 3, 3), "B": numbers(rng, 300)}
+    initializers = {"W": weights(rng, 304, 100, 3, 3), "B": numbers(rng, 304)}
     fused = node("FusedConv", ["X", "W", "B", "Z"], domain=MICROSOFT, pads=[1, 1, 1, 1], activation="Relu")
     model = build([fused], [value(name, FLOAT, [None] * 4) for name in "XZ"], initializers)
-    feeds = {"X": numbers(rng, 2, 100, 9, 7), "Z": numbers(rng, 2, 300, 9, 7)}
+    feeds = {"X": numbers(rng, 2, 100, 9, 7), "Z": numbers(rng, 2, 304, 9, 7)}
     found, ran = run(model, feeds, tmp_path, options={"conv": 1})
     assert ran == ["FusedConv"]
     close(found, plain(model, feeds))
