@@ -96,12 +96,18 @@ def test_fused_conv(activation, attributes, added, rng, tmp_path):
 @supported
 def test_fused_conv_of_a_large_filter(rng, tmp_path):
     initializers = {"W": weights(rng, 300, 100, 3, 3), "B": numbers(rng, 300)}
+    inputs = [value(name, FLOAT, [None] * 4) for name in "XZ"]
     fused = node("FusedConv", ["X", "W", "B", "Z"], domain=MICROSOFT, pads=[1, 1, 1, 1], activation="Relu")
-    model = build([fused], [value(name, FLOAT, [None] * 4) for name in "XZ"], initializers)
     feeds = {"X": numbers(rng, 2, 100, 9, 7), "Z": numbers(rng, 2, 300, 9, 7)}
-    found, ran = run(model, feeds, tmp_path, options={"conv": 1})
+    found, ran = run(build([fused], inputs, initializers), feeds, tmp_path, options={"conv": 1})
     assert ran == ["FusedConv"]
-    close(found, plain(model, feeds))
+    # Its parts: ONNX Runtime 1.24.4 has the sum of a FusedConv in channel blocks wrong, or refuses it.
+    parts = [
+        node("Conv", ["X", "W", "B"], ["C"], pads=[1, 1, 1, 1]),
+        node("Add", ["C", "Z"], ["S"]),
+        node("Relu", ["S"]),
+    ]
+    close(found, plain(build(parts, inputs, initializers), feeds))
 
 
 def attention(rng, mask=None, bias=None, columns=True, sizes=None, heads=4, inner=64, outputs=1, **attributes):
