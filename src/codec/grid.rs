@@ -10,12 +10,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known};
-use super::encode::{EncodeOptions, Source};
+use super::encode::{EncodeOptions, Source, runs};
 use super::survey::{Coding, tiles};
 use super::word;
 use crate::arch::{BLOCK, Backend, Extent, FRACTION_ONES, LevelCounts, count_levels};
 use crate::error::Result;
-use crate::format::{Dtype, GRID_BITS, GridRow, TensorSpec, Transform, Unit, Units, header_bound};
+use crate::format::{Blocks, Dtype, GRID_BITS, GridRow, TensorSpec, Transform, Unit, Units, header_bound};
 
 /// The widths of a cell that there are, as parts of the root of the weights' mean square: an octave in quarters.
 pub const CELLS: [f64; 4] = [0.5, 0.420_448_207_626_857_3, 0.353_553_390_593_273_8, 0.297_301_778_750_680_2];
@@ -262,6 +262,104 @@ fn count(backend: Backend, source: &Source<'_>, grids: &[Arc<GridUnits>]) -> Vec
         })
 }
 
+/// How `counts` at `grid` are coded with `k` raw bits.
+fn coding_of(
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+    blocks: u64,
+    grid: &Arc<GridUnits>,
+    counts: &LevelCounts,
+    k: u8,
+) -> Coding {
+    let mut histogram: Histogram = [0; 256];
+    for (symbol, by_ones) in counts.iter().enumerate() {
+        let (stay, carry) = by_ones.split_at(usize::from(k) + 1);
+        histogram[symbol] += stay.iter().sum::<u64>();
+        histogram[(symbol + 1).min(255)] += carry.iter().sum::<u64>();
+    }
+    let known = Known { rounded: true, sampled: false };
+    let tiers = cascade::choose_tiers(&histogram, options.profile, known);
+    let elements: u64 = histogram.iter().sum();
+    let bits = cascade::coded_bits(&tiers, &histogram) + elements * (1 + u64::from(k));
+    // As `Survey::size`.
+    let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
+    let (tail, ragged) = ((planes + 3) * blocks, 11 * tiles(spec));
+    let header = header_bound(spec, &tiers, blocks, grid.units.len() as u64);
+    Coding {
+        mantissa_bits: Some(k),
+        transform: Transform::Grid,
+        tiers,
+        one_width: true,
+        no_subnormals: false,
+        grid: Some(Arc::clone(grid)),
+        books: None,
+        size: header + bits.div_ceil(8) + tail + ragged,
+    }
+}
+
+/// How `src`, other values of the same tensor, is coded on the grid that `coding` has; `None` if it has none.
+///
+/// # Errors
+/// As [`survey_grid`].
+pub fn recode(
+    src: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+    coding: &Coding,
+) -> Result<Option<Coding>> {
+    let (Some(grid), Some(k)) = (&coding.grid, coding.mantissa_bits) else { return Ok(None) };
+    let source = Source::new(src, spec, options.block_len)?;
+    let counts = count(Backend::active(), &source, std::slice::from_ref(grid));
+    let count = source.blocks.count();
+    Ok(counts.first().map(|counts| coding_of(spec, options, count, grid, counts, k)))
+}
+
+/// Rounding of single weights to the grid of a [`Coding`], each to the value that it will be decoded to.
+pub struct GridRounding {
+    /// Of each element, in row-major order.
+    units: Vec<Unit>,
+    raw_bits: u8,
+    dtype: Dtype,
+}
+
+impl GridRounding {
+    /// The rounding of `coding`, a coding of `spec` in blocks of `block_len`; `None` if it has no grid.
+    ///
+    /// # Errors
+    /// Shape, layout and block length do not go together.
+    pub fn new(spec: &TensorSpec, block_len: u32, coding: &Coding) -> Result<Option<Self>> {
+        let (Some(grid), Some(raw_bits)) = (&coding.grid, coding.mantissa_bits) else { return Ok(None) };
+        let blocks = Blocks::new(spec, block_len)?;
+        let mut units = vec![Unit::LEAST; spec.elements()? as usize];
+        let mut places = vec![0; BLOCK];
+        for block in 0..blocks.count() {
+            let slots = blocks.slots(block);
+            let places = &mut places[..(slots.end - slots.start) as usize];
+            grid.for_places(spec, block, slots.start, places, |places, unit| places.fill(unit as u32));
+            for run in runs(spec, slots) {
+                let of = places[run.at..run.at + run.len].iter().map(|&place| grid.units[place as usize]);
+                units[run.element..run.element + run.len].iter_mut().zip(of).for_each(|(to, of)| *to = of);
+            }
+        }
+        Ok(Some(GridRounding { units, raw_bits, dtype: spec.dtype }))
+    }
+
+    /// The value on the grid that is nearest to `value`, for the weight at `element` of the row-major tensor. Beyond
+    /// the grid's end it is the end.
+    ///
+    /// # Panics
+    /// There is no such element.
+    #[inline]
+    pub fn round(&self, element: usize, value: f64) -> f32 {
+        let unit = self.units[element];
+        let largest = if self.dtype == Dtype::F16 { 65504.0 } else { f32::MAX };
+        let end = f64::from((REACH * unit.value()).min(largest - unit.value()));
+        let word = (value.clamp(-end, end) as f32).to_bits();
+        let level = word::level(word, unit, self.raw_bits);
+        f32::from_bits(word::level_value(level, unit, self.raw_bits, self.dtype))
+    }
+}
+
 impl GridSurvey {
     /// How the tensor is coded at `step`.
     ///
@@ -270,30 +368,7 @@ impl GridSurvey {
     pub fn coding(&self, GridStep { cell, raw_bits: k }: GridStep) -> Coding {
         assert!(k <= GRID_BITS);
         let Cell { grid, counts } = &self.cells[cell];
-        let mut histogram: Histogram = [0; 256];
-        for (symbol, by_ones) in counts.iter().enumerate() {
-            let (stay, carry) = by_ones.split_at(usize::from(k) + 1);
-            histogram[symbol] += stay.iter().sum::<u64>();
-            histogram[(symbol + 1).min(255)] += carry.iter().sum::<u64>();
-        }
-        let known = Known { rounded: true, sampled: false };
-        let tiers = cascade::choose_tiers(&histogram, self.options.profile, known);
-        let elements: u64 = histogram.iter().sum();
-        let bits = cascade::coded_bits(&tiers, &histogram) + elements * (1 + u64::from(k));
-        // As `Survey::size`.
-        let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
-        let (tail, ragged) = ((planes + 3) * self.blocks, 11 * tiles(&self.spec));
-        let header = header_bound(&self.spec, &tiers, self.blocks, grid.units.len() as u64);
-        Coding {
-            mantissa_bits: Some(k),
-            transform: Transform::Grid,
-            tiers,
-            one_width: true,
-            no_subnormals: false,
-            grid: Some(Arc::clone(grid)),
-            books: None,
-            size: header + bits.div_ceil(8) + tail + ragged,
-        }
+        coding_of(&self.spec, &self.options, self.blocks, grid, counts, k)
     }
 
     /// The energy of the error that rounding to this grid makes, over that of the weights: of a sample.
