@@ -397,3 +397,98 @@ impl GridSurvey {
         if noise == 0.0 { 0.0 } else { noise / energy }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode;
+    use super::super::encode::encode_as;
+    use super::*;
+
+    fn weights(n: usize) -> Vec<f32> {
+        let value =
+            |i: usize| (i as f32 * 0.731).sin() * (i as f32 * 0.0137).cos() * (1 + i / 960 % 7) as f32;
+        (0..n).map(|i| if i % 61 == 0 { 0.0 } else { value(i) }).collect()
+    }
+
+    fn bytes(values: &[f32], dtype: Dtype) -> Vec<u8> {
+        let words: Vec<u32> = values
+            .iter()
+            .map(|&value| match dtype {
+                Dtype::F16 => half::f16::from_f32(value).to_f32().to_bits(),
+                Dtype::Bf16 => half::bf16::from_f32(value).to_f32().to_bits(),
+                _ => value.to_bits(),
+            })
+            .collect();
+        let mut bytes = vec![0; words.len() * dtype.size()];
+        word::store(dtype, &words, &mut bytes);
+        bytes
+    }
+
+    fn specs(dtype: Dtype) -> [TensorSpec; 3] {
+        [
+            TensorSpec::row_major(dtype, &[30, 320]),
+            TensorSpec::column_tiles(dtype, 30, 320, 128),
+            TensorSpec::column_tiles(dtype, 32, 300, 128),
+        ]
+    }
+
+    fn coded(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Coding {
+        let step = GridStep { cell: 2, raw_bits: 2 };
+        survey_grid(src, spec, options).unwrap().unwrap().coding(step)
+    }
+
+    #[test]
+    fn single_weights_are_rounded_as_the_encoder_rounds_them() {
+        for spec in [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().flat_map(specs) {
+            for block_len in [1024, 4096] {
+                let options = EncodeOptions { block_len, ..EncodeOptions::default() };
+                let src = bytes(&weights(9600), spec.dtype);
+                let coding = coded(&src, &spec, &options);
+                let rounding = GridRounding::new(&spec, block_len, &coding).unwrap().unwrap();
+                let decoded = decode(&encode_as(&src, &spec, block_len, &coding).unwrap()).unwrap();
+                let (mut words, mut expected) = (vec![0; 9600], vec![0; 9600]);
+                word::load(spec.dtype, &src, &mut words);
+                word::load(spec.dtype, &decoded, &mut expected);
+                for (element, (&word, &expected)) in words.iter().zip(&expected).enumerate() {
+                    let found = rounding.round(element, f32::from_bits(word).into());
+                    assert_eq!(found.to_bits(), expected, "{spec:?} {element}");
+                }
+                // Beyond the end it is the end, and stays there.
+                let end = rounding.round(77, 1e30);
+                assert!(end.is_finite() && rounding.round(77, end.into()) == end, "{spec:?} {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_values_are_coded_on_the_same_grid() {
+        for spec in specs(Dtype::F32) {
+            let options = EncodeOptions::default();
+            let values = weights(9600);
+            let src = bytes(&values, spec.dtype);
+            let coding = coded(&src, &spec, &options);
+            assert_eq!(recode(&src, &spec, &options, &coding).unwrap(), Some(coding.clone()));
+            let rounding = GridRounding::new(&spec, options.block_len, &coding).unwrap().unwrap();
+            // Larger ones, on the grid.
+            let others: Vec<f32> = values
+                .iter()
+                .enumerate()
+                .map(|(i, &v)| rounding.round(i, 1.3 * f64::from(v) + 0.01))
+                .collect();
+            let others = bytes(&others, spec.dtype);
+            let fitted = recode(&others, &spec, &options, &coding).unwrap().unwrap();
+            assert_eq!(fitted.grid, coding.grid);
+            assert!(fitted.size() > coding.size());
+            let blob = encode_as(&others, &spec, options.block_len, &fitted).unwrap();
+            assert!(blob.len() as u64 <= fitted.size());
+            assert_eq!(decode(&blob).unwrap(), others, "on the grid already");
+        }
+        // What has no grid is not coded on one.
+        let spec = &specs(Dtype::F32)[0];
+        let src = bytes(&weights(9600), spec.dtype);
+        let options = EncodeOptions::default();
+        let cut = super::super::survey::survey(&src, spec, &options).unwrap().coding(Some(3));
+        assert_eq!(recode(&src, spec, &options, &cut).unwrap(), None);
+        assert!(GridRounding::new(spec, options.block_len, &cut).unwrap().is_none());
+    }
+}

@@ -152,7 +152,8 @@ impl Found<'_> {
                 let window = self.len / of_group;
                 for (i, out) in out.iter_mut().enumerate() {
                     let channel = (rest * channels + group * of_group + i / window) * plane;
-                    *out = inside(windows, spatial, &corner, i % window).map_or(0.0, |at| values[channel + at]);
+                    *out =
+                        inside(windows, spatial, &corner, i % window).map_or(0.0, |at| values[channel + at]);
                 }
             }
         }
@@ -229,7 +230,9 @@ mod tests {
         let mut vector = [Gram::new(5)];
         add(&mut vector, &values[..5], &[5], &Vectors::LastButOne, Some(0)).unwrap();
         assert!(is_close(&vector[0].whole(), &of_rows(&rows[..1])));
-        for (shape, vectors) in [(vec![6, 5], Vectors::LastButOne), (vec![30], Vectors::Last), (vec![7], Vectors::Last)] {
+        for (shape, vectors) in
+            [(vec![6, 5], Vectors::LastButOne), (vec![30], Vectors::Last), (vec![7], Vectors::Last)]
+        {
             assert!(add(&mut [Gram::new(5)], &values, &shape, &vectors, None).is_none(), "{shape:?}");
         }
     }
@@ -254,11 +257,12 @@ mod tests {
             let found = spatial(&windows, &[height, width]).unwrap();
             assert_eq!([found[0][1], found[1][1]], [tall, wide]);
             let mut grams = vec![Gram::new(len); groups];
-            add(&mut grams, &values, &[2, channels, height, width], &Vectors::Windows(windows), Some(0)).unwrap();
+            add(&mut grams, &values, &[2, channels, height, width], &Vectors::Windows(windows), Some(0))
+                .unwrap();
             for (group, gram) in grams.iter().enumerate() {
                 let mut rows = Vec::new();
-                for (b, y, x) in (0..2)
-                    .flat_map(|b| (0..tall).flat_map(move |y| (0..wide).map(move |x| (b, y, x))))
+                for (b, y, x) in
+                    (0..2).flat_map(|b| (0..tall).flat_map(move |y| (0..wide).map(move |x| (b, y, x))))
                 {
                     let mut row = Vec::new();
                     for c in 0..channels / groups {

@@ -49,10 +49,8 @@ const ROOM: u64 = 512;
 impl Options {
     /// Whether weights may be rounded with compensation: where inputs are given and no bound is promised for weights.
     fn compensates(&self) -> bool {
-        let free = matches!(
-            self.target,
-            Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_)
-        );
+        let free =
+            matches!(self.target, Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_));
         self.calibrate.is_some() && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
     }
 }
@@ -159,8 +157,7 @@ pub(super) fn compensate(
 ) -> Result<Option<Compensated>> {
     let (true, Some(how)) = (options.compensates(), &options.calibrate) else { return Ok(None) };
     let mut batches: Vec<Batch> = Vec::new();
-    for (number, (group, encoding)) in
-        prepared.groups.iter().zip(&prepared.allocation.encodings).enumerate()
+    for (number, (group, encoding)) in prepared.groups.iter().zip(&prepared.allocation.encodings).enumerate()
     {
         let on_grid = matches!(encoding, Encoding::Grid(_))
             && group.coding().is_ok_and(|coding| coding.transform() == Transform::Grid);
@@ -178,7 +175,8 @@ pub(super) fn compensate(
     if batches.is_empty() {
         return Ok(None);
     }
-    let bytes = |batch: &Batch| batch.members.iter().map(|&g| prepared.groups[g].candidate.bytes).sum::<u64>();
+    let bytes =
+        |batch: &Batch| batch.members.iter().map(|&g| prepared.groups[g].candidate.bytes).sum::<u64>();
     let mut step = progress.step("rounding", batches.iter().map(bytes).sum());
     let activations = Activations::new(&prepared.model, how)?;
     let (mut compensated, mut codings) = (Compensated::new()?, Vec::new());
@@ -304,11 +302,14 @@ impl<'a> Matrix<'a> {
     ) -> (Array2<f64>, Array2<f64>) {
         let element = |(row, column): (usize, usize)| self.element(group, row, columns[column]);
         let wanted = Array2::from_shape_fn((self.rows, columns.len()), |at| self.values[element(at)]);
-        let round =
-            |row: usize, column: usize, value: f64| f64::from(self.rounding.round(element((row, column)), value));
+        let round = |row: usize, column: usize, value: f64| {
+            f64::from(self.rounding.round(element((row, column)), value))
+        };
         let rounded = match factor {
             Some(factor) => factor.compensated(wanted.view(), round),
-            None => Array2::from_shape_fn(wanted.dim(), |(row, column)| round(row, column, wanted[(row, column)])),
+            None => {
+                Array2::from_shape_fn(wanted.dim(), |(row, column)| round(row, column, wanted[(row, column)]))
+            }
         };
         (wanted, rounded)
     }
@@ -323,18 +324,19 @@ impl<'a> Matrix<'a> {
             wanted - rounded
         };
         // By itself, then at each damping.
-        let of_group = |(group, (gram, factors)): (usize, (&Gram, &[[Option<Factor>; 2]; DAMPINGS.len()]))| {
-            let alone = errors(group, None);
-            let mut found = vec![damage(&gram.halves[0], &alone) + damage(&gram.halves[1], &alone)];
-            found.extend(factors.iter().map(|halves| {
-                let of_half = |half: usize| {
-                    let factor = halves[half].as_ref()?;
-                    Some(damage(&gram.halves[1 - half], &errors(group, Some(factor))))
-                };
-                of_half(0).zip(of_half(1)).map_or(f64::INFINITY, |(a, b)| a + b)
-            }));
-            found
-        };
+        let of_group =
+            |(group, (gram, factors)): (usize, (&Gram, &[[Option<Factor>; 2]; DAMPINGS.len()]))| {
+                let alone = errors(group, None);
+                let mut found = vec![damage(&gram.halves[0], &alone) + damage(&gram.halves[1], &alone)];
+                found.extend(factors.iter().map(|halves| {
+                    let of_half = |half: usize| {
+                        let factor = halves[half].as_ref()?;
+                        Some(damage(&gram.halves[1 - half], &errors(group, Some(factor))))
+                    };
+                    of_half(0).zip(of_half(1)).map_or(f64::INFINITY, |(a, b)| a + b)
+                }));
+                found
+            };
         let of_groups: Vec<Vec<f64>> =
             grams.par_iter().zip(&judges.factors).enumerate().map(of_group).collect();
         // In order: sums must not depend on the number of threads.
@@ -356,8 +358,10 @@ impl<'a> Matrix<'a> {
                 columns.map(move |first| (group, (first..self.columns.min(first + COLUMNS)).collect()))
             })
             .collect();
-        let found: Vec<Array2<f64>> =
-            parts.par_iter().map(|(group, columns)| self.columns(*group, columns, Some(&factors[*group])).1).collect();
+        let found: Vec<Array2<f64>> = parts
+            .par_iter()
+            .map(|(group, columns)| self.columns(*group, columns, Some(&factors[*group])).1)
+            .collect();
         let mut words = vec![0; self.values.len()];
         for ((group, columns), found) in parts.iter().zip(&found) {
             for ((row, column), &value) in found.indexed_iter() {
@@ -421,8 +425,11 @@ impl<'a> Activations<'a> {
         let mut found: Vec<Option<Vec<Gram>>> = batches.iter().map(empty).collect();
         for (number, inputs) in self.given.iter().enumerate() {
             let ran = session.run(inputs).map_err(|e| refused(self.model, e))?;
-            let outputs: BTreeMap<&str, &Array> =
-                ran.outputs.iter().filter_map(|(name, array)| Some((name.as_str(), array.as_ref().ok()?))).collect();
+            let outputs: BTreeMap<&str, &Array> = ran
+                .outputs
+                .iter()
+                .filter_map(|(name, array)| Some((name.as_str(), array.as_ref().ok()?)))
+                .collect();
             let half = (self.given.len() > 1).then_some(number % 2);
             found.par_iter_mut().zip(batches).for_each(|(grams, batch)| {
                 let added = batch.reads.from.iter().all(|(name, vectors)| {
@@ -441,7 +448,8 @@ impl<'a> Activations<'a> {
     /// Makes the copy give these values too.
     fn ask_for(&self, names: &BTreeSet<&str>) -> Result<()> {
         let graph = self.model.graph(crate::onnx::GraphId(0));
-        let known = |name: &&&str| graph.inputs.iter().chain(&graph.outputs).all(|value| value.name != ***name);
+        let known =
+            |name: &&&str| graph.inputs.iter().chain(&graph.outputs).all(|value| value.name != ***name);
         let output = |name: &&str| proto::ValueInfo { name: Some(name.to_string()), ..Default::default() };
         let outputs = names.iter().filter(known).map(output).collect();
         let more = MoreOutputs { graph: Some(GraphOutputs { outputs }) }.encode_to_vec();

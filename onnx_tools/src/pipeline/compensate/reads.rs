@@ -65,7 +65,9 @@ pub(super) fn of<'a>(
             let one = read(model, weight, of_use)?;
             found = match found {
                 None => Some(one),
-                Some(mut all) if (all.over_first, all.len, all.groups) == (one.over_first, one.len, one.groups) => {
+                Some(mut all)
+                    if (all.over_first, all.len, all.groups) == (one.over_first, one.len, one.groups) =>
+                {
                     all.from.extend(one.from);
                     Some(all)
                 }
