@@ -44,7 +44,7 @@ const COLUMNS: usize = 64;
 /// Bytes of sums that one series of runs may gather.
 const AT_ONCE: usize = 1 << 29;
 /// Levels change, so that a blob may become larger by this part.
-const ROOM: u64 = 512;
+const ROOM: u64 = 256;
 
 impl Options {
     /// Whether weights may be rounded with compensation: where inputs are given and no bound is promised for weights.
@@ -234,7 +234,10 @@ fn round_batch(
         };
         let fitted = codec::recode(&rounded, &compression.spec, &encode, &coding).map_err(failed)?;
         let most = coding.size() + coding.size() / ROOM;
-        let Some(fitted) = fitted.filter(|fitted| fitted.size() <= most) else { continue };
+        let Some(fitted) = fitted.filter(|fitted| fitted.size() <= most) else {
+            progress.note(&format!("{}: rounded each weight by itself, which is smaller", weight.name));
+            continue;
+        };
         progress.note(&format!("{}: {gain:.1} dB closer on inputs not seen", weight.name));
         compensated.push(id, &source, &rounded)?;
         codings.push((number, fitted));
