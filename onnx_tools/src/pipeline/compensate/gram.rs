@@ -43,7 +43,7 @@ pub(super) fn add(
     if shape.iter().product::<usize>() != values.len() {
         return None;
     }
-    let places = Places::new(shape, vectors, len, grams.len())?;
+    let places = Places::find(shape, vectors, len, grams.len())?;
     let taken = places.count.min(PER_WEIGHT * len + BESIDES);
     let mut chunk = Array2::zeros((CHUNK, len));
     // Half by half, so that a chunk is of one.
@@ -92,8 +92,7 @@ struct Found<'a> {
 }
 
 impl<'a> Places<'a> {
-    #[allow(clippy::new_ret_no_self)]
-    fn new(shape: &[usize], vectors: &'a Vectors, len: usize, groups: usize) -> Option<Found<'a>> {
+    fn find(shape: &[usize], vectors: &'a Vectors, len: usize, groups: usize) -> Option<Found<'a>> {
         let all: usize = shape.iter().product();
         let (count, places) = match vectors {
             Vectors::Last if shape.last() == Some(&len) => {

@@ -245,9 +245,12 @@ fn round_batch(
     Ok(codings)
 }
 
-/// Factors by which a rounding is judged: of each half of the inputs, at each damping, for each group.
+/// At each damping, of each half of the inputs.
+type OfDampings = [[Option<Factor>; 2]; DAMPINGS.len()];
+
+/// Factors by which a rounding is judged, for each group.
 struct Judges {
-    factors: Vec<[[Option<Factor>; 2]; DAMPINGS.len()]>,
+    factors: Vec<OfDampings>,
 }
 
 impl Judges {
@@ -327,19 +330,18 @@ impl<'a> Matrix<'a> {
             wanted - rounded
         };
         // By itself, then at each damping.
-        let of_group =
-            |(group, (gram, factors)): (usize, (&Gram, &[[Option<Factor>; 2]; DAMPINGS.len()]))| {
-                let alone = errors(group, None);
-                let mut found = vec![damage(&gram.halves[0], &alone) + damage(&gram.halves[1], &alone)];
-                found.extend(factors.iter().map(|halves| {
-                    let of_half = |half: usize| {
-                        let factor = halves[half].as_ref()?;
-                        Some(damage(&gram.halves[1 - half], &errors(group, Some(factor))))
-                    };
-                    of_half(0).zip(of_half(1)).map_or(f64::INFINITY, |(a, b)| a + b)
-                }));
-                found
-            };
+        let of_group = |(group, (gram, factors)): (usize, (&Gram, &OfDampings))| {
+            let alone = errors(group, None);
+            let mut found = vec![damage(&gram.halves[0], &alone) + damage(&gram.halves[1], &alone)];
+            found.extend(factors.iter().map(|halves| {
+                let of_half = |half: usize| {
+                    let factor = halves[half].as_ref()?;
+                    Some(damage(&gram.halves[1 - half], &errors(group, Some(factor))))
+                };
+                of_half(0).zip(of_half(1)).map_or(f64::INFINITY, |(a, b)| a + b)
+            }));
+            found
+        };
         let of_groups: Vec<Vec<f64>> =
             grams.par_iter().zip(&judges.factors).enumerate().map(of_group).collect();
         // In order: sums must not depend on the number of threads.
