@@ -178,6 +178,7 @@ fn weights_in_channel_blocks_are_compressed_and_say_so() {
         nchwc_block,
         base: None,
         depths: Default::default(),
+        compensated: Default::default(),
     };
     let made = |plan: &Plan| {
         let path = folder.path().join("made.onnx");

@@ -104,13 +104,14 @@ BLOB = {
     "lossless": False,
     "max_relative_error": 0,
     "snr_db": None,
+    "compensated": False,
     "problem": None,
 }
 
 
 def test_later_commands_may_say_more():
     check = results.from_document(results.BlobCheck, {**BLOB, "colour": "blue"})
-    assert check == results.BlobCheck("W.nz", True, None, False, 0.0, None, None)
+    assert check == results.BlobCheck("W.nz", True, None, False, 0.0, None, False, None)
     assert isinstance(check.max_relative_error, float)
 
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::cascade::{self, Histogram, Known};
-use super::encode::{EncodeOptions, Source};
+use super::encode::{EncodeOptions, Source, runs};
 use super::survey::{Coding, tiles};
 use super::word;
 use crate::arch::{BLOCK, Backend, Extent, FRACTION_ONES, LevelCounts, count_levels};
 use crate::error::Result;
-use crate::format::{Dtype, GRID_BITS, GridRow, TensorSpec, Transform, Unit, Units, header_bound};
+use crate::format::{Blocks, Dtype, GRID_BITS, GridRow, TensorSpec, Transform, Unit, Units, header_bound};
 
 /// The widths of a cell that there are, as parts of the root of the weights' mean square: an octave in quarters.
 pub const CELLS: [f64; 4] = [0.5, 0.420_448_207_626_857_3, 0.353_553_390_593_273_8, 0.297_301_778_750_680_2];
@@ -262,6 +262,104 @@ fn count(backend: Backend, source: &Source<'_>, grids: &[Arc<GridUnits>]) -> Vec
         })
 }
 
+/// How `counts` at `grid` are coded with `k` raw bits.
+fn coding_of(
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+    blocks: u64,
+    grid: &Arc<GridUnits>,
+    counts: &LevelCounts,
+    k: u8,
+) -> Coding {
+    let mut histogram: Histogram = [0; 256];
+    for (symbol, by_ones) in counts.iter().enumerate() {
+        let (stay, carry) = by_ones.split_at(usize::from(k) + 1);
+        histogram[symbol] += stay.iter().sum::<u64>();
+        histogram[(symbol + 1).min(255)] += carry.iter().sum::<u64>();
+    }
+    let known = Known { rounded: true, sampled: false };
+    let tiers = cascade::choose_tiers(&histogram, options.profile, known);
+    let elements: u64 = histogram.iter().sum();
+    let bits = cascade::coded_bits(&tiers, &histogram) + elements * (1 + u64::from(k));
+    // As `Survey::size`.
+    let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
+    let (tail, ragged) = ((planes + 3) * blocks, 11 * tiles(spec));
+    let header = header_bound(spec, &tiers, blocks, grid.units.len() as u64);
+    Coding {
+        mantissa_bits: Some(k),
+        transform: Transform::Grid,
+        tiers,
+        one_width: true,
+        no_subnormals: false,
+        grid: Some(Arc::clone(grid)),
+        books: None,
+        size: header + bits.div_ceil(8) + tail + ragged,
+    }
+}
+
+/// How `src`, other values of the same tensor, is coded on the grid that `coding` has; `None` if it has none.
+///
+/// # Errors
+/// As [`survey_grid`].
+pub fn recode(
+    src: &[u8],
+    spec: &TensorSpec,
+    options: &EncodeOptions,
+    coding: &Coding,
+) -> Result<Option<Coding>> {
+    let (Some(grid), Some(k)) = (&coding.grid, coding.mantissa_bits) else { return Ok(None) };
+    let source = Source::new(src, spec, options.block_len)?;
+    let counts = count(Backend::active(), &source, std::slice::from_ref(grid));
+    let count = source.blocks.count();
+    Ok(counts.first().map(|counts| coding_of(spec, options, count, grid, counts, k)))
+}
+
+/// Rounding of single weights to the grid of a [`Coding`], each to the value that it will be decoded to.
+pub struct GridRounding {
+    /// Of each element, in row-major order.
+    units: Vec<Unit>,
+    raw_bits: u8,
+    dtype: Dtype,
+}
+
+impl GridRounding {
+    /// The rounding of `coding`, a coding of `spec` in blocks of `block_len`; `None` if it has no grid.
+    ///
+    /// # Errors
+    /// Shape, layout and block length do not go together.
+    pub fn new(spec: &TensorSpec, block_len: u32, coding: &Coding) -> Result<Option<Self>> {
+        let (Some(grid), Some(raw_bits)) = (&coding.grid, coding.mantissa_bits) else { return Ok(None) };
+        let blocks = Blocks::new(spec, block_len)?;
+        let mut units = vec![Unit::LEAST; spec.elements()? as usize];
+        let mut places = vec![0; BLOCK];
+        for block in 0..blocks.count() {
+            let slots = blocks.slots(block);
+            let places = &mut places[..(slots.end - slots.start) as usize];
+            grid.for_places(spec, block, slots.start, places, |places, unit| places.fill(unit as u32));
+            for run in runs(spec, slots) {
+                let of = places[run.at..run.at + run.len].iter().map(|&place| grid.units[place as usize]);
+                units[run.element..run.element + run.len].iter_mut().zip(of).for_each(|(to, of)| *to = of);
+            }
+        }
+        Ok(Some(GridRounding { units, raw_bits, dtype: spec.dtype }))
+    }
+
+    /// The value on the grid that is nearest to `value`, for the weight at `element` of the row-major tensor. Beyond
+    /// the grid's end it is the end.
+    ///
+    /// # Panics
+    /// There is no such element.
+    #[inline]
+    pub fn round(&self, element: usize, value: f64) -> f32 {
+        let unit = self.units[element];
+        let largest = if self.dtype == Dtype::F16 { 65504.0 } else { f32::MAX };
+        let end = f64::from((REACH * unit.value()).min(largest - unit.value()));
+        let word = (value.clamp(-end, end) as f32).to_bits();
+        let level = word::level(word, unit, self.raw_bits);
+        f32::from_bits(word::level_value(level, unit, self.raw_bits, self.dtype))
+    }
+}
+
 impl GridSurvey {
     /// How the tensor is coded at `step`.
     ///
@@ -270,30 +368,7 @@ impl GridSurvey {
     pub fn coding(&self, GridStep { cell, raw_bits: k }: GridStep) -> Coding {
         assert!(k <= GRID_BITS);
         let Cell { grid, counts } = &self.cells[cell];
-        let mut histogram: Histogram = [0; 256];
-        for (symbol, by_ones) in counts.iter().enumerate() {
-            let (stay, carry) = by_ones.split_at(usize::from(k) + 1);
-            histogram[symbol] += stay.iter().sum::<u64>();
-            histogram[(symbol + 1).min(255)] += carry.iter().sum::<u64>();
-        }
-        let known = Known { rounded: true, sampled: false };
-        let tiers = cascade::choose_tiers(&histogram, self.options.profile, known);
-        let elements: u64 = histogram.iter().sum();
-        let bits = cascade::coded_bits(&tiers, &histogram) + elements * (1 + u64::from(k));
-        // As `Survey::size`.
-        let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
-        let (tail, ragged) = ((planes + 3) * self.blocks, 11 * tiles(&self.spec));
-        let header = header_bound(&self.spec, &tiers, self.blocks, grid.units.len() as u64);
-        Coding {
-            mantissa_bits: Some(k),
-            transform: Transform::Grid,
-            tiers,
-            one_width: true,
-            no_subnormals: false,
-            grid: Some(Arc::clone(grid)),
-            books: None,
-            size: header + bits.div_ceil(8) + tail + ragged,
-        }
+        coding_of(&self.spec, &self.options, self.blocks, grid, counts, k)
     }
 
     /// The energy of the error that rounding to this grid makes, over that of the weights: of a sample.
@@ -320,5 +395,100 @@ impl GridSurvey {
             noise += (value(word) - value(rounded(word, unit))).powi(2);
         }
         if noise == 0.0 { 0.0 } else { noise / energy }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode;
+    use super::super::encode::encode_as;
+    use super::*;
+
+    fn weights(n: usize) -> Vec<f32> {
+        let value =
+            |i: usize| (i as f32 * 0.731).sin() * (i as f32 * 0.0137).cos() * (1 + i / 960 % 7) as f32;
+        (0..n).map(|i| if i % 61 == 0 { 0.0 } else { value(i) }).collect()
+    }
+
+    fn bytes(values: &[f32], dtype: Dtype) -> Vec<u8> {
+        let words: Vec<u32> = values
+            .iter()
+            .map(|&value| match dtype {
+                Dtype::F16 => half::f16::from_f32(value).to_f32().to_bits(),
+                Dtype::Bf16 => half::bf16::from_f32(value).to_f32().to_bits(),
+                _ => value.to_bits(),
+            })
+            .collect();
+        let mut bytes = vec![0; words.len() * dtype.size()];
+        word::store(dtype, &words, &mut bytes);
+        bytes
+    }
+
+    fn specs(dtype: Dtype) -> [TensorSpec; 3] {
+        [
+            TensorSpec::row_major(dtype, &[30, 320]),
+            TensorSpec::column_tiles(dtype, 30, 320, 128),
+            TensorSpec::column_tiles(dtype, 32, 300, 128),
+        ]
+    }
+
+    fn coded(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Coding {
+        let step = GridStep { cell: 2, raw_bits: 2 };
+        survey_grid(src, spec, options).unwrap().unwrap().coding(step)
+    }
+
+    #[test]
+    fn single_weights_are_rounded_as_the_encoder_rounds_them() {
+        for spec in [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().flat_map(specs) {
+            for block_len in [1024, 4096] {
+                let options = EncodeOptions { block_len, ..EncodeOptions::default() };
+                let src = bytes(&weights(9600), spec.dtype);
+                let coding = coded(&src, &spec, &options);
+                let rounding = GridRounding::new(&spec, block_len, &coding).unwrap().unwrap();
+                let decoded = decode(&encode_as(&src, &spec, block_len, &coding).unwrap()).unwrap();
+                let (mut words, mut expected) = (vec![0; 9600], vec![0; 9600]);
+                word::load(spec.dtype, &src, &mut words);
+                word::load(spec.dtype, &decoded, &mut expected);
+                for (element, (&word, &expected)) in words.iter().zip(&expected).enumerate() {
+                    let found = rounding.round(element, f32::from_bits(word).into());
+                    assert_eq!(found.to_bits(), expected, "{spec:?} {element}");
+                }
+                // Beyond the end it is the end, and stays there.
+                let end = rounding.round(77, 1e30);
+                assert!(end.is_finite() && rounding.round(77, end.into()) == end, "{spec:?} {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_values_are_coded_on_the_same_grid() {
+        for spec in specs(Dtype::F32) {
+            let options = EncodeOptions::default();
+            let values = weights(9600);
+            let src = bytes(&values, spec.dtype);
+            let coding = coded(&src, &spec, &options);
+            assert_eq!(recode(&src, &spec, &options, &coding).unwrap(), Some(coding.clone()));
+            let rounding = GridRounding::new(&spec, options.block_len, &coding).unwrap().unwrap();
+            // Larger ones, on the grid.
+            let others: Vec<f32> = values
+                .iter()
+                .enumerate()
+                .map(|(i, &v)| rounding.round(i, 1.3 * f64::from(v) + 0.01))
+                .collect();
+            let others = bytes(&others, spec.dtype);
+            let fitted = recode(&others, &spec, &options, &coding).unwrap().unwrap();
+            assert_eq!(fitted.grid, coding.grid);
+            assert!(fitted.size() > coding.size());
+            let blob = encode_as(&others, &spec, options.block_len, &fitted).unwrap();
+            assert!(blob.len() as u64 <= fitted.size());
+            assert_eq!(decode(&blob).unwrap(), others, "on the grid already");
+        }
+        // What has no grid is not coded on one.
+        let spec = &specs(Dtype::F32)[0];
+        let src = bytes(&weights(9600), spec.dtype);
+        let options = EncodeOptions::default();
+        let cut = super::super::survey::survey(&src, spec, &options).unwrap().coding(Some(3));
+        assert_eq!(recode(&src, spec, &options, &cut).unwrap(), None);
+        assert!(GridRounding::new(spec, options.block_len, &cut).unwrap().is_none());
     }
 }

@@ -24,7 +24,7 @@ pub use codebook::{CodebookSurvey, survey_codebooks};
 pub use decode::{Decoder, decode};
 pub use delta::{decode_delta, encode_delta, encode_delta_to_blob};
 pub use encode::{EncodeOptions, encode, encode_as, encode_into, fitting_coding, load_slots};
-pub use grid::{CELLS, GridStep, GridSurvey, survey_grid};
+pub use grid::{CELLS, GridRounding, GridStep, GridSurvey, recode, survey_grid};
 pub use integer::integer_coding;
 pub use layers::{layer, layers_bound};
 pub use overlay::{DeltaDecoder, check_base};

@@ -29,8 +29,11 @@ from bench_generate import transformer  # noqa: E402
 # Ways of rounding that are measured, and the one that verdicts are about.
 TRANSFORMS = ["cut", "grid", "auto"]
 OURS = "auto"
-# Bits a weight at which calibration is measured.
+# Bits a weight at which calibration is measured, and the most inputs that it gets.
 BITS = [4.5, 6, 8]
+CALIBRATION = 16
+# The same, calibrated: told beside the others, and no part of the verdicts.
+CALIBRATED = "calibrated"
 # NeuZip's lossy modes: mantissa bits.
 NEUZIP = [3, 1]
 # What is asked for: decibels above the others on a model and on average, and bytes of the best of them.
@@ -125,8 +128,8 @@ def subject_of(name, path, make, folder):
     calibration.mkdir(exist_ok=True)
     for old in calibration.glob("*.npz"):
         old.unlink()
-    # A few runs are enough.
-    for number in np.linspace(0, half - 1, min(half, 4)).astype(int):
+    # Some runs are enough.
+    for number in np.linspace(0, half - 1, min(half, CALIBRATION)).astype(int):
         np.savez(calibration / f"{number:04}.npz", **runs[number])
     subject = Subject(name, prepared, runs[half:], calibration)
     subject.expected = alternatives.run(prepared, subject.runs)
@@ -162,6 +165,10 @@ def measure(nz, subject, name, kept, total, before, changed, snr):
         if found:
             kept_by_ours = [t for t in found[0]["tensors"] if t["decision"] == "kept" and t["name"] in set(changed)]
             row.left = sum(tensor["bytes_before"] for tensor in kept_by_ours)
+    # One thread: the models are small, and several are measured at a time.
+    calibrate = ["--calibrate", subject.calibration, "--threads", 1]
+    found = nz.convert(subject, "--size", total, *options, "--transform", OURS, *calibrate)
+    row.ours[CALIBRATED] = found and found[1].snr_db
     best = row.ours.get(OURS)
     if best is not None and math.isfinite(best) and math.isfinite(snr):
         row.bytes_at_same = same_closeness(nz, subject, row, kept, options)

@@ -48,7 +48,10 @@ model is written all the same, with a warning. A target that you name is a
 requirement; bytes then go where they spare the outputs the most error.
 
 --calibrate runs the model in ONNX Runtime twice for each weight and input, on a
-copy in the folder for temporary files.
+copy in the folder for temporary files, and a few times more to see what weights
+of MatMul, Gemm and Conv are multiplied with. Such weights on a grid are rounded
+together, so that one may be further from the original's than half a step; verify
+says which, and how far they are. With --base they are not.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it
 cannot do with compressed weights later. It loads the model whole, so convert then
@@ -255,7 +258,8 @@ pub struct CodingArgs {
     #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: Option<TransformArg>,
     /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
-    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    /// accordingly; and round weights on a grid so that each makes good what others of its sum have lost: an .npz file or a
+    /// folder of .npy files, one array per graph input; or a folder of .npz files, which is better: some 16 inputs
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
     /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's

@@ -255,13 +255,17 @@ fn write(places: &[(PathBuf, u64)], bytes: &[u8]) -> Result<()> {
 }
 
 /// A copy of a model and its data files that weights are changed in. Dropped, it is removed.
-struct Copy {
+pub(super) struct Copy {
     folder: Folder,
     model: PathBuf,
 }
 
 impl Copy {
-    fn make(model: &Model) -> Result<Copy> {
+    /// A copy in the folder for temporary files.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn make(model: &Model) -> Result<Copy> {
         let folder = Folder::create(&std::env::temp_dir().join("nz-onnx.calibrate"))?;
         let copied = folder.path().join("model.onnx");
         let copy = |from: &Path, to: &Path| {
@@ -284,6 +288,11 @@ impl Copy {
             copy(path, &folder.path().join(location))?;
         }
         Ok(Copy { folder, model: copied })
+    }
+
+    /// The copy of the model's file.
+    pub fn model(&self) -> &Path {
+        &self.model
     }
 
     /// Where the weight's elements are, if they lie there one after the other.

@@ -52,6 +52,18 @@ impl Errors {
         }
     }
 
+    /// What was found of a tensor of so many elements.
+    fn found(self, lossless: bool, elements: u64) -> Match {
+        let Errors { relative, absolute, noise, energy } = self;
+        let rms = (energy / elements as f64).sqrt();
+        Match {
+            lossless,
+            max_relative_error: relative,
+            max_error_to_rms: (absolute > 0.0).then_some(absolute / rms),
+            snr_db: (noise > 0.0).then(|| 10.0 * (energy / noise).log10()),
+        }
+    }
+
     fn and(self, other: Errors) -> Errors {
         Errors {
             relative: self.relative.max(other.relative),
@@ -76,14 +88,32 @@ pub fn against_source(blob: &[u8], source: &[u8], spec: &TensorSpec) -> Result<M
     if spec.bytes()? != source.len() as u64 {
         return Err(Error::InvalidArgument(format!("{} bytes for {spec:?}", source.len())));
     }
-    let Errors { relative, absolute, noise, energy } = compare(&decoder, blob, source)?;
-    let rms = (energy / spec.elements()? as f64).sqrt();
-    Ok(Match {
-        lossless: header.is_lossless(),
-        max_relative_error: relative,
-        max_error_to_rms: (absolute > 0.0).then_some(absolute / rms),
-        snr_db: (noise > 0.0).then(|| 10.0 * (energy / noise).log10()),
-    })
+    Ok(compare(&decoder, blob, source)?.found(header.is_lossless(), spec.elements()?))
+}
+
+/// How far `blob` is from `source`, whatever it was rounded to.
+///
+/// # Errors
+/// The blob is corrupt, or its dtype, shape or layout is not `spec`.
+pub fn distance(blob: &[u8], source: &[u8], spec: &TensorSpec) -> Result<Match> {
+    let decoder = Decoder::open(blob)?;
+    if decoder.header().spec != *spec || spec.bytes()? != source.len() as u64 {
+        return Err(Error::Corrupt(format!("the blob is {:?}, expected {spec:?}", decoder.header().spec)));
+    }
+    let decoded = decoder.decode_bytes(blob)?;
+    let chunk = CHUNK as usize * spec.dtype.size();
+    let of_chunk = |(source, decoded): (&[u8], &[u8])| {
+        let words = |bytes: &[u8]| {
+            let mut words = vec![0; bytes.len() / spec.dtype.size()];
+            word::load(spec.dtype, bytes, &mut words);
+            words.into_iter().map(|word| f64::from(f32::from_bits(word)))
+        };
+        let mut errors = Errors::default();
+        words(source).zip(words(decoded)).for_each(|(a, b)| errors.add(a, a - b));
+        errors
+    };
+    let errors: Vec<Errors> = source.par_chunks(chunk).zip(decoded.par_chunks(chunk)).map(of_chunk).collect();
+    Ok(errors.into_iter().fold(Errors::default(), Errors::and).found(source == decoded, spec.elements()?))
 }
 
 /// Every decoded weight against its source.

@@ -81,6 +81,7 @@ pub fn check(model: &Model, original: Option<&Model>) -> Result<Vec<json::BlobCh
             lossless: constant.exact,
             max_relative_error: None,
             snr_db: None,
+            compensated: false,
             problem: None,
         };
         match bytes(model, &blob, &constant) {

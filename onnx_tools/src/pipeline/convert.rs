@@ -8,6 +8,7 @@ use nz_onnx::codec::{self, Coding};
 use nz_onnx::format::Header;
 
 use super::allocation::{Encoding, Target};
+use super::compensate::{Compensated, compensate};
 use super::inspect::Coded;
 use super::layering::Layers;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
@@ -84,10 +85,17 @@ fn convert_to(
     progress: &Progress,
 ) -> Result<json::Convert> {
     let base = options.base.as_deref().map(|base| SharedBase::open(base, files)).transpose()?;
-    let prepared = prepare(path, &options.plan, progress)?;
+    let mut prepared = prepare(path, &options.plan, progress)?;
+    // Weights of a base are taken as they are.
+    let compensated = match &base {
+        None => compensate(&mut prepared, &options.plan, progress)?,
+        Some(_) => None,
+    };
+    let compensated = compensated.as_ref();
     let writer = Writer::new(files, options.dry_run);
     let layers = options.plan.layers.as_ref();
-    let (encoded, writer, placements) = transfer(&prepared, base.as_ref(), layers, writer, progress)?;
+    let how = How { base: base.as_ref(), layers, compensated };
+    let (encoded, writer, placements) = transfer(&prepared, how, writer, progress)?;
     let mut document = document(&prepared, base.as_ref(), &encoded, options.plan.target)?;
     if let Some(optimized) = optimized {
         document.input = optimized.input();
@@ -99,7 +107,8 @@ fn convert_to(
     }
     let base = base.map(|base| plan_base(&base, &encoded)).filter(|base| !base.blobs.is_empty());
     let depths = DepthBytes::new(encoded.into_iter().map(|(id, encoded)| (id, encoded.depths)));
-    let staged = writer.finish(&prepared, placements, base, depths, optimized)?;
+    let hashes = compensated.map(Compensated::hashes).unwrap_or_default();
+    let staged = writer.finish(&prepared, placements, base, depths, hashes, optimized)?;
     document.output = Some(json::Output {
         path: files.model.display().to_string(),
         data_path: staged.data.as_ref().map(|_| files.data.display().to_string()),
@@ -120,9 +129,19 @@ fn plan_base(base: &SharedBase, encoded: &BTreeMap<WeightId, Encoded>) -> PlanBa
     PlanBase { blobs: blobs.collect(), ..base.plan() }
 }
 
+/// What weights become besides blobs of their own.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    base: Option<&'a SharedBase>,
+    layers: Option<&'a Layers>,
+    compensated: Option<&'a Compensated>,
+}
+
 /// A weight that has been read, with the memory that it and its blob take.
 struct Read {
     source: Vec<u8>,
+    /// As it was rounded to make good other weights' errors, if it was.
+    rounded: Option<Vec<u8>>,
     memory: Share,
 }
 
@@ -132,8 +151,7 @@ type Transferred<'a> = (BTreeMap<WeightId, Encoded>, Writer<'a>, BTreeMap<Weight
 /// ones are read and the ones before are written.
 fn transfer<'a>(
     prepared: &Prepared,
-    base: Option<&SharedBase>,
-    layers: Option<&Layers>,
+    how: How<'_>,
     mut writer: Writer<'a>,
     progress: &Progress,
 ) -> Result<Transferred<'a>> {
@@ -143,7 +161,7 @@ fn transfer<'a>(
     let (to_encoder, reads) = mpsc::channel::<Result<Read>>();
     let (to_writer, tasks) = mpsc::channel::<(&Weight, Task)>();
     std::thread::scope(|scope| {
-        scope.spawn(move || read_ahead(prepared, &budget, &to_encoder));
+        scope.spawn(move || read_ahead(prepared, how.compensated, &budget, &to_encoder));
         let writing = scope.spawn(move || {
             let mut placements = BTreeMap::new();
             for (weight, task) in tasks {
@@ -156,7 +174,7 @@ fn transfer<'a>(
             let task = match (&prepared.choices[weight.id.0], &prepared.decisions[weight.id.0]) {
                 (Choice::Encoded { copy_of: Some(first), .. }, _) => Ok(Task::SameAs(*first)),
                 (Choice::Encoded { group, encoding, .. }, Decision::Compress(compression)) => next(&reads)
-                    .and_then(|read| encode(prepared, base, weight, (compression, layers), *group, read))
+                    .and_then(|read| encode(prepared, how, weight, compression, *group, read))
                     .map(|Made { blob, found, base, depths, memory }| {
                         let coded = match &base {
                             Some(base) => base.encoding.to_string(),
@@ -169,7 +187,7 @@ fn transfer<'a>(
                         blob.map_or(Task::InBase, |blob| Task::Place { blob, form: None, memory })
                     }),
                 (Choice::Encoded { encoding: Encoding::Folded(how), .. }, _) => next(&reads)
-                    .and_then(|Read { source, memory }| {
+                    .and_then(|Read { source, memory, .. }| {
                         Ok((constants::encode(weight, &source, *how)?, memory))
                     })
                     .map(|((blob, form, found), memory)| {
@@ -206,7 +224,12 @@ fn work(prepared: &Prepared, weight: &Weight) -> u64 {
 }
 
 /// Reads the weights to be encoded, in order, as the budget lets it.
-fn read_ahead(prepared: &Prepared, budget: &Arc<Budget>, to_encoder: &mpsc::Sender<Result<Read>>) {
+fn read_ahead(
+    prepared: &Prepared,
+    compensated: Option<&Compensated>,
+    budget: &Arc<Budget>,
+    to_encoder: &mpsc::Sender<Result<Read>>,
+) {
     for weight in prepared.model.weights() {
         let Choice::Encoded { copy_of: None, group, encoding } = &prepared.choices[weight.id.0] else {
             continue;
@@ -219,7 +242,8 @@ fn read_ahead(prepared: &Prepared, budget: &Arc<Budget>, to_encoder: &mpsc::Send
         let read = size.and_then(|size| {
             let memory = budget.take(weight.bytes.saturating_add(size));
             let source = prepared.model.read_weight(weight)?;
-            Ok(Read { source, memory })
+            let rounded = compensated.map(|all| all.read(weight.id)).transpose()?.flatten();
+            Ok(Read { source, rounded, memory })
         });
         let failed = read.is_err();
         // Nobody listens any more when encoding has failed.
@@ -245,23 +269,29 @@ struct Made {
 
 fn encode(
     prepared: &Prepared,
-    base: Option<&SharedBase>,
+    How { base, layers, .. }: How<'_>,
     weight: &Weight,
-    (compression, layers): (&Compression, Option<&Layers>),
+    compression: &Compression,
     group: usize,
-    Read { source, mut memory }: Read,
+    Read { source, rounded, mut memory }: Read,
 ) -> Result<Made> {
     let (model, Compression { spec, block_len, .. }) = (&prepared.model, compression);
     let coding = prepared.groups[group].coding()?;
     let failed = |e| Error::codec(model.path(), &weight.name, e);
-    let mut blob = codec::encode_as(&source, spec, *block_len, coding).map_err(failed)?;
+    let wanted = rounded.as_ref().unwrap_or(&source);
+    let mut blob = codec::encode_as(wanted, spec, *block_len, coding).map_err(failed)?;
     let mut depths = Vec::new();
     if let Some(layers) = layers {
-        blob = layers.apply(blob, &source, spec).map_err(failed)?;
+        blob = layers.apply(blob, wanted, spec).map_err(failed)?;
         let header = Header::parse(&blob).map_err(failed)?;
         depths = (0..=header.layers.len()).map(|depth| header.bytes_to(depth)).collect();
     }
-    let found = check::against_source(&blob, &source, spec).map_err(|e| {
+    let checked = check::against_source(&blob, wanted, spec).and_then(|found| match &rounded {
+        None => Ok(found),
+        Some(_) if found.max_relative_error == 0.0 => check::distance(&blob, &source, spec),
+        Some(_) => Err(nz_onnx::error::Error::Corrupt("it was rounded twice".to_string())),
+    });
+    let found = checked.map_err(|e| {
         // The encoder is at fault here, not the file; or the file has changed since it was surveyed.
         Error::Internal(format!(
             "{}: tensor {:?} does not decode to its source: {e}",

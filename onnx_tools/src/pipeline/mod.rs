@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod check;
+mod compensate;
 pub mod constants;
 pub mod convert;
 pub mod env;

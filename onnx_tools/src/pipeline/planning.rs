@@ -8,6 +8,7 @@ use nz_onnx::format::Dtype;
 use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, curve, floor};
 use super::calibrate::{CalibrateOptions, calibrate};
 use super::check::{Match, error_bound};
+use super::compensate::make_room;
 use super::inspect::Coded;
 use super::layering::Layers;
 use super::survey::{Group, Surveyed, survey};
@@ -96,6 +97,7 @@ pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Pr
     if let Some(how) = &options.calibrate {
         calibrate(&model, &decisions, &mut groups, how, progress)?;
     }
+    make_room(&model, &decisions, &mut groups, options);
     let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
     let allocation = allocate(&candidates, kept_bytes, options.target);
     // Weights may overlap in a data file, so no length of a file bounds the sum.

@@ -98,6 +98,11 @@ impl Group {
         self.coding().is_ok_and(|coding| coding.transform() == Transform::Codebook)
     }
 
+    /// Another coding of the kind chosen, for other values.
+    pub(super) fn replace(&mut self, coding: Coding) {
+        self.codings = vec![coding];
+    }
+
     /// The coding chosen.
     pub(super) fn coding(&self) -> Result<&Coding> {
         match self.codings.as_slice() {

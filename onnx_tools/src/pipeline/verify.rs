@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use nz_onnx::codec::{Decoder, DeltaDecoder};
 use nz_onnx::error::Error as CodecError;
 use nz_onnx::format::TensorSpec;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::optimize::{self, Level, Optimized};
 use super::outputs::{Ort, RunOptions, run};
 use super::{check, constants, inspect};
-use crate::onnx::{Error, Model, Result, Storage, Weight, WeightId};
+use crate::onnx::{Error, Model, Result, Storage, Weight};
 use crate::report::{Progress, json};
 use crate::rewrite::{BlobFile, Recipe, RecipeBlob, base};
 
@@ -200,11 +201,11 @@ fn check_blobs(model: &Model, original: Option<&Model>, progress: &Progress) -> 
             Some(original) => {
                 let sources = place.and_then(|place| sources.remove(&place)).unwrap_or_default();
                 for source in &sources {
-                    checks.push(compared(original, Some(source.weight), &source.name, bytes)?);
+                    checks.push(compared(original, &source.name, Some(source), bytes)?);
                 }
                 // A small blob that several graphs read is in each of them; the recipe names one.
                 if sources.is_empty() {
-                    checks.push(compared(original, None, &blob.name, bytes)?);
+                    checks.push(compared(original, &blob.name, None, bytes)?);
                 }
             }
         }
@@ -271,6 +272,7 @@ fn alone(name: &str, bytes: Bytes<'_>) -> json::BlobCheck {
         lossless: decoded.as_ref().is_ok_and(|lossless| *lossless),
         max_relative_error: None,
         snr_db: None,
+        compensated: false,
         problem: decoded.err().map(|e| e.to_string()),
     }
 }
@@ -278,8 +280,8 @@ fn alone(name: &str, bytes: Bytes<'_>) -> json::BlobCheck {
 /// A blob against the weight that it was made of: the one of that number, or else of that name.
 fn compared(
     original: &Model,
-    number: Option<WeightId>,
     name: &str,
+    source: Option<&RecipeBlob>,
     bytes: Bytes<'_>,
 ) -> Result<json::BlobCheck> {
     let own = alone(name, bytes);
@@ -292,7 +294,7 @@ fn compared(
         ..own.clone()
     };
     let named = |w: &&Weight| w.name == name;
-    let weight = number.and_then(|id| original.weights().get(id.0)).filter(named);
+    let weight = source.and_then(|source| original.weights().get(source.weight.0)).filter(named);
     let Some(weight) = weight.or_else(|| original.weights().iter().find(named)) else {
         return Ok(differs("the original has no weight of this name".to_string()));
     };
@@ -308,11 +310,19 @@ fn compared(
         )));
     }
     let elements = original.read_weight(weight)?;
-    Ok(match bytes.against(&elements, &spec) {
+    let compensated = source.and_then(|source| source.compensated);
+    let found = match compensated {
+        None => bytes.against(&elements, &spec),
+        // Which values it should have only the inputs would tell that it was rounded for; which weight it was of, the hash.
+        Some(hash) if hash == xxh3_128(&elements) => check::distance(bytes.blob, &elements, &spec),
+        Some(_) => Err(CodecError::Corrupt("was made of other weights than the original's".to_string())),
+    };
+    Ok(match found {
         Ok(found) => json::BlobCheck {
             matches_original: Some(true),
             max_relative_error: Some(found.max_relative_error),
             snr_db: found.snr_db,
+            compensated: compensated.is_some(),
             ..own
         },
         Err(error) => differs(error.to_string()),

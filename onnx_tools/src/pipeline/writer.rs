@@ -130,6 +130,7 @@ impl<'a> Writer<'a> {
         placements: BTreeMap<WeightId, Placement>,
         base: Option<PlanBase>,
         depths: DepthBytes,
+        compensated: BTreeMap<WeightId, u128>,
         optimized: Option<&Optimized>,
     ) -> Result<Finished> {
         let name = self.files.data.file_name().unwrap_or_default();
@@ -148,6 +149,7 @@ impl<'a> Writer<'a> {
             nchwc_block: optimized.and_then(|o| o.origin.nchwc_block),
             base,
             depths,
+            compensated,
         };
         let mut model = Staged::create(&self.files.model)?;
         build(&prepared.model, &plan)?.stream(&prepared.model, |chunk| model.write(chunk))?;

@@ -313,6 +313,9 @@ pub struct BlobCheck {
     pub max_relative_error: Option<f64>,
     /// The energy of the weights over that of the errors, in decibels; none if lossless or not compared.
     pub snr_db: Option<f64>,
+    /// Whether it was rounded so as to make good errors of other weights: it agrees then if it was made of the original's
+    /// weight, and errors may be more than half a step of its grid.
+    pub compensated: bool,
     /// What is wrong.
     pub problem: Option<String>,
 }

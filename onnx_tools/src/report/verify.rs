@@ -32,6 +32,10 @@ pub fn verify(document: &Verify, elapsed: Duration, style: Style) -> String {
             least.map_or(String::new(), |snr| format!(", errors at least {snr:.1} dB below the weights"))
         );
     }
+    let compensated = document.blobs.iter().filter(|b| b.compensated).count();
+    if compensated > 0 {
+        text += &format!("          {compensated} of them rounded so as to make good errors of others\n");
+    }
     for blob in bad {
         let problem = blob.problem.as_deref().unwrap_or_default();
         text += &format!("  {} {}: {}\n", style.bad("wrong:"), printable(&blob.name), printable(problem));

@@ -59,6 +59,9 @@ pub struct RecipeBlob {
     pub offset: u64,
     /// Bytes of the blob.
     pub len: u64,
+    /// XXH3 of the weight, if it was rounded so as to make good errors of others: its values are then not the nearest
+    /// on the blob's grid.
+    pub compensated: Option<u128>,
     /// How it is stored, if it is no blob but a constant; `offset` and `len` are then those of its elements.
     pub constant: Option<Constant>,
 }
@@ -116,6 +119,9 @@ pub(crate) struct StoredBlob {
     pub base_len: u64,
     #[prost(fixed64, tag = "9")]
     pub base_hash: u64,
+    /// XXH3 of the weight, little-endian, if it was rounded so as to make good errors of others; else nothing.
+    #[prost(bytes = "vec", tag = "10")]
+    pub compensated: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -221,6 +227,7 @@ impl Recipe {
                 _ => located(plan, &inline, id)?,
             };
             let base = plan.base_of(root).map(|(_, blob)| blob);
+            let hash = plan.compensated.get(&root);
             let constant = match plan.folded.get(&id) {
                 None => None,
                 Some(form) => {
@@ -242,6 +249,7 @@ impl Recipe {
                 base_offset: base.map_or(0, |base| base.offset),
                 base_len: base.map_or(0, |base| base.len),
                 base_hash: base.map_or(0, |base| base.hash),
+                compensated: hash.map_or(Vec::new(), |hash| hash.to_le_bytes().to_vec()),
             });
             if let Some((range, form)) = payload_of(weight) {
                 payloads.push((range.clone(), blob, form));
@@ -307,6 +315,7 @@ impl Recipe {
             offset: if b.is_in_base() { b.base_offset } else { b.offset },
             len: if b.is_in_base() { b.base_len } else { b.len },
             constant: b.constant.and_then(|constant| constant.read()),
+            compensated: b.compensated.as_slice().try_into().ok().map(u128::from_le_bytes),
         };
         self.stored.blobs.iter().map(blob).collect()
     }

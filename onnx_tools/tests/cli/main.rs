@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 mod build;
 mod calibrate;
+mod compensate;
 mod constants;
 mod convert;
 mod files;

@@ -87,6 +87,7 @@ pub fn convert(
         nchwc_block: None,
         base: None,
         depths: Default::default(),
+        compensated: Default::default(),
     };
     let rope = rewrite::build(&model, &plan).unwrap();
     let mut bytes = Vec::new();

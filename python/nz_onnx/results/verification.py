@@ -24,6 +24,8 @@ class BlobCheck:
     """Largest relative error against the original; None if not compared."""
     snr_db: Optional[float]
     """The energy of the weights over that of the errors, in decibels; None if lossless or not compared."""
+    compensated: bool
+    """Whether it was rounded so as to make good errors of other weights: its own may be more than half a step of its grid."""
     problem: Optional[str]
     """What is wrong."""
 

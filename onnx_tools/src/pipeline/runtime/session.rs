@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ort::environment::Environment;
@@ -17,7 +18,7 @@ use super::probe;
 use crate::onnx::{Error, Result};
 use crate::pipeline::optimize::Level;
 
-/// A loaded libonnxruntime. One process loads one.
+/// A loaded libonnxruntime. One process loads one: that of the first call, whatever later ones name.
 #[derive(Debug)]
 pub struct Runtime {
     version: String,
@@ -37,6 +38,11 @@ impl Runtime {
     /// # Errors
     /// It cannot be loaded or is older than 1.17.
     pub fn load(path: &Path, threads: Option<u16>) -> Result<Runtime> {
+        // One process makes one environment, for all that need one.
+        static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+        if let Some(environment) = ENVIRONMENT.get() {
+            return Ok(Runtime { version: version(path)?, environment: environment.clone(), threads });
+        }
         let builder = ort::init_from(path).map_err(|e| match e {
             ort::LoadDynamicError::BadVersion { version_str, .. } => Error::unsupported(
                 path,
@@ -54,6 +60,7 @@ impl Runtime {
             .map_err(|e| Error::io(path, "start ONNX Runtime", std::io::Error::other(e.to_string())))?;
         // What goes wrong comes back as an error; ONNX Runtime need not print it as well.
         environment.set_log_level(ort::logging::LogLevel::Fatal);
+        let environment = ENVIRONMENT.get_or_init(|| environment).clone();
         Ok(Runtime { version: version(path)?, environment, threads })
     }
 

@@ -59,6 +59,8 @@ pub struct Plan {
     pub base: Option<PlanBase>,
     /// What blobs take with each layer, if they were to get some; else empty.
     pub depths: DepthBytes,
+    /// The weights whose rounding made good others' errors, with XXH3 of what they were.
+    pub compensated: BTreeMap<WeightId, u128>,
 }
 
 impl Plan {

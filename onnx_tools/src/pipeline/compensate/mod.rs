@@ -1,0 +1,482 @@
+//! Rounding that looks at the inputs: each weight on a grid is rounded so that it makes good what the others of its sum
+//! have lost, on activations that the user's inputs give. Sizes and blobs stay as they are; outputs get closer.
+//!
+//! Weights of MatMul, Gemm and Conv whose readers are all such, in the model's main graph. A part of the inputs that the
+//! rounding has not seen tells whether it helps; if it does not, weights are rounded each by itself.
+
+mod gram;
+mod reads;
+mod round;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+use nz_onnx::codec::{self, Coding, EncodeOptions, GridRounding, word};
+use nz_onnx::format::Transform;
+use prost::Message;
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_128;
+
+use self::gram::Gram;
+use self::reads::{Reads, Vectors};
+use self::round::{Factor, damage};
+use super::allocation::{Encoding, Target};
+use super::calibrate::{CalibrateOptions, Copy};
+use super::planning::{Options, Prepared, Rounding};
+use super::runtime::array::is_float;
+use super::runtime::{Array, Runtime, inputs, locate};
+use super::survey::Group;
+use crate::onnx::{Error, Model, Result, Weight, WeightId, proto};
+use crate::report::Progress;
+use crate::rewrite::{Compression, Decision};
+use crate::staged::Folder;
+
+/// What is added to the diagonal of `x x'`, over its mean: activations are few, and those of a rounded model are a little
+/// different. The one that serves unseen inputs best is taken.
+const DAMPINGS: [f64; 2] = [0.3, 1.0];
+/// So much less error on unseen inputs there must be.
+const LEAST_GAIN: f64 = 0.05;
+/// Columns of a weight by which that is judged, and that are rounded by one task.
+const COLUMNS: usize = 64;
+/// Bytes of sums that one series of runs may gather.
+const AT_ONCE: usize = 1 << 29;
+/// Levels change, so that a blob may become larger by this part.
+const ROOM: u64 = 256;
+
+impl Options {
+    /// Whether weights may be rounded with compensation: where inputs are given and no bound is promised for weights.
+    fn compensates(&self) -> bool {
+        let free =
+            matches!(self.target, Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_));
+        self.calibrate.is_some() && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
+    }
+}
+
+fn reads_of(model: &Model, decisions: &[Decision], group: &Group) -> Option<Reads> {
+    let of = |&id: &WeightId| match decisions.get(id.0) {
+        Some(Decision::Compress(compression)) => Some((model.weight(id), compression)),
+        _ => None,
+    };
+    let weights: Vec<(&Weight, &Compression)> = group.weights.iter().map(of).collect::<Option<_>>()?;
+    reads::of(model, weights)
+}
+
+/// Adds to the sizes of weights that may be compensated what that may cost.
+pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group], options: &Options) {
+    if !options.compensates() {
+        return;
+    }
+    for group in groups {
+        if reads_of(model, decisions, group).is_some() {
+            let grids = group.candidate.grids.iter_mut();
+            grids.flat_map(|grids| &mut grids.steps).for_each(|(_, size, _)| *size += *size / ROOM);
+        }
+    }
+}
+
+/// Weights as they were rounded, in a temporary file.
+#[derive(Debug)]
+pub(super) struct Compensated {
+    file: PathBuf,
+    places: BTreeMap<WeightId, Place>,
+    _folder: Folder,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    offset: u64,
+    len: u64,
+    /// XXH3 of the weight before.
+    hash: u128,
+}
+
+impl Compensated {
+    fn new() -> Result<Self> {
+        let folder = Folder::create(&std::env::temp_dir().join("nz-onnx.compensate"))?;
+        let file = folder.path().join("weights");
+        File::create(&file).map_err(|e| Error::io(&file, "create", e))?;
+        Ok(Compensated { file, places: BTreeMap::new(), _folder: folder })
+    }
+
+    fn push(&mut self, id: WeightId, source: &[u8], rounded: &[u8]) -> Result<()> {
+        let end = self.places.values().map(|place| place.offset + place.len).max().unwrap_or(0);
+        let written = OpenOptions::new().append(true).open(&self.file).and_then(|mut f| f.write_all(rounded));
+        written.map_err(|e| Error::io(&self.file, "write a rounded weight", e))?;
+        let place = Place { offset: end, len: rounded.len() as u64, hash: xxh3_128(source) };
+        self.places.insert(id, place);
+        Ok(())
+    }
+
+    /// The elements of a weight as they are to be encoded, if it is one of these.
+    ///
+    /// # Errors
+    /// The temporary file cannot be read.
+    pub fn read(&self, id: WeightId) -> Result<Option<Vec<u8>>> {
+        let Some(place) = self.places.get(&id) else { return Ok(None) };
+        let mut bytes = vec![0; place.len as usize];
+        let read = File::open(&self.file).and_then(|mut file| {
+            file.seek(SeekFrom::Start(place.offset))?;
+            file.read_exact(&mut bytes)
+        });
+        read.map_err(|e| Error::io(&self.file, "read a rounded weight", e))?;
+        Ok(Some(bytes))
+    }
+
+    /// XXH3 of each of these weights as it was.
+    pub fn hashes(&self) -> BTreeMap<WeightId, u128> {
+        self.places.iter().map(|(id, place)| (*id, place.hash)).collect()
+    }
+}
+
+/// Weights that are multiplied with the same activations, by their groups' numbers.
+#[derive(Debug)]
+struct Batch {
+    reads: Reads,
+    members: Vec<usize>,
+}
+
+impl Batch {
+    fn bytes(&self) -> usize {
+        16 * self.reads.groups * self.reads.len * self.reads.len
+    }
+}
+
+/// Rounds the weights of `prepared` that are to be on a grid, and fits their codings; `None` if there are none to round
+/// so.
+///
+/// # Errors
+/// There is no ONNX Runtime, the inputs do not fit the model, it does not run, or there is no room in the folder for
+/// temporary files.
+pub(super) fn compensate(
+    prepared: &mut Prepared,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Option<Compensated>> {
+    let (true, Some(how)) = (options.compensates(), &options.calibrate) else { return Ok(None) };
+    let mut batches: Vec<Batch> = Vec::new();
+    for (number, (group, encoding)) in prepared.groups.iter().zip(&prepared.allocation.encodings).enumerate()
+    {
+        let on_grid = matches!(encoding, Encoding::Grid(_))
+            && group.coding().is_ok_and(|coding| coding.transform() == Transform::Grid);
+        let Some(reads) = reads_of(&prepared.model, &prepared.decisions, group).filter(|_| on_grid) else {
+            continue;
+        };
+        let same = |b: &&mut Batch| {
+            (b.reads.len, b.reads.groups, &b.reads.from) == (reads.len, reads.groups, &reads.from)
+        };
+        match batches.iter_mut().find(same) {
+            Some(batch) => batch.members.push(number),
+            None => batches.push(Batch { reads, members: vec![number] }),
+        }
+    }
+    if batches.is_empty() {
+        return Ok(None);
+    }
+    let bytes =
+        |batch: &Batch| batch.members.iter().map(|&g| prepared.groups[g].candidate.bytes).sum::<u64>();
+    let mut step = progress.step("rounding", batches.iter().map(bytes).sum());
+    let activations = Activations::new(&prepared.model, how)?;
+    let (mut compensated, mut codings) = (Compensated::new()?, Vec::new());
+    let mut rest = &batches[..];
+    while !rest.is_empty() {
+        let mut room = AT_ONCE;
+        let fits = |batch: &&Batch| {
+            let left = room.checked_sub(batch.bytes());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (now, later) = rest.split_at(count);
+        for (batch, grams) in now.iter().zip(activations.grams(now)?) {
+            if let Some(grams) = grams {
+                codings.extend(round_batch(prepared, options, batch, &grams, &mut compensated, progress)?);
+            }
+            step.advance(bytes(batch));
+        }
+        rest = later;
+    }
+    drop(activations);
+    codings.into_iter().for_each(|(group, coding)| prepared.groups[group].replace(coding));
+    Ok(Some(compensated))
+}
+
+/// Rounds the weights of one batch, as far as that helps; gives the groups that it did for and their codings.
+fn round_batch(
+    prepared: &Prepared,
+    options: &Options,
+    batch: &Batch,
+    grams: &[Gram],
+    compensated: &mut Compensated,
+    progress: &Progress,
+) -> Result<Vec<(usize, Coding)>> {
+    let mut codings = Vec::new();
+    let judges = Judges::new(grams);
+    for &number in &batch.members {
+        let (id, coding) = (prepared.groups[number].weights[0], prepared.groups[number].coding()?.clone());
+        let weight = prepared.model.weight(id);
+        let Decision::Compress(compression) = &prepared.decisions[id.0] else { continue };
+        let source = prepared.model.read_weight(weight)?;
+        let failed = |e| Error::codec(prepared.model.path(), &weight.name, e);
+        let Some(matrix) = Matrix::new(&source, compression, &coding, batch).map_err(failed)? else {
+            continue;
+        };
+        let Some((rounded, gain)) = matrix.rounded(grams, &judges) else {
+            progress.note(&format!("{}: rounded each weight by itself", weight.name));
+            continue;
+        };
+        let encode = EncodeOptions {
+            block_len: compression.block_len,
+            profile: options.profile,
+            ..EncodeOptions::default()
+        };
+        let fitted = codec::recode(&rounded, &compression.spec, &encode, &coding).map_err(failed)?;
+        let most = coding.size() + coding.size() / ROOM;
+        let Some(fitted) = fitted.filter(|fitted| fitted.size() <= most) else {
+            progress.note(&format!("{}: rounded each weight by itself, which is smaller", weight.name));
+            continue;
+        };
+        progress.note(&format!("{}: {gain:.1} dB closer on inputs not seen", weight.name));
+        compensated.push(id, &source, &rounded)?;
+        codings.push((number, fitted));
+    }
+    Ok(codings)
+}
+
+/// At each damping, of each half of the inputs.
+type OfDampings = [[Option<Factor>; 2]; DAMPINGS.len()];
+
+/// Factors by which a rounding is judged, for each group.
+struct Judges {
+    factors: Vec<OfDampings>,
+}
+
+impl Judges {
+    fn new(grams: &[Gram]) -> Self {
+        let of = |gram: &Gram| {
+            DAMPINGS.map(|damping| [0, 1].map(|half: usize| Factor::new(&gram.halves[half], damping)))
+        };
+        Judges { factors: grams.par_iter().map(of).collect() }
+    }
+}
+
+/// A weight as a matrix that activations are multiplied with.
+struct Matrix<'a> {
+    /// Row-major elements.
+    values: Vec<f64>,
+    rounding: GridRounding,
+    compression: &'a Compression,
+    over_first: bool,
+    rows: usize,
+    /// Columns of a group.
+    columns: usize,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(
+        source: &[u8],
+        compression: &'a Compression,
+        coding: &Coding,
+        batch: &Batch,
+    ) -> nz_onnx::error::Result<Option<Self>> {
+        let spec = &compression.spec;
+        let Some(rounding) = GridRounding::new(spec, compression.block_len, coding)? else { return Ok(None) };
+        let mut words = vec![0; spec.elements()? as usize];
+        word::load(spec.dtype, source, &mut words);
+        let values: Vec<f64> = words.into_iter().map(|word| f32::from_bits(word).into()).collect();
+        let Reads { over_first, len, groups, .. } = batch.reads;
+        let columns = values.len() / (len * groups);
+        Ok(Some(Matrix { values, rounding, compression, over_first, rows: len, columns }))
+    }
+
+    /// The place of a weight among the elements.
+    fn element(&self, group: usize, row: usize, column: usize) -> usize {
+        match self.over_first {
+            true => row * self.columns + column,
+            false => (group * self.columns + column) * self.rows + row,
+        }
+    }
+
+    /// Some columns as they are, and with `factor` or each by itself as they are rounded.
+    fn columns(
+        &self,
+        group: usize,
+        columns: &[usize],
+        factor: Option<&Factor>,
+    ) -> (Array2<f64>, Array2<f64>) {
+        let element = |(row, column): (usize, usize)| self.element(group, row, columns[column]);
+        let wanted = Array2::from_shape_fn((self.rows, columns.len()), |at| self.values[element(at)]);
+        let round = |row: usize, column: usize, value: f64| {
+            f64::from(self.rounding.round(element((row, column)), value))
+        };
+        let rounded = match factor {
+            Some(factor) => factor.compensated(wanted.view(), round),
+            None => {
+                Array2::from_shape_fn(wanted.dim(), |(row, column)| round(row, column, wanted[(row, column)]))
+            }
+        };
+        (wanted, rounded)
+    }
+
+    /// The damping of the least error on the half of the inputs that it does not know, and by how many decibels that
+    /// is less than with each weight by itself; `None` if it is not.
+    fn judge(&self, grams: &[Gram], judges: &Judges) -> Option<(f64, f64)> {
+        let count = self.columns.min(COLUMNS);
+        let columns: Vec<usize> = (0..count).map(|i| i * self.columns / count).collect();
+        let errors = |group: usize, factor: Option<&Factor>| {
+            let (wanted, rounded) = self.columns(group, &columns, factor);
+            wanted - rounded
+        };
+        // By itself, then at each damping.
+        let of_group = |(group, (gram, factors)): (usize, (&Gram, &OfDampings))| {
+            let alone = errors(group, None);
+            let mut found = vec![damage(&gram.halves[0], &alone) + damage(&gram.halves[1], &alone)];
+            found.extend(factors.iter().map(|halves| {
+                let of_half = |half: usize| {
+                    let factor = halves[half].as_ref()?;
+                    Some(damage(&gram.halves[1 - half], &errors(group, Some(factor))))
+                };
+                of_half(0).zip(of_half(1)).map_or(f64::INFINITY, |(a, b)| a + b)
+            }));
+            found
+        };
+        let of_groups: Vec<Vec<f64>> =
+            grams.par_iter().zip(&judges.factors).enumerate().map(of_group).collect();
+        // In order: sums must not depend on the number of threads.
+        let sum = |place: usize| of_groups.iter().map(|found| found[place]).sum::<f64>();
+        let alone = sum(0);
+        let best = (0..DAMPINGS.len()).map(|i| (DAMPINGS[i], sum(i + 1))).min_by(|a, b| a.1.total_cmp(&b.1));
+        best.filter(|(_, error)| *error < (1.0 - LEAST_GAIN) * alone && *error > 0.0)
+            .map(|(damping, error)| (damping, 10.0 * (alone / error).log10()))
+    }
+
+    /// The elements rounded with compensation, and the decibels that it is worth; `None` if it does not help.
+    fn rounded(&self, grams: &[Gram], judges: &Judges) -> Option<(Vec<u8>, f64)> {
+        let (damping, gain) = self.judge(grams, judges)?;
+        let factors: Vec<Factor> =
+            grams.par_iter().map(|gram| Factor::new(&gram.whole(), damping)).collect::<Option<_>>()?;
+        let parts: Vec<(usize, Vec<usize>)> = (0..grams.len())
+            .flat_map(|group| {
+                let columns = (0..self.columns).step_by(COLUMNS);
+                columns.map(move |first| (group, (first..self.columns.min(first + COLUMNS)).collect()))
+            })
+            .collect();
+        let found: Vec<Array2<f64>> = parts
+            .par_iter()
+            .map(|(group, columns)| self.columns(*group, columns, Some(&factors[*group])).1)
+            .collect();
+        let mut words = vec![0; self.values.len()];
+        for ((group, columns), found) in parts.iter().zip(&found) {
+            for ((row, column), &value) in found.indexed_iter() {
+                words[self.element(*group, row, columns[column])] = (value as f32).to_bits();
+            }
+        }
+        // What is decoded must be on the grid wherever it is rounded again.
+        let stays = |(element, &word): (usize, &u32)| {
+            let value = f32::from_bits(word);
+            value.is_finite() && self.rounding.round(element, value.into()).to_bits() == word
+        };
+        let spec = &self.compression.spec;
+        let mut bytes = vec![0; words.len() * spec.dtype.size()];
+        word::store(spec.dtype, &words, &mut bytes);
+        words.par_iter().enumerate().all(stays).then_some((bytes, gain))
+    }
+}
+
+/// Runs the model and gathers activations.
+struct Activations<'a> {
+    model: &'a Model,
+    runtime: Runtime,
+    copy: Copy,
+    /// Bytes of the copy without more outputs.
+    len: u64,
+    given: Vec<BTreeMap<String, Array>>,
+}
+
+/// `ModelProto` with more outputs: behind a model, they are added to its own.
+#[derive(Clone, PartialEq, prost::Message)]
+struct MoreOutputs {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<GraphOutputs>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct GraphOutputs {
+    #[prost(message, repeated, tag = "12")]
+    outputs: Vec<proto::ValueInfo>,
+}
+
+impl<'a> Activations<'a> {
+    fn new(model: &'a Model, how: &CalibrateOptions) -> Result<Self> {
+        let library = locate::require_onnxruntime(how.ort_lib.as_deref())?;
+        // One thread: the last bits of activations, on which roundings may hang, are then the same each time.
+        let runtime = Runtime::load(&library, Some(1))?;
+        let copy = Copy::make(model)?;
+        let session = runtime.open(copy.model(), None).map_err(|what| refused(model, what))?;
+        let given = inputs::given(&how.inputs, &session.inputs()?)?;
+        drop(session);
+        Ok(Activations { model, runtime, len: model.source().len(), copy, given })
+    }
+
+    /// For each of `batches` its sums; `None` if its activations are not what they seemed.
+    fn grams(&self, batches: &[Batch]) -> Result<Vec<Option<Vec<Gram>>>> {
+        let names: BTreeSet<&str> =
+            batches.iter().flat_map(|batch| &batch.reads.from).map(|(name, _)| name.as_str()).collect();
+        self.ask_for(&names)?;
+        let mut session = self.runtime.open(self.copy.model(), None).map_err(|e| refused(self.model, e))?;
+        let empty = |batch: &Batch| Some(vec![Gram::new(batch.reads.len); batch.reads.groups]);
+        let mut found: Vec<Option<Vec<Gram>>> = batches.iter().map(empty).collect();
+        for (number, inputs) in self.given.iter().enumerate() {
+            let ran = session.run(inputs).map_err(|e| refused(self.model, e))?;
+            let outputs: BTreeMap<&str, &Array> = ran
+                .outputs
+                .iter()
+                .filter_map(|(name, array)| Some((name.as_str(), array.as_ref().ok()?)))
+                .collect();
+            let half = (self.given.len() > 1).then_some(number % 2);
+            found.par_iter_mut().zip(batches).for_each(|(grams, batch)| {
+                let added = batch.reads.from.iter().all(|(name, vectors)| {
+                    let array = inputs.get(name).or_else(|| outputs.get(name.as_str()).copied());
+                    let grams = grams.as_mut();
+                    array.zip(grams).and_then(|(array, grams)| add(grams, array, vectors, half)).is_some()
+                });
+                if !added {
+                    *grams = None;
+                }
+            });
+        }
+        Ok(found)
+    }
+
+    /// Makes the copy give these values too.
+    fn ask_for(&self, names: &BTreeSet<&str>) -> Result<()> {
+        let graph = self.model.graph(crate::onnx::GraphId(0));
+        let known =
+            |name: &&&str| graph.inputs.iter().chain(&graph.outputs).all(|value| value.name != ***name);
+        let output = |name: &&str| proto::ValueInfo { name: Some(name.to_string()), ..Default::default() };
+        let outputs = names.iter().filter(known).map(output).collect();
+        let more = MoreOutputs { graph: Some(GraphOutputs { outputs }) }.encode_to_vec();
+        let path: &Path = self.copy.model();
+        let written = OpenOptions::new().write(true).open(path).and_then(|mut file| {
+            file.set_len(self.len)?;
+            file.seek(SeekFrom::Start(self.len))?;
+            file.write_all(&more)
+        });
+        written.map_err(|e| Error::io(path, "add outputs to a copy of the model", e))
+    }
+}
+
+fn add(grams: &mut [Gram], array: &Array, vectors: &Vectors, half: Option<usize>) -> Option<()> {
+    let shape: Vec<usize> = array.shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+    let values = is_float(array.dtype).then(|| array.numbers())?;
+    if values.iter().any(|value| !value.is_finite()) {
+        return None;
+    }
+    gram::add(grams, &values, &shape, vectors, half)
+}
+
+fn refused(model: &Model, what: String) -> Error {
+    Error::unsupported(model.path(), format!("ONNX Runtime does not run it, to see its activations: {what}"))
+}
