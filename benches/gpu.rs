@@ -20,7 +20,7 @@ use nz_onnx::codec::{self, EncodeOptions, Profile};
 use nz_onnx::cuda;
 use nz_onnx::cuda::device::{Kernels, is_driver_present};
 use nz_onnx::cuda::job::{DeviceWeight, Output, WeightMemory, check_status};
-use nz_onnx::cuda::product::Operands;
+use nz_onnx::cuda::product::{MOST_ROWS, Operands};
 use nz_onnx::format::{Dtype, Header, TensorSpec};
 use serde_json::{Value, json};
 
@@ -67,8 +67,8 @@ impl Gpu {
         self.stream.cu_stream().cast()
     }
 
-    fn weight(&self, src: &[u8], spec: &TensorSpec, profile: Profile) -> Outcome<Weight> {
-        let blob = codec::encode(src, spec, &EncodeOptions { profile, ..Default::default() })?;
+    fn weight(&self, src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Outcome<Weight> {
+        let blob = codec::encode(src, spec, options)?;
         let plan = DeviceWeight::new(&Header::parse(&blob)?)?;
         let copies = (0..COPIES).map(|_| Ok([self.put(&blob)?, self.put(plan.table())?]));
         let bits = 8.0 * blob.len() as f64 / plan.elements() as f64;
@@ -124,7 +124,9 @@ fn decoding(gpu: &Gpu, side: u64) -> Outcome<Value> {
         let bytes = src.len() as u64;
         let (out, status, source) = (gpu.room(bytes)?, gpu.room(4)?, gpu.put(&src)?);
         for (order, spec) in specs(dtype, side, side) {
-            let encoded = PROFILES.map(|(_, profile)| gpu.weight(&src, &spec, profile));
+            let encoded = PROFILES.map(|(_, profile)| {
+                gpu.weight(&src, &spec, &EncodeOptions { profile, ..Default::default() })
+            });
             let [compact, fast] = encoded;
             let all = [compact?, fast?];
             let mut sides: Vec<Side<'_>> = vec![Box::new(|_| {
@@ -233,68 +235,120 @@ fn cublas(gpu: &Gpu) -> Outcome<Option<blas_sys::cublasHandle_t>> {
     Ok(Some(handle))
 }
 
-fn products(gpu: &Gpu, side: u64) -> Outcome<Value> {
-    let (dtype, n) = (Dtype::Bf16, side as i32);
+/// Square products by cuBLAS, sums in float32.
+struct Gemm {
+    handle: blas_sys::cublasHandle_t,
+    element: blas_sys::cudaDataType_t,
+    side: i32,
+    /// Whether the weight is `[N, K]`.
+    transposed: bool,
+}
+
+impl Gemm {
+    /// `Y = X W` for `m` rows; addresses on the device.
+    ///
+    /// # Safety
+    /// They are those of matrices of just these sizes, which live until the stream is waited for.
+    unsafe fn multiply(&self, m: u32, [w, x, y]: [u64; 3]) -> Outcome<()> {
+        use blas_sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+        let (n, alpha, beta) = (self.side, 1f32, 0f32);
+        let op = if self.transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
+        // Column by column this is Y^T = W^T X^T. SAFETY: the caller's.
+        let done = unsafe {
+            blas::gemm_ex(
+                self.handle,
+                op,
+                CUBLAS_OP_N,
+                n,
+                m as i32,
+                n,
+                (&raw const alpha).cast(),
+                w as *const c_void,
+                self.element,
+                n,
+                x as *const c_void,
+                self.element,
+                n,
+                (&raw const beta).cast(),
+                y as *mut c_void,
+                self.element,
+                n,
+                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        Ok(done?)
+    }
+}
+
+/// Weights whose products are measured: name, profile, mantissa bits that are kept. Of 16 bits, 4 mantissa bits are half.
+const PRODUCTS: [(&str, Profile, Option<u8>); 3] = [
+    ("lossless, compact", Profile::Compact, None),
+    ("lossless, gpu", Profile::Gpu, None),
+    ("4 mantissa bits, gpu", Profile::Gpu, Some(4)),
+];
+
+/// Straight from the blob, or, of more rows than the kernels take, decoded and multiplied by cuBLAS: beside cuBLAS alone.
+fn products(gpu: &Gpu, side: u64, dtype: Dtype) -> Outcome<Value> {
     let src = weights((side * side) as usize, dtype, dtype);
     let plain = (0..COPIES).map(|_| gpu.put(&src)).collect::<Outcome<Vec<_>>>()?;
-    let handle = cublas(gpu)?;
-    let mut rows = Vec::new();
+    let decoded = gpu.room(src.len() as u64)?;
+    let (handle, mut rows) = (cublas(gpu)?, Vec::new());
+    let element = match dtype {
+        Dtype::F16 => blas_sys::cudaDataType_t::CUDA_R_16F,
+        _ => blas_sys::cudaDataType_t::CUDA_R_16BF,
+    };
     for (order, spec) in specs(dtype, side, side) {
         let transposed = matches!(spec.layout, nz_onnx::format::Layout::RowMajor);
-        for (name, profile) in PROFILES {
-            let weight = gpu.weight(&src, &spec, profile)?;
-            for m in [1u32, 2, 4, 8] {
+        let gemm = handle.map(|handle| Gemm { handle, element, side: side as i32, transposed });
+        for (name, profile, mantissa_bits) in PRODUCTS {
+            let options = EncodeOptions { profile, mantissa_bits, ..Default::default() };
+            let weight = gpu.weight(&src, &spec, &options)?;
+            for m in [1u32, 2, 4, 8, 16, 128] {
                 let x = gpu.put(&weights(m as usize * side as usize, dtype, dtype))?;
-                let product = weight.plan.product(m)?;
-                let y = gpu.room(u64::from(m) * side * 2)?;
-                let (partial, status) = (gpu.room(product.partial_bytes())?, gpu.room(4)?);
-                let mut sides: Vec<Side<'_>> = vec![Box::new(|i| {
-                    let operands = Operands {
-                        dtype,
-                        x: gpu.at(&x),
-                        y: gpu.at(&y),
-                        partial: gpu.at(&partial),
-                        status: gpu.at(&status),
-                        alpha: 1.0,
-                        addend: None,
-                    };
-                    for launch in product.launches(gpu.memory(&weight, i), operands)? {
-                        // SAFETY: all memory lives until the stream is waited for.
-                        unsafe { gpu.kernels.launch(gpu.raw_stream(), &launch) }?;
-                    }
-                    Ok(())
-                })];
-                if let Some(handle) = handle {
-                    let (plain, x, y) = (&plain, &x, &y);
-                    sides.push(Box::new(move |i| {
-                        use blas_sys::{cublasOperation_t as Op, cudaDataType_t::CUDA_R_16BF};
-                        let (alpha, beta) = (1f32, 0f32);
-                        let op = if transposed { Op::CUBLAS_OP_T } else { Op::CUBLAS_OP_N };
-                        // Column by column this is Y^T = W^T X^T. SAFETY: matrices of just these sizes; as above.
-                        let done = unsafe {
-                            blas::gemm_ex(
-                                handle,
-                                op,
-                                Op::CUBLAS_OP_N,
-                                n,
-                                m as i32,
-                                n,
-                                (&raw const alpha).cast(),
-                                gpu.at(&plain[i % COPIES]) as *const c_void,
-                                CUDA_R_16BF,
-                                n,
-                                gpu.at(x) as *const c_void,
-                                CUDA_R_16BF,
-                                n,
-                                (&raw const beta).cast(),
-                                gpu.at(y) as *mut c_void,
-                                CUDA_R_16BF,
-                                n,
-                                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                                blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                            )
+                let (y, status) = (gpu.room(u64::from(m) * side * 2)?, gpu.room(4)?);
+                let [x_at, y_at, status_at] = [&x, &y, &status].map(|memory| gpu.at(memory));
+                let partial;
+                let ours: Side<'_> = if m <= MOST_ROWS {
+                    let product = weight.plan.product(m)?;
+                    partial = gpu.room(product.partial_bytes())?;
+                    let (partial, weight) = (gpu.at(&partial), &weight);
+                    Box::new(move |i| {
+                        let operands = Operands {
+                            dtype,
+                            x: x_at,
+                            y: y_at,
+                            partial,
+                            status: status_at,
+                            alpha: 1.0,
+                            addend: None,
                         };
-                        Ok(done?)
+                        for launch in product.launches(gpu.memory(weight, i), operands)? {
+                            // SAFETY: all memory lives until the stream is waited for.
+                            unsafe { gpu.kernels.launch(gpu.raw_stream(), &launch) }?;
+                        }
+                        Ok(())
+                    })
+                } else if let Some(gemm) = &gemm {
+                    let (output, weight) = (gpu.at(&decoded), &weight);
+                    Box::new(move |i| {
+                        let to = Output { dtype, address: output, status: status_at };
+                        let launch = weight.plan.decode_all(gpu.memory(weight, i), to)?;
+                        // SAFETY: as above; the matrices have just these sizes.
+                        unsafe {
+                            gpu.kernels.launch(gpu.raw_stream(), &launch)?;
+                            gemm.multiply(m, [output, x_at, y_at])
+                        }
+                    })
+                } else {
+                    continue;
+                };
+                let mut sides = vec![ours];
+                if let Some(gemm) = &gemm {
+                    let plain = &plain;
+                    // SAFETY: matrices of just these sizes, which live until the stream is waited for.
+                    sides.push(Box::new(move |i| unsafe {
+                        gemm.multiply(m, [gpu.at(&plain[i % COPIES]), x_at, y_at])
                     }));
                 }
                 let times = gpu.measure(&sides)?;
@@ -307,7 +361,9 @@ fn products(gpu: &Gpu, side: u64) -> Outcome<Value> {
                 rows.push(json!([
                     order,
                     name,
+                    { "value": weight.bits, "digits": 2 },
                     m.to_string(),
+                    if m <= MOST_ROWS { "from the blob" } else { "decoded, cuBLAS" },
                     micros(&times[0]),
                     times.get(1).map_or(json!("no cuBLAS"), micros),
                     gain,
@@ -316,8 +372,8 @@ fn products(gpu: &Gpu, side: u64) -> Outcome<Value> {
         }
     }
     Ok(json!({
-        "title": format!("Products of a few rows with a bfloat16 weight of {side} x {side}, lossless"),
-        "columns": ["stored", "profile", "rows", "us", "cuBLAS, us", "times as fast"],
+        "title": format!("Products with a {} weight of {side} x {side}", dtype.name()),
+        "columns": ["stored", "weight", "bits a weight", "rows", "how", "us", "cuBLAS, us", "times as fast"],
         "rows": rows,
     }))
 }
@@ -331,9 +387,11 @@ fn run(quick: bool, report: Option<String>) -> Outcome<()> {
     let about = format!(
         "On a {name}: kernels alone, without ONNX Runtime. A time is that of {REPEATS} launches between two events of the \
          device, over their number; they rotate among {COPIES} copies of the weight. Weights are normally distributed. A \
-         product is two launches. Encoding is timed by the host's clock, blob and checksum on the host included."
+         product is two launches, or a decoding and cuBLAS. Encoding is timed by the host's clock, blob and checksum on the host included."
     );
-    let tables = vec![decoding(&gpu, side)?, products(&gpu, side)?, encoding(&gpu, side)?];
+    let products = |dtype| products(&gpu, side, dtype);
+    let tables =
+        vec![decoding(&gpu, side)?, products(Dtype::Bf16)?, products(Dtype::F16)?, encoding(&gpu, side)?];
     let text = format!("{:#}\n", json!({ "about": [about], "tables": tables }));
     match report {
         Some(path) => std::fs::write(path, text)?,
