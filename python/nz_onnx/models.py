@@ -42,6 +42,7 @@ def convert(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
+    compensate: bool = False,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
     optimize: Optional[str] = None,
@@ -82,6 +83,7 @@ def convert(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
+    compensate: bool = False,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
     base: Optional[StrPath] = None,
@@ -123,6 +125,8 @@ def convert(
             "auto" with size, bits and snr, else "cut".
         calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
             ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
+        compensate: Round weights on a grid so that each makes good what others of its sum have lost, on the inputs of
+            ``calibrate``: mostly closer, but compare with :func:`verify`.
         profile: "compact", the default, "fast": faster to decode without AVX-512, 1.1 bits a weight larger; or "gpu".
         layers: Put the lower bits of weights into layers that a session need not read (``enable(weights_mib=...)``); up to three
             numbers say how many bits are above each. True: 3, 7 and 15.
@@ -146,7 +150,7 @@ def convert(
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
-    options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, compensate=compensate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     options += _options(output=output, force=force, dry_run=dry_run, base=base)
     return _run(ConvertResult, "convert", options, [os.fspath(path)], {"nz-onnx.delta/1": DeltaResult})
 
@@ -168,6 +172,7 @@ def plan(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
+    compensate: bool = False,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
     optimize: Optional[str] = None,
@@ -184,7 +189,7 @@ def plan(
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
-    options += _options(transform=transform, calibrate=calibrate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, compensate=compensate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     return _run(PlanResult, "plan", options, [os.fspath(path)])
 
 

@@ -32,8 +32,8 @@ OURS = "auto"
 # Bits a weight at which calibration is measured, and the most inputs that it gets.
 BITS = [4.5, 6, 8]
 CALIBRATION = 16
-# The same, calibrated: told beside the others, and no part of the verdicts.
-CALIBRATED = "calibrated"
+# The same, calibrated and with compensation: told beside the others, and no part of the verdicts.
+CALIBRATED = "compensated"
 # NeuZip's lossy modes: mantissa bits.
 NEUZIP = [3, 1]
 # What is asked for: decibels above the others on a model and on average, and bytes of the best of them.
@@ -166,7 +166,7 @@ def measure(nz, subject, name, kept, total, before, changed, snr):
             kept_by_ours = [t for t in found[0]["tensors"] if t["decision"] == "kept" and t["name"] in set(changed)]
             row.left = sum(tensor["bytes_before"] for tensor in kept_by_ours)
     # One thread: the models are small, and several are measured at a time.
-    calibrate = ["--calibrate", subject.calibration, "--threads", 1]
+    calibrate = ["--calibrate", subject.calibration, "--compensate", "--threads", 1]
     found = nz.convert(subject, "--size", total, *options, "--transform", OURS, *calibrate)
     row.ours[CALIBRATED] = found and found[1].snr_db
     best = row.ours.get(OURS)

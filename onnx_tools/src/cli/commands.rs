@@ -160,7 +160,13 @@ impl Talk<'_> {
             inputs: inputs.clone(),
             ort_lib: ort.ort_lib.clone(),
             threads: self.global.threads,
+            compensate: coding.compensate,
         });
+        if coding.compensate && !matches!(rounding, Rounding::Grid | Rounding::Auto) {
+            return Err(Error::Usage(
+                "--compensate is for weights on a grid\nhelp: add --transform grid or auto".to_string(),
+            ));
+        }
         Ok(Options { target, rules, profile, rounding, calibrate, layers })
     }
 

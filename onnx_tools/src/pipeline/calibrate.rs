@@ -44,6 +44,8 @@ pub struct CalibrateOptions {
     pub ort_lib: Option<PathBuf>,
     /// Threads of a session.
     pub threads: Option<u16>,
+    /// Round weights on a grid with compensation, too.
+    pub compensate: bool,
 }
 
 /// Sets the sensitivity of each candidate of `groups`.

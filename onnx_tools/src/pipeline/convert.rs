@@ -86,11 +86,7 @@ fn convert_to(
 ) -> Result<json::Convert> {
     let base = options.base.as_deref().map(|base| SharedBase::open(base, files)).transpose()?;
     let mut prepared = prepare(path, &options.plan, progress)?;
-    // Weights of a base are taken as they are.
-    let compensated = match &base {
-        None => compensate(&mut prepared, &options.plan, progress)?,
-        Some(_) => None,
-    };
+    let compensated = compensate(&mut prepared, &options.plan, progress)?;
     let compensated = compensated.as_ref();
     let writer = Writer::new(files, options.dry_run);
     let layers = options.plan.layers.as_ref();

@@ -1,4 +1,4 @@
-//! `--calibrate` with weights on a grid: each is rounded so as to make good the errors of those before it.
+//! `--compensate`: each weight on a grid is rounded so as to make good the errors of those before it.
 
 use serde_json::Value;
 
@@ -98,7 +98,7 @@ fn outputs_get_closer_on_inputs_not_seen() {
         let Some(ran) = with_runtime(&folder, &format!("convert model.onnx --json {BITS}")) else { return };
         let before = ran.exits(0).json();
         let by_itself = verify(&folder, "model.onnx");
-        let line = format!("convert model.onnx --json --force {BITS} --calibrate inputs.npz");
+        let line = format!("convert model.onnx --json --force {BITS} --calibrate inputs.npz --compensate");
         let after = with_runtime(&folder, &line).unwrap().exits(0).json();
         let compensated = verify(&folder, "model.onnx");
         let bytes = |document: &Value| document["totals"]["bytes_after"].as_f64().unwrap();
@@ -135,8 +135,9 @@ fn threads_change_nothing() {
     for (name, model) in models() {
         let folder = folder(&model);
         let convert = |threads: u32| {
-            let line =
-                format!("convert model.onnx --force {BITS} --calibrate inputs.npz --threads {threads}");
+            let line = format!(
+                "convert model.onnx --force {BITS} --calibrate inputs.npz --compensate --threads {threads}"
+            );
             Some((with_runtime(&folder, &line)?.exits(0), folder.read("model.nz.onnx")).1)
         };
         let Some(one) = convert(1) else { return };
@@ -148,7 +149,7 @@ fn threads_change_nothing() {
 fn another_weight_is_no_original() {
     let (_, model) = models().remove(0);
     let folder = folder(&model);
-    let line = format!("convert model.onnx {BITS} --calibrate inputs.npz");
+    let line = format!("convert model.onnx {BITS} --calibrate inputs.npz --compensate");
     let Some(ran) = with_runtime(&folder, &line) else { return };
     ran.exits(0);
     let mut other = model;
@@ -181,9 +182,10 @@ fn shared_weights_are_rounded_for_all_their_readers_and_others_by_themselves() {
     let most = TensorProto { raw_data: Some(f32_bytes(&[127.0])), dims: vec![], ..raw("most", &[1], 3) };
     let weights = vec![square("a", 1), square("a2", 1), square("d", 2), square("e", 4), zero, most];
     let folder = folder(&graph(nodes, weights, &[-1, 128]));
-    let Some(ran) =
-        with_runtime(&folder, &format!("convert model.onnx --json {BITS} --calibrate inputs.npz"))
-    else {
+    let Some(ran) = with_runtime(
+        &folder,
+        &format!("convert model.onnx --json {BITS} --calibrate inputs.npz --compensate"),
+    ) else {
         return;
     };
     ran.exits(0);
@@ -199,4 +201,14 @@ fn shared_weights_are_rounded_for_all_their_readers_and_others_by_themselves() {
     assert_eq!((of("a"), of("a2")), (Some(true), Some(true)), "{compensated:?}");
     // Nothing is known of the one, and the other is no matrix only.
     assert_eq!((of("d").unwrap_or(false), of("e").unwrap_or(false)), (false, false), "{compensated:?}");
+}
+
+#[test]
+fn without_a_grid_or_inputs_it_is_refused() {
+    let folder = folder(&models()[0].1);
+    folder.run("convert model.onnx --bits 5 --compensate").complains(2, &["--calibrate"]);
+    let line = "convert model.onnx --calibrate inputs.npz --compensate";
+    folder.run(line).complains(2, &["--compensate", "--transform grid"]);
+    folder.run(&format!("{line} --base model.onnx")).complains(2, &["--base"]);
+    assert_eq!(folder.names(), ["inputs.npz", "model.onnx", "unseen.npz"]);
 }

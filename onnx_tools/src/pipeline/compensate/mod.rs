@@ -47,11 +47,12 @@ const AT_ONCE: usize = 1 << 29;
 const ROOM: u64 = 256;
 
 impl Options {
-    /// Whether weights may be rounded with compensation: where inputs are given and no bound is promised for weights.
+    /// Whether weights may be rounded with compensation: where that is asked for, and no bound is promised for weights.
     fn compensates(&self) -> bool {
         let free =
             matches!(self.target, Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_));
-        self.calibrate.is_some() && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
+        let asked = self.calibrate.as_ref().is_some_and(|how| how.compensate);
+        asked && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
     }
 }
 
