@@ -152,7 +152,8 @@ fn looked_up<const N: usize>(table: &[[u8; 64]; N], places: __m512i) -> __m512i 
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn fill<const N: usize>([lower, upper]: &mut Table<N>, levels: &Grid<'_>, step: Step, raw: u8) {
-    let counted = load(bytemuck::bytes_of(&const { counted() }));
+    let counted: [u32; 16] = std::array::from_fn(|i| i as u32);
+    let counted = load(bytemuck::bytes_of(&counted));
     let codebook = levels.table(step).filter(|_| raw == 0);
     for (i, (lower, upper)) in lower.iter_mut().zip(upper).enumerate() {
         let words = std::array::from_fn(|quarter| {
@@ -174,14 +175,4 @@ fn fill<const N: usize>([lower, upper]: &mut Table<N>, levels: &Grid<'_>, step: 
         *lower = bytemuck::cast(elements.map(|v| _mm512_cvtepi16_epi8(v)));
         *upper = bytemuck::cast(elements.map(|v| _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(v))));
     }
-}
-
-const fn counted() -> [u32; 16] {
-    let mut counted = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        counted[i] = i as u32;
-        i += 1;
-    }
-    counted
 }
