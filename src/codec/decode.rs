@@ -304,8 +304,9 @@ impl Decoder {
         if matches!(self.header.transform, Transform::NormalisedSplit | Transform::Integer) {
             return Ok(false);
         }
-        let mut records = Vec::new();
-        for part in self.blocks(blob, first_slot, x.len() * y.len())? {
+        let weights = x.len() * y.len();
+        let mut records = Vec::with_capacity(weights / self.header.block_len as usize + 1);
+        for part in self.blocks(blob, first_slot, weights)? {
             if !part.is_whole() {
                 return Ok(false);
             }
@@ -388,7 +389,8 @@ impl Decoder {
             let slots = blocks.slots(block);
             let range = (next - slots.start) as usize..(slots.end.min(end) - slots.start) as usize;
             let bytes = self.header.record(block as usize);
-            // What the record after the next is likely to take.
+            // What the third record after the next is likely to take: two are worked on side by side, and their ends are
+            // wanted first.
             let at = |records: usize| (bytes.end + records * bytes.len()).min(self.header.payload().end);
             let record = Record {
                 bytes: &blob[bytes.clone()],
@@ -396,7 +398,7 @@ impl Decoder {
                 len: (slots.end - slots.start) as usize,
                 grid: self.grid(block as usize, slots.start),
                 layers: self.refinement(blob, block as usize),
-                ahead: &blob[at(1)..at(2)],
+                ahead: &blob[at(3)..at(4)],
             };
             next = slots.end.min(end);
             Some(Part { record, range })

@@ -37,9 +37,44 @@ pub(super) fn rows(
     Ok(())
 }
 
-/// Which of 64 weights is the `i`-th in the order of [`Block::words`].
-fn place(i: usize) -> usize {
-    i % 16 / 4 * 16 + i / 16 * 4 + i % 4
+/// Four vectors, their lanes of 128 bits turned from rows into columns: 64 numbers in order come to be in the order of
+/// [`Block::words`], and back.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn turn([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+    let (ba, dc) = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+    [
+        _mm512_shuffle_f32x4::<0x88>(ab, cd),
+        _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+        _mm512_shuffle_f32x4::<0x88>(ba, dc),
+        _mm512_shuffle_f32x4::<0xdd>(ba, dc),
+    ]
+}
+
+/// 64 floats.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn load(from: &[f32; 64]) -> [__m512; 4] {
+    // SAFETY: 16 floats are 64 bytes, and there are four times as many.
+    let at = |i: usize| unsafe { _mm512_loadu_ps(from.as_ptr().add(16 * i)) };
+    [at(0), at(1), at(2), at(3)]
+}
+
+/// The inverse of [`load`].
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn store(to: &mut [f32; 64], vectors: [__m512; 4]) {
+    for (i, vector) in vectors.into_iter().enumerate() {
+        // SAFETY: as in `load`.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr().add(16 * i), vector) };
+    }
 }
 
 /// The sums of 64 to 256 columns, in the order of [`Block::words`].
@@ -48,12 +83,8 @@ fn place(i: usize) -> usize {
 )]
 fn gather(y: &[f32]) -> Sums {
     let mut sums = [[_mm512_setzero_ps(); 4]; 4];
-    for (sums, y) in sums.iter_mut().zip(y.as_chunks::<64>().0) {
-        let ordered: [f32; 64] = std::array::from_fn(|i| y[place(i)]);
-        for (sum, from) in sums.iter_mut().zip(ordered.as_chunks::<16>().0) {
-            // SAFETY: 16 floats are 64 bytes.
-            *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
-        }
+    for (sums, y) in sums.iter_mut().zip(y.as_chunks().0) {
+        *sums = turn(load(y));
     }
     sums
 }
@@ -63,15 +94,8 @@ fn gather(y: &[f32]) -> Sums {
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn scatter(sums: &Sums, y: &mut [f32]) {
-    for (sums, y) in sums.iter().zip(y.as_chunks_mut::<64>().0) {
-        for (q, &sum) in sums.iter().enumerate() {
-            let mut from = [0f32; 16];
-            // SAFETY: 16 floats are 64 bytes.
-            unsafe { _mm512_storeu_ps(from.as_mut_ptr(), sum) };
-            for (lane, from) in from.as_chunks::<4>().0.iter().enumerate() {
-                y[lane * 16 + q * 4..][..4].copy_from_slice(from);
-            }
-        }
+    for (sums, y) in sums.iter().zip(y.as_chunks_mut().0) {
+        store(y, turn(*sums));
     }
 }
 
@@ -125,9 +149,11 @@ pub(super) fn columns(
     y: &mut [f32],
 ) -> Result<(), BadRecord> {
     let zero = _mm512_setzero_ps();
-    let ordered = |x: &[f32; 64]| std::array::from_fn(|i| x[place(i)]);
-    let x: Vec<[f32; 64]> = x.as_chunks().0.iter().map(ordered).collect();
-    let mut dot = Dot { x: x.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
+    let mut ordered = vec![[0f32; 64]; x.len() / 64];
+    for (ordered, x) in ordered.iter_mut().zip(x.as_chunks().0) {
+        store(ordered, turn(load(x)));
+    }
+    let mut dot = Dot { x: ordered.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
     for_blocks(tables, records, scratch, |_, record, first| {
         let kind = grid::kind(record);
         for_kinds!(kind, block_columns, [], (tables, record, first, &mut dot))
