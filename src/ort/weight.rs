@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::api::{HostVersion, KernelContext, KernelInfo, Workers, threads};
 use super::cache::{self, Place};
 use super::depth::{DEPTH_BYTES, Limit};
-use super::ep::Slot;
+use super::ep::Reading;
 use super::fence::{Failure, Result};
 use crate::codec::{Decoder, DeltaDecoder, check_base};
 use crate::error::Error;
@@ -85,7 +85,7 @@ enum State {
     /// is first seen, and again if another one is seen.
     Late(RwLock<Option<(Vec<u8>, Opened)>>),
     /// The blob is made from the node's constant input by this library.
-    Packed(Arc<Slot>),
+    Packed(Reading),
 }
 
 /// A weight during one execution.
@@ -321,8 +321,9 @@ impl Weight {
         Ok(weight)
     }
 
-    /// The weight that is compressed to `slot`, as input `input` of a node.
-    pub fn packed(slot: Arc<Slot>, input: usize, host: HostVersion) -> Self {
+    /// The weight that is compressed to a slot, as input `input` of a node.
+    pub fn packed(reading: Reading, input: usize, host: HostVersion) -> Self {
+        let slot = &reading.slot;
         Weight {
             input,
             name: slot.name().to_owned(),
@@ -333,7 +334,7 @@ impl Weight {
             depth_bytes: None,
             host,
             base: Base::default(),
-            state: State::Packed(slot),
+            state: State::Packed(reading),
         }
     }
 
@@ -342,13 +343,18 @@ impl Weight {
         &self.shape
     }
 
+    /// Whether that is the shape of its transpose, which is what is stored.
+    pub fn is_turned(&self) -> bool {
+        matches!(&self.state, State::Packed(reading) if reading.turned)
+    }
+
     /// The weight, ready to be decoded in this execution.
     pub fn bind<'a>(&'a self, context: &KernelContext<'a>) -> Result<Bound<'a>> {
         let host = self.host;
         match &self.state {
-            State::Packed(slot) => {
+            State::Packed(reading) => {
                 // ONNX Runtime keeps the input only where it did not hand it over when the session was made.
-                let packed = slot.pack(|| context.required(self.input))?;
+                let packed = reading.pack(|| context.required(self.input))?;
                 let decoder = Arc::clone(packed.decoder());
                 Bound { host, decoder, blob: packed.blob(), delta: None, kept: None }
                     .keep(packed.place(), context)

@@ -8,6 +8,7 @@ import threading
 
 import eplib
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from eplib import SUPPORTED, body, build, close, library, node, plain, run, session, supported, tensor, value, weights  # noqa: F401
@@ -133,6 +134,61 @@ def test_a_tied_weight_is_compressed_once(other, element, rng, tmp_path, monkeyp
     expected = {"MatMul": g @ exact, "Gemm": g @ exact.T, "Gather": exact[[[7]]]}[other]
     close(y, expected.astype(w.dtype), 1e-5 if element == FLOAT else 2.0**-10)
     assert '"weights":1' in stats.read_text()
+
+
+@supported
+@pytest.mark.parametrize("first", ["Gather", "MatMul"])
+@pytest.mark.parametrize("element", [FLOAT, FLOAT16], ids=["float32", "float16"])
+@pytest.mark.parametrize("other", ["Transpose", "of its own", "nearly"])
+def test_a_weight_and_its_transpose_are_compressed_once(other, element, first, rng, tmp_path, monkeypatch):
+    """ONNX Runtime makes an initializer of its own of a tied embedding's Transpose; so may exporters."""
+    rows, columns = 700, 300
+    w = weights(rng, rows, columns, upcast=True).astype(np.float32 if element == FLOAT else np.float16)
+    turned = w.T.copy()
+    if other == "nearly":
+        turned[-1, -1] *= 2
+    nodes = [node("Gather", ["W", "I"], ["G"]), node("MatMul", ["X", "T"])]
+    initializers = {"W": tensor("W", w), "T": tensor("T", turned)}
+    if other == "Transpose":
+        nodes.insert(0, node("Transpose", ["W"], ["T"], perm=[1, 0]))
+        del initializers["T"]
+    if first == "MatMul":
+        nodes.reverse()
+        nodes.sort(key=lambda n: n.op_type != "Transpose")
+    inputs = [value("I", INT64), value("X", element, ["M", columns])]
+    model = build(nodes, inputs, initializers, [value("Y", element), value("G", element)])
+    for m in (1, 3, 70):
+        feeds = {"I": np.array([0, 5, -1]), "X": numbers(rng, m, columns).astype(w.dtype)}
+        for options in ({}, {"cache_dir": str(tmp_path / "cache")}, {"cache_dir": str(tmp_path / "cache")}):
+            stats = tmp_path / f"stats{len(list(tmp_path.iterdir()))}"
+            monkeypatch.setenv("NZ_STATS", str(stats))
+            made = session(model, options=options, profile=str(tmp_path))
+            y, g = made.run(None, feeds)
+            assert eplib.executed(made)[eplib.PROVIDER] == ["Gather", "MatMul"]
+            assert np.array_equal(g, w[feeds["I"]])
+            expected = feeds["X"].astype(np.float64) @ turned.astype(np.float64)
+            close(y, expected.astype(w.dtype), 1e-5 if element == FLOAT else 2.0**-10)
+            assert f'"weights":{1 if other != "nearly" else 2},' in stats.read_text()
+
+
+@supported
+def test_a_table_that_is_mapped_is_left_alone(rng, tmp_path):
+    """ONNX Runtime maps external data, so that of a table only the rows are in memory that somebody reads."""
+    table, tied = weights(rng, 500, 64), weights(rng, 500, 64)
+    gathers = [node("Gather", ["A", "I"], ["G"]), node("Gather", ["B", "I"], ["H"]), node("Gemm", ["H", "B"], transB=1)]
+    model = build(gathers, [value("I", INT64)], {"A": table, "B": tied}, [value("Y"), value("G")])
+    feeds = {"I": np.array([3, -2])}
+    ran = {}
+    for stored in ("inline", "external"):
+        path = tmp_path / f"{stored}.onnx"
+        external = {"save_as_external_data": True, "location": "data", "size_threshold": 0}
+        onnx.save(onnx.load_from_string(model), path, **(external if stored == "external" else {}))
+        made = session(path, profile=str(tmp_path))
+        y, g = made.run(None, feeds)
+        assert np.array_equal(g, table[feeds["I"]])
+        close(y, tied[feeds["I"]] @ tied.T, 1e-5)
+        ran[stored] = eplib.executed(made)[eplib.PROVIDER]
+    assert ran == {"inline": ["Gather", "Gather", "Gemm"], "external": ["Gather", "Gemm"]}
 
 
 @supported

@@ -24,10 +24,20 @@ pub(super) struct Claim<'a> {
     pub shape: Vec<u64>,
     /// As it is stored: the shape may be that of a matrix that holds the same elements.
     pub spec: TensorSpec,
-    pub block_len: u32,
     /// In bytes.
     pub size: u64,
+    /// Whether all that its nodes read is a row here and there.
+    pub gathered: bool,
     pub uses: Vec<Use<'a>>,
+    /// Initializers that are its transpose, by name; their readers are among the uses.
+    pub turned: Vec<(String, Identity)>,
+}
+
+impl Claim<'_> {
+    /// Weights a block. A product reads all of the weight, and that twice as fast in long blocks.
+    pub fn block_len(&self) -> u32 {
+        if self.gathered { GATHER_BLOCK } else { MAX_BLOCK }
+    }
 }
 
 /// A node, and the names of all weights that it must read compressed if it reads one so.
@@ -213,7 +223,7 @@ impl<'a> Readers<'a> {
     fn claim(self, min_size: u64) -> Result<Option<Claim<'a>>> {
         let Some((dtype, shape)) = self.value.tensor()? else { return Ok(None) };
         let orders = || self.uses.iter().map(|(.., order)| *order);
-        let gathered = orders().any(|order| order == Order::Gathered);
+        let gathered = orders().all(|order| order == Order::Gathered);
         let columns = orders().find(|order| matches!(order, Order::Columns(..)));
         // A blob has one order.
         let fits = |order| match order {
@@ -235,9 +245,9 @@ impl<'a> Readers<'a> {
             return Ok(None);
         }
         let identity = self.value.identity()?;
-        let block_len = if gathered { GATHER_BLOCK } else { MAX_BLOCK };
         let Readers { name, value, uses } = self;
         let uses = uses.into_iter().map(|(u, ..)| u).collect();
-        Ok(Some(Claim { name, identity, value, shape, spec, block_len, size, uses }))
+        let turned = Vec::new();
+        Ok(Some(Claim { name, identity, value, shape, spec, size, gathered, uses, turned }))
     }
 }

@@ -10,7 +10,7 @@ use ort_sys::{
 };
 
 use super::provider::Provider;
-use super::slot::Slot;
+use super::slot::Reading;
 use super::{EpApi, PROVIDER_C};
 use crate::format::Dtype;
 use crate::ort::api::{Api, HostVersion, KernelContext, KernelInfo, Tensor};
@@ -45,7 +45,7 @@ struct Definition {
 
 /// The weights of a node that is being created.
 struct Weights<'a> {
-    slots: &'a [Arc<Slot>],
+    readings: &'a [Reading],
     inputs: &'static [usize],
     host: HostVersion,
 }
@@ -53,17 +53,17 @@ struct Weights<'a> {
 impl Weights<'_> {
     /// The one in that place among them.
     fn get(&self, at: usize) -> Weight {
-        Weight::packed(Arc::clone(&self.slots[at]), self.inputs[at], self.host)
+        Weight::packed(self.readings[at].clone(), self.inputs[at], self.host)
     }
 
     /// What kernels of the session work in.
     fn buffers(&self) -> Arc<Buffers> {
-        Arc::clone(self.slots[0].buffers())
+        Arc::clone(self.readings[0].slot.buffers())
     }
 
     /// Its type.
     fn dtype(&self, at: usize) -> Dtype {
-        self.slots[at].spec().dtype
+        self.readings[at].slot.spec().dtype
     }
 }
 
@@ -257,7 +257,7 @@ struct Instance {
     label: String,
     kernel: Box<dyn Kernel>,
     /// Of the inputs that hold weights.
-    slots: Vec<Arc<Slot>>,
+    readings: Vec<Reading>,
     weights: &'static [usize],
 }
 
@@ -279,13 +279,13 @@ unsafe extern "system" fn create(
         let label =
             format!("{} node '{}'", definition.op.to_string_lossy(), info.node_name().unwrap_or_default());
         let instance = || {
-            let slot = |&input: &usize| provider.slot(&info.input_name(input)?);
-            let slots: Vec<Arc<Slot>> = definition.weights.iter().map(slot).collect::<Result<_>>()?;
-            let weights = Weights { slots: &slots, inputs: definition.weights, host: info.host() };
+            let reading = |&input: &usize| provider.reading(&info.input_name(input)?);
+            let readings: Vec<Reading> = definition.weights.iter().map(reading).collect::<Result<_>>()?;
+            let weights = Weights { readings: &readings, inputs: definition.weights, host: info.host() };
             let kernel = (definition.create)(&info, &weights)?;
-            Ok((kernel, slots))
+            Ok((kernel, readings))
         };
-        let (kernel, slots) = instance().map_err(|failure: Failure| failure.at(&label))?;
+        let (kernel, readings) = instance().map_err(|failure: Failure| failure.at(&label))?;
         let table = OrtKernelImpl {
             ort_version_supported: EP_API_LEVEL,
             flags: 0,
@@ -294,7 +294,8 @@ unsafe extern "system" fn create(
             PrePackWeight: pack,
             SetSharedPrePackedWeight: None,
         };
-        let instance = Box::new(Instance { table, api, label, kernel, slots, weights: definition.weights });
+        let instance =
+            Box::new(Instance { table, api, label, kernel, readings, weights: definition.weights });
         // SAFETY: `out` is where the host wants the kernel; `release` takes it back.
         unsafe { out.write(Box::into_raw(instance).cast()) };
         Ok(())
@@ -313,10 +314,10 @@ unsafe extern "system" fn pack(
     let instance = unsafe { &*this.cast_const().cast::<Instance>() };
     fence::guard(instance.api, || {
         let at = instance.weights.iter().position(|&weight| usize::try_from(input) == Ok(weight));
-        if let Some(slot) = at.and_then(|at| instance.slots.get(at)) {
+        if let Some(reading) = at.and_then(|at| instance.readings.get(at)) {
             // SAFETY: the tensor lives for this call.
             let original = || unsafe { Tensor::new(instance.api, tensor) };
-            slot.pack(original).map_err(|failure| failure.at(&instance.label))?;
+            reading.pack(original).map_err(|failure| failure.at(&instance.label))?;
         }
         // SAFETY: the host's place for the answer.
         unsafe { is_packed.write(at.is_some()) };

@@ -10,6 +10,7 @@ mod provider;
 mod session;
 mod slot;
 mod store;
+mod ties;
 
 use std::ffi::CStr;
 
@@ -19,7 +20,7 @@ use super::api::{Api, HostVersion};
 use super::ep_sys::{EP_API_LEVEL, OrtApi24, OrtEpApi};
 use super::fence::Result;
 
-pub(crate) use slot::Slot;
+pub(crate) use slot::Reading;
 
 /// The provider's name.
 pub const PROVIDER: &str = "NzExecutionProvider";

@@ -59,7 +59,7 @@ impl Precision {
             Precision::Mantissa(bits) => (Some(bits), None),
             Precision::Grid(step) => (None, Some(step)),
         };
-        EncodeOptions { mantissa_bits, grid, block_len: claim.block_len, profile }
+        EncodeOptions { mantissa_bits, grid, block_len: claim.block_len(), profile }
     }
 }
 
@@ -140,7 +140,7 @@ pub(super) fn plan<'a>(
 
 fn blob_key(claim: &Claim<'_>, content: Content, precision: Precision, profile: Profile) -> Key {
     let mut maker = KeyMaker::new("nz-onnx blob");
-    maker.weight(content, &claim.spec, claim.block_len);
+    maker.weight(content, &claim.spec, claim.block_len());
     maker.number(precision.to_byte().into());
     maker.text(&format!("{profile:?}"));
     maker.finish()
@@ -153,7 +153,7 @@ fn plan_key(claims: &[Claim<'_>], contents: &[Option<Content>], aim: &Aim) -> Ke
     maker.text(&format!("{aim:?}"));
     for (claim, content) in claims.iter().zip(contents) {
         if let Some(content) = content {
-            maker.weight(*content, &claim.spec, claim.block_len);
+            maker.weight(*content, &claim.spec, claim.block_len());
         }
     }
     maker.finish()

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{c_char, c_void};
+use std::path::Path;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Instant;
 
@@ -13,8 +14,9 @@ use super::kernel::{Maker, Registry};
 use super::options::Options;
 use super::plan::{Plan, plan};
 use super::session::{Log, Shared};
-use super::slot::Slot;
+use super::slot::Reading;
 use super::store::Store;
+use super::ties;
 use super::{EpApi, PROVIDER_C};
 use crate::ort::ep_sys::{self, EP_API_NEWEST, OrtEp, OrtEpGraphSupportInfo, OrtKernelRegistry};
 use crate::ort::fence::{self, Failure, Result};
@@ -43,7 +45,7 @@ struct Decided {
 struct DecidedWeight {
     identity: Identity,
     /// Nothing where it stays as it is.
-    slot: Option<Arc<Slot>>,
+    reading: Option<Reading>,
 }
 
 impl Provider {
@@ -105,14 +107,13 @@ impl Provider {
     }
 
     /// Where the weight of that name goes.
-    pub fn slot(&self, name: &str) -> Result<Arc<Slot>> {
+    pub fn reading(&self, name: &str) -> Result<Reading> {
         let decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(failure) = &decided.failure {
             return Err(failure.clone());
         }
-        let slot = decided.weights.get(name).and_then(|weight| weight.slot.as_ref());
-        slot.map(Arc::clone)
-            .ok_or_else(|| Failure::fail(format!("internal error: weight '{name}' was not asked for")))
+        let reading = decided.weights.get(name).and_then(|weight| weight.reading.clone());
+        reading.ok_or_else(|| Failure::fail(format!("internal error: weight '{name}' was not asked for")))
     }
 
     /// Takes the nodes of `graph` whose weights pay.
@@ -132,26 +133,42 @@ impl Provider {
             api.check(unsafe { (ep.EpGraphSupportInfo_LookUpKernel)(support, node.raw(), &mut found) })?;
             Ok(!found.is_null())
         };
+        let folder = graph.folder()?;
         let claims = claim::find(graph, self.options.min_size, self.options.slow, has_kernel)?;
+        let mut claims =
+            ties::join(claims, |rows, columns| self.is_transpose(folder.as_deref(), rows, columns))?;
+        claims.retain(|claim| !claim.is_mapped());
         let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
         // Graphs may use a name for different weights, and a kernel knows but the name: the first weight has it.
+        let is_known = |name: &str| decided.weights.contains_key(name);
         let is_other = |claim: &Claim<'_>| {
-            decided.weights.get(&claim.name).is_some_and(|known| known.identity != claim.identity)
+            let is_other = |name: &str, identity: &Identity| {
+                decided.weights.get(name).is_some_and(|known| known.identity != *identity)
+            };
+            // A weight and its transpose are decided about together.
+            is_other(&claim.name, &claim.identity)
+                || claim.turned.iter().any(|(name, identity)| {
+                    is_other(name, identity) || is_known(name) != is_known(&claim.name)
+                })
         };
         let mut free: Vec<bool> = claims.iter().map(|claim| !is_other(claim)).collect();
         claim::agree(&claims, &mut free);
         let claims = claims.into_iter().zip(free).filter(|(_, free)| *free).map(|(claim, _)| claim);
         let (known, new): (Vec<_>, Vec<_>) =
             claims.partition(|claim| decided.weights.contains_key(&claim.name));
-        let folder = graph.folder()?;
         let Plan { slots, failure } =
             plan(&new, folder.as_deref(), &self.options.aim, &self.shared, &self.log)?;
         decided.failure = decided.failure.take().or(failure);
         for (claim, slot) in new.iter().zip(slots) {
-            let weight = DecidedWeight { identity: claim.identity.clone(), slot };
-            decided.weights.insert(claim.name.clone(), weight);
+            let itself = std::iter::once((&claim.name, &claim.identity, false));
+            let turned = claim.turned.iter().map(|(name, identity)| (name, identity, true));
+            for (name, identity, turned) in itself.chain(turned) {
+                let reading = slot.clone().map(|slot| Reading { slot, turned });
+                decided.weights.insert(name.clone(), DecidedWeight { identity: identity.clone(), reading });
+            }
         }
-        let is_taken = |claim: &Claim<'_>| decided.weights.get(&claim.name).is_some_and(|w| w.slot.is_some());
+        let is_taken =
+            |claim: &Claim<'_>| decided.weights.get(&claim.name).is_some_and(|w| w.reading.is_some());
         let mut added = HashSet::new();
         for claim in known.iter().chain(&new).filter(|claim| is_taken(claim)) {
             for node in claim.uses.iter().map(|u| u.node.raw()).filter(|&node| added.insert(node)) {
@@ -160,6 +177,16 @@ impl Provider {
             }
         }
         Ok(())
+    }
+
+    /// Whether `columns` is the transpose of `rows`. What cannot be read is not; ONNX Runtime will say the same of it.
+    fn is_transpose<'a>(&self, folder: Option<&Path>, rows: &Claim<'a>, columns: &Claim<'a>) -> Result<bool> {
+        let of = |claim: &Claim<'a>| claim.value.bytes(folder, claim.spec.dtype, claim.size);
+        let (Ok(a), Ok(b), &[height, width]) = (of(rows), of(columns), &rows.shape[..]) else {
+            return Ok(false);
+        };
+        let (size, shape) = (rows.spec.dtype.size(), (height as usize, width as usize));
+        self.shared.on_all_cores(|| ties::is_transpose(a.as_slice(), b.as_slice(), size, shape))
     }
 
     /// The session is made.

@@ -7,6 +7,7 @@ use memmap2::Mmap;
 
 use super::session::Shared;
 use super::store::Key;
+use super::ties::transpose;
 use crate::codec::{self, Coding, Decoder, EncodeOptions};
 use crate::error::Error;
 use crate::format::TensorSpec;
@@ -75,6 +76,21 @@ impl Packed {
     }
 }
 
+/// A slot as a node reads it.
+#[derive(Clone)]
+pub(crate) struct Reading {
+    pub slot: Arc<Slot>,
+    /// Whether the node's weight is the transpose of the slot's.
+    pub turned: bool,
+}
+
+impl Reading {
+    /// The blob, made from `original`, the node's own weight, the first time. Others who ask meanwhile wait for it.
+    pub fn pack<'a>(&self, original: impl FnOnce() -> Result<Tensor<'a>>) -> Result<&Packed> {
+        self.slot.pack(original, self.turned)
+    }
+}
+
 impl Slot {
     pub(super) fn new(name: String, recipe: Recipe, shared: Arc<Shared>) -> Self {
         Slot { name, recipe, shared, packed: OnceLock::new() }
@@ -100,12 +116,11 @@ impl Slot {
         &self.shared.buffers
     }
 
-    /// The blob, made from `original` the first time. Others who ask meanwhile wait for it.
-    pub fn pack<'a>(&self, original: impl FnOnce() -> Result<Tensor<'a>>) -> Result<&Packed> {
+    fn pack<'a>(&self, original: impl FnOnce() -> Result<Tensor<'a>>, turned: bool) -> Result<&Packed> {
         let packed = self.packed.get_or_init(|| {
             let started = Instant::now();
             self.shared.trim(self.recipe.spec.bytes().unwrap_or_default());
-            let packed = original().and_then(|original| self.make(&original));
+            let packed = original().and_then(|original| self.make(&original, turned));
             if let Ok(packed) = &packed {
                 let before = self.recipe.spec.bytes().unwrap_or_default();
                 self.shared.tally.packed(before, packed.blob().len() as u64);
@@ -116,9 +131,12 @@ impl Slot {
         packed.as_ref().map_err(Failure::clone)
     }
 
-    fn make(&self, original: &Tensor<'_>) -> Result<Packed> {
+    fn make(&self, original: &Tensor<'_>, turned: bool) -> Result<Packed> {
         let Recipe { shape, spec, key, .. } = &self.recipe;
-        let dims: Vec<u64> = original.dims().iter().map(|&d| d as u64).collect();
+        let mut dims: Vec<u64> = original.dims().iter().map(|&d| d as u64).collect();
+        if turned {
+            dims.reverse();
+        }
         if dims != *shape {
             return Err(Failure::fail(format!(
                 "internal error: shape {dims:?} where {shape:?} was announced"
@@ -131,7 +149,14 @@ impl Slot {
         let (decoder, blob) = match found {
             Some(found) => found,
             None => {
-                let bytes = self.encode(original.raw(spec.dtype)?)?;
+                let bytes = original.raw(spec.dtype)?;
+                let bytes = match (turned, &dims[..]) {
+                    // The weight itself is another node's, which comes later.
+                    (true, &[rows, columns]) => {
+                        self.encode(&transpose(bytes, spec.dtype.size(), (columns as usize, rows as usize)))?
+                    }
+                    _ => self.encode(bytes)?,
+                };
                 let stored = match (&self.shared.store, key) {
                     (Some(store), Some(key)) => store.save(key, bytes),
                     _ => Blob::Owned(bytes),

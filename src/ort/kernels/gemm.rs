@@ -27,7 +27,7 @@ impl Gemm {
 
     /// The kernel of an ONNX `Gemm`, or a `FusedGemm`, with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
-        let matrix = Matrix::of(weight.shape(), info.int(c"transB").unwrap_or(0) != 0)?;
+        let matrix = Matrix::packed(info, &weight)?;
         Ok(Gemm::with(info, weight, matrix, Activation::of(info)?))
     }
 

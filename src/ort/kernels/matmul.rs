@@ -35,6 +35,11 @@ impl Matrix {
         Ok((weight, matrix))
     }
 
+    /// The weight of an ONNX node, by its `transB`.
+    pub fn packed(info: &KernelInfo<'_>, weight: &Weight) -> Result<Matrix> {
+        Matrix::of(weight.shape(), (info.int(c"transB").unwrap_or(0) != 0) ^ weight.is_turned())
+    }
+
     /// A weight of a shape that ends with `[N, K]` if `transposed` and `[K, N]` otherwise.
     pub fn of(shape: &[u64], transposed: bool) -> Result<Matrix> {
         let &[.., rows, columns] = shape else {
@@ -62,7 +67,7 @@ impl MatMul {
     /// The kernel of an ONNX `MatMul`, or a `FusedMatMul` that transposes no batches, with this weight as input 1.
     pub fn packed(info: &KernelInfo<'_>, weight: Weight) -> Result<Self> {
         let alpha = info.float(c"alpha").unwrap_or(1.0);
-        let matrix = Matrix::of(weight.shape(), info.int(c"transB").unwrap_or(0) != 0)?;
+        let matrix = Matrix::packed(info, &weight)?;
         let batch = weight.shape().iter().rev().skip(2).rev().map(|&d| d as i64).collect();
         let trans_a = info.int(c"transA").unwrap_or(0) != 0;
         Ok(MatMul { weight, matrix, batch, alpha, trans_a })
