@@ -123,26 +123,38 @@ pub(super) fn values(words: &mut [u32], grid: Grid<'_>) {
 
 #[inline(always)]
 pub(super) fn values_inline(words: &mut [u32], grid: Grid<'_>) {
+    // A codebook's values with the step of the strip before: most strips have the same.
+    let mut known: (Option<Step>, [u32; CODEBOOK_ENTRIES]) = (None, [0; CODEBOOK_ENTRIES]);
     for (i, strip) in words.chunks_mut(STRIP).enumerate() {
         let step = grid.step(i);
-        let value = |word: u32, step: Step| match grid.table(step) {
-            Some(table) => looked_up(word, table, step),
-            None => value(word, step),
-        };
-        match grid.dtype {
-            // Integers are on no grid.
-            Dtype::F32 | Dtype::U8 | Dtype::I8 => strip.iter_mut().for_each(|w| *w = value(*w, step)),
-            Dtype::F16 => strip.iter_mut().for_each(|w| *w = round_to_f16(value(*w, step))),
-            Dtype::Bf16 => strip.iter_mut().for_each(|w| *w = round_to_bf16(value(*w, step))),
+        if let Some(table) = grid.table(step) {
+            if known.0 != Some(step) {
+                // 11 bits times 8: exact.
+                let scaled = |value: f32| (value * step.scale).to_bits();
+                let values = match grid.dtype {
+                    // Integers have no codebooks.
+                    Dtype::F32 | Dtype::U8 | Dtype::I8 => table.map(scaled),
+                    Dtype::F16 => table.map(|value| round_to_f16(scaled(value))),
+                    Dtype::Bf16 => table.map(|value| round_to_bf16(scaled(value))),
+                };
+                known = (Some(step), values);
+            }
+            strip.iter_mut().for_each(|w| *w = known.1[place(*w)]);
+        } else {
+            match grid.dtype {
+                // Integers are on no grid.
+                Dtype::F32 | Dtype::U8 | Dtype::I8 => strip.iter_mut().for_each(|w| *w = value(*w, step)),
+                Dtype::F16 => strip.iter_mut().for_each(|w| *w = round_to_f16(value(*w, step))),
+                Dtype::Bf16 => strip.iter_mut().for_each(|w| *w = round_to_bf16(value(*w, step))),
+            }
         }
     }
 }
 
-/// A word's value in its codebook, at the place of the symbol's lower five bits, and the sign above them.
+/// Where a word's value is in its codebook: at the symbol's lower five bits, and the sign above them.
 #[inline(always)]
-fn looked_up(word: u32, table: &[f32; CODEBOOK_ENTRIES], step: Step) -> u32 {
-    // 11 bits times 8: exact.
-    (table[(word >> 23 & 31 | word >> 26 & 32) as usize] * step.scale).to_bits()
+fn place(word: u32) -> usize {
+    (word >> 23 & 31 | word >> 26 & 32) as usize
 }
 
 #[inline(always)]
