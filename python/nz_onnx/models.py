@@ -42,7 +42,7 @@ def convert(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
-    compensate: bool = False,
+    compensate: Optional[str] = None,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
     optimize: Optional[str] = None,
@@ -83,7 +83,7 @@ def convert(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
-    compensate: bool = False,
+    compensate: Optional[str] = None,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
     base: Optional[StrPath] = None,
@@ -124,9 +124,10 @@ def convert(
             grid, with less error in all and no such bound; "auto": whichever has less; or "codebook". Default:
             "auto" with size, bits and snr, else "cut".
         calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
-            ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly.
-        compensate: Round weights on a grid so that each makes good what others of its sum have lost, on the inputs of
-            ``calibrate``: mostly closer, but compare with :func:`verify`.
+            ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly. Every third
+            input is left out, and the model taken whose outputs are closest on these: ``trial`` in the result.
+        compensate: "auto", the default, "on" or "off": round weights on a grid so that each makes good what others of its sum
+            have lost, on the inputs of ``calibrate``; with "auto" where outputs are closer for it on inputs left out.
         profile: "compact", the default, "fast": faster to decode without AVX-512, 1.1 bits a weight larger; or "gpu".
         layers: Put the lower bits of weights into layers that a session need not read (``enable(weights_mib=...)``); up to three
             numbers say how many bits are above each. True: 3, 7 and 15.
@@ -172,7 +173,7 @@ def plan(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
-    compensate: bool = False,
+    compensate: Optional[str] = None,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
     optimize: Optional[str] = None,

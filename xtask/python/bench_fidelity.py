@@ -32,8 +32,8 @@ OURS = "auto"
 # Bits a weight at which calibration is measured, and the most inputs that it gets.
 BITS = [4.5, 6, 8]
 CALIBRATION = 16
-# The same, calibrated and with compensation: told beside the others, and no part of the verdicts.
-CALIBRATED = "compensated"
+# The same with inputs: --calibrate, which chooses among several models.
+CALIBRATED = "calibrated"
 # NeuZip's lossy modes: mantissa bits.
 NEUZIP = [3, 1]
 # What is asked for: decibels above the others on a model and on average, and bytes of the best of them.
@@ -166,7 +166,7 @@ def measure(nz, subject, name, kept, total, before, changed, snr):
             kept_by_ours = [t for t in found[0]["tensors"] if t["decision"] == "kept" and t["name"] in set(changed)]
             row.left = sum(tensor["bytes_before"] for tensor in kept_by_ours)
     # One thread: the models are small, and several are measured at a time.
-    calibrate = ["--calibrate", subject.calibration, "--compensate", "--threads", 1]
+    calibrate = ["--calibrate", subject.calibration, "--threads", 1]
     found = nz.convert(subject, "--size", total, *options, "--transform", OURS, *calibrate)
     row.ours[CALIBRATED] = found and found[1].snr_db
     best = row.ours.get(OURS)
@@ -263,14 +263,14 @@ def gains_of(rows, label):
     return [(gain, model) for gain, model in found if math.isfinite(gain)]
 
 
-def summary(rows):
-    """All models together, for each of the others."""
+def summary(rows, label, title):
+    """All models together, for each of the others; what is closest of ours to it is `label`."""
     by_name = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
     lines = []
     for name, of in by_name.items():
-        gains = gains_of(of, OURS)
+        gains = gains_of(of, label)
         shares = [row.bytes_at_same / row.stored for row in of if row.bytes_at_same]
         if not gains:
             continue
@@ -278,11 +278,13 @@ def summary(rows):
         line = [name, value(len(gains), 0), value(float(np.mean([gain for gain, _ in gains])), 1)]
         line += [target("mean, dB", at_least=MEAN, digits=0), value(min(gains)[0], 1)]
         line += [target("least, dB", at_least=LEAST, digits=0), min(gains)[1]]
-        line += [share, target("bytes at its SNR", at_most=BYTES) if share else None]
+        if label == OURS:
+            line += [share, target("bytes at its SNR", at_most=BYTES) if share else None]
         lines.append(line)
     columns = ["beside", "models", "mean, dB", "target", "least, dB", "target of the least", "the least on"]
-    columns += ["bytes at its SNR", "target of the bytes"]
-    return table(f"Output SNR of nz --transform {OURS} above the others', same weights, same bytes", columns, lines)
+    if label == OURS:
+        columns += ["bytes at its SNR", "target of the bytes"]
+    return table(title, columns, lines)
 
 
 def halved(nz, subject):
@@ -294,7 +296,7 @@ def halved(nz, subject):
 
 
 def calibrated(nz, subject):
-    """What measuring the weights' sensitivities buys, at a few sizes."""
+    """What the user's inputs buy, at a few sizes, and which model was taken."""
     line = [subject.name]
     for bits in BITS:
         options = ["--transform", OURS, "--bits", bits]
@@ -304,18 +306,26 @@ def calibrated(nz, subject):
         line += [decibels(found and found[1].snr_db) for found in (plain, measured)]
         gain = measured[1].snr_db - plain[1].snr_db if plain and measured else math.nan
         line.append(value(gain, 1) if math.isfinite(gain) else "-")
+        line.append(way(measured[0]["trial"]) if measured else "-")
     return line
+
+
+def way(trial):
+    """How the model that was taken is made."""
+    taken = next(candidate for candidate in trial["candidates"] if candidate["taken"])
+    bits = "by inputs" if taken["calibrated"] else "evenly"
+    return bits + (", compensated" if taken["compensated"] else "")
 
 
 def calibration_table(lines):
     """All models, and their mean."""
     columns = ["model"]
     for bits in BITS:
-        columns += [f"{bits} bits, dB", "calibrated, dB", f"gain at {bits}, dB"]
+        columns += [f"{bits} bits, dB", "calibrated, dB", f"gain at {bits}, dB", "taken"]
     mean = ["mean of the gains"]
-    for place in range(3, len(columns), 3):
+    for place in range(3, len(columns), 4):
         gains = [line[place]["value"] for line in lines if isinstance(line[place], dict)]
-        mean += ["", "", value(float(np.mean(gains)), 1) if gains else "-"]
+        mean += ["", "", value(float(np.mean(gains)), 1) if gains else "-", ""]
     return table(f"What --calibrate buys, --transform {OURS}", columns, [*lines, mean])
 
 
@@ -362,8 +372,9 @@ ABOUT = (
     "and of cuts those of depthwise convolutions. Inputs: sentences for "
     "MiniLM, speech of espeak-ng for Silero and DTLN with the states that the original has by then, rendered text for "
     "the OCR models, files for magika, photographs for the others, random tokens for the made transformer. Those for "
-    "calibration are others than those measured with. float16, MatMulNBits, NF4 (MatMulBnb4) and int8 dynamic are made "
-    "by ONNX Runtime's own tools; \"int8 weights\" are those of DequantizeLinear with float32 activations."
+    "calibration, 16 at most, are others than those measured with; by every third of them the converter chooses. "
+    "float16, MatMulNBits, NF4 (MatMulBnb4) and int8 dynamic are made by ONNX Runtime's own tools; \"int8 weights\" are "
+    "those of DequantizeLinear with float32 activations."
 )
 
 
@@ -377,7 +388,11 @@ def report(path, found, neuzip):
         lines = (f"{title} of {', '.join(names)} ({why})" for (title, why), names in without.items())
         about.append("Not made: " + "; ".join(lines) + ".")
     columns = ["model", "ratio", "output SNR, dB", "least cosine", "top 1, %", "top 5, %"]
-    tables = [summary([row for rows, *_ in found.values() for row in rows])]
+    rows = [row for rows, *_ in found.values() for row in rows]
+    tables = [
+        summary(rows, OURS, f"Output SNR of nz --transform {OURS} above the others', same weights, same bytes"),
+        summary(rows, CALIBRATED, f"The same of nz --transform {OURS} --calibrate"),
+    ]
     tables.append(table("Default conversion (half the bytes)", columns, [one[3] for one in found.values()]))
     tables += [calibration_table([one[4] for one in found.values()]), neuzip]
     tables += [one[2] for one in found.values()]

@@ -16,7 +16,7 @@ SENTENCES = [line for line in (HERE / "sentences.txt").read_text("utf-8").splitl
 RATE = 16000
 
 
-def sentences(wheel, batch=6):
+def sentences(wheel, batch=3):
     """Token ids of sentences, `batch` a run, by the model's own tokenizer."""
     from tokenizers import Tokenizer
 
@@ -105,7 +105,7 @@ def rendered(text, width, height, size, angle=0):
     return page.rotate(angle, fillcolor=(246, 243, 235)) if angle else page
 
 
-def text_pages(count=6):
+def text_pages(count=16):
     """Pages for a text detector."""
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     runs = []
@@ -116,7 +116,7 @@ def text_pages(count=6):
     return runs
 
 
-def text_lines(count=16):
+def text_lines(count=32):
     """Lines for a classifier of their direction: every other one is upside down."""
     runs = []
     for i in range(count):
@@ -132,7 +132,9 @@ def pictures():
 
     folder = Path(skimage.data.__file__).parent
     names = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "cell.png"]
-    names += ["brick.png", "retina.jpg", "ihc.png", "camera.png"]
+    names += ["brick.png", "retina.jpg", "ihc.png", "camera.png", "coins.png", "hubble_deep_field.jpg", "gravel.png"]
+    names += ["color.png", "moon.png", "page.png", "clock_motion.png", "grass.png", "horse.png"]
+    names += ["text.png", "microaneurysms.png", "logo.png"]
     return [Image.open(folder / name).convert("RGB") for name in names if (folder / name).exists()]
 
 
@@ -186,7 +188,7 @@ def files():
     return runs
 
 
-def tokens(vocabulary, count=4, length=48):
+def tokens(vocabulary, count=16, length=48):
     """Token ids for a made transformer."""
     rng = np.random.default_rng(0)
     return [{"tokens": rng.integers(0, vocabulary, (1, length))} for _ in range(count)]

@@ -48,12 +48,14 @@ model is written all the same, with a warning. A target that you name is a
 requirement; bytes then go where they spare the outputs the most error.
 
 --calibrate runs the model in ONNX Runtime twice for each weight and input, on a
-copy in the folder for temporary files. --compensate runs it a few times more, to
-see what weights of MatMul, Gemm and Conv are multiplied with. Such weights on a
-grid are then rounded together, so that one may be further from the original's than
-half a step; verify says which, and how far they are. Mostly outputs are closer for
-it, by 4 dB and more on some nets; but where inputs are few, or outputs saturated
-probabilities, they may be further away: compare with verify --run.
+copy in the folder for temporary files. Every third input is left out. Up to four
+models of the size asked for are then run on these, and the one is written whose
+outputs are closest: bytes allotted by what calibration has found or evenly, each with
+and without compensation (--compensate=on or off: with or without only). Compensation
+is for weights on a grid that MatMul, Gemm and Conv multiply with. They are rounded
+together, so that one may be further from the original's than half a step; verify says
+which, and how far they are. With one or two inputs there is nothing to choose by;
+16 are better. plan shows what calibration has found, and does not choose.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it
 cannot do with compressed weights later. It loads the model whole, so convert then
@@ -193,6 +195,17 @@ impl TransformArg {
     }
 }
 
+/// When weights on a grid are rounded with compensation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompensateArg {
+    /// Where it helps.
+    Auto,
+    /// In any case.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What ONNX Runtime does first.
 #[derive(Debug, Clone, Args)]
 pub struct OptimizeArgs {
@@ -260,13 +273,14 @@ pub struct CodingArgs {
     #[arg(long, value_name = "HOW", hide_possible_values = true, conflicts_with_all = ["lossless", "mantissa_bits"])]
     pub transform: Option<TransformArg>,
     /// Measure in ONNX Runtime how much the outputs suffer from an error of each weight, on these inputs, and spend bytes
-    /// accordingly: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
+    /// so that those of them that were left out of it come out closest: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
     /// Round weights on a grid (--transform grid or auto) so that each makes good what others of its sum have lost, on the
-    /// inputs of --calibrate: give it some 16
-    #[arg(long, requires = "calibrate")]
-    pub compensate: bool,
+    /// inputs of --calibrate: auto (where outputs are closer for it on inputs left out), on or off [default: auto]
+    #[arg(long, value_name = "WHEN", requires = "calibrate", hide_possible_values = true, num_args = 0..=1,
+        require_equals = true, default_missing_value = "on")]
+    pub compensate: Option<CompensateArg>,
     /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's
     /// symbol), and put what is below into layers that a session need not read: nz.weights_mib says how many MiB all
     /// weights may take, nz.bits how many bits each. Up to three numbers [default: 3,7,15]

@@ -7,14 +7,14 @@ use nz_onnx::codec::Profile;
 
 use super::Outcome;
 use super::args::{
-    CodingArgs, Command, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs, SelectArgs,
-    TransformArg,
+    CodingArgs, Command, CompensateArg, ConvertArgs, EnvArgs, Global, InspectArgs, PlanArgs, RestoreArgs,
+    SelectArgs, TransformArg,
 };
 use super::args::{OptimizeArgs, OptimizeLevel, ProfileArg, TargetArgs, VerifyArgs};
 use crate::delta::{self, DeltaOptions, shared};
 use crate::onnx::{Error, Result};
 use crate::pipeline::allocation::Target;
-use crate::pipeline::calibrate::CalibrateOptions;
+use crate::pipeline::calibrate::{CalibrateOptions, Compensate};
 use crate::pipeline::convert::{ConvertOptions, convert};
 use crate::pipeline::layering::Layers;
 use crate::pipeline::optimize::{self, Level, OptimizeOptions};
@@ -160,9 +160,15 @@ impl Talk<'_> {
             inputs: inputs.clone(),
             ort_lib: ort.ort_lib.clone(),
             threads: self.global.threads,
-            compensate: coding.compensate,
+            compensate: match coding.compensate {
+                None | Some(CompensateArg::Auto) => Compensate::Auto,
+                Some(CompensateArg::On) => Compensate::On,
+                Some(CompensateArg::Off) => Compensate::Off,
+            },
         });
-        if coding.compensate && !matches!(rounding, Rounding::Grid | Rounding::Auto) {
+        if coding.compensate == Some(CompensateArg::On)
+            && !matches!(rounding, Rounding::Grid | Rounding::Auto)
+        {
             return Err(Error::Usage(
                 "--compensate is for weights on a grid\nhelp: add --transform grid or auto".to_string(),
             ));

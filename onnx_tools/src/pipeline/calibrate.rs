@@ -3,23 +3,20 @@
 //! One weight at a time is rounded in a copy of the model, and the outputs are compared with the original's. Errors of
 //! several weights hardly go together, so that their energies add up: one number for each weight says it all.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nz_onnx::codec;
 
 use super::allocation::Encoding;
+use super::replica::Replica;
+use super::runtime::Array;
 use super::runtime::array::is_float;
 use super::runtime::compare::Distance;
 use super::runtime::session::Ran;
-use super::runtime::{Array, Runtime, inputs, locate};
 use super::survey::Group;
-use crate::onnx::{Error, Model, Result, Storage, Weight};
+use crate::onnx::{Error, Model, Result, Weight};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision, fold};
-use crate::staged::Folder;
 
 /// The sizes of the errors that a weight gets, as energy over its own: 30 and 20 dB below it. Two, since one rounding
 /// can be lucky, and since outputs may suffer more than in proportion.
@@ -44,83 +41,76 @@ pub struct CalibrateOptions {
     pub ort_lib: Option<PathBuf>,
     /// Threads of a session.
     pub threads: Option<u16>,
-    /// Round weights on a grid with compensation, too.
-    pub compensate: bool,
+    /// Whether weights on a grid are rounded with compensation.
+    pub compensate: Compensate,
 }
 
-/// Sets the sensitivity of each candidate of `groups`.
+/// When weights on a grid are rounded with compensation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compensate {
+    /// Where outputs are closer for it on inputs left out.
+    #[default]
+    Auto,
+    /// In any case.
+    On,
+    /// Never.
+    Off,
+}
+
+/// The sensitivity of each candidate of `groups`.
 ///
 /// # Errors
-/// There is no ONNX Runtime, the inputs do not fit the model, it does not run, or there is no room for a copy of it in
-/// the folder for temporary files.
-pub fn calibrate(
+/// The model does not run on the inputs, or a weight cannot be read or changed in the copy.
+pub(super) fn calibrate(
     model: &Model,
     decisions: &[Decision],
-    groups: &mut [Group],
-    options: &CalibrateOptions,
+    groups: &[Group],
+    replica: &Replica,
     progress: &Progress,
-) -> Result<()> {
-    let library = locate::require_onnxruntime(options.ort_lib.as_deref())?;
-    let runtime = Runtime::load(&library, options.threads)?;
-    let copy = Copy::make(model)?;
-    let refused = |what: String| {
-        Error::unsupported(model.path(), format!("ONNX Runtime does not run it, to calibrate: {what}"))
-    };
-    let session = runtime.open(&copy.model, None).map_err(refused)?;
-    let given = inputs::given(&options.inputs, &session.inputs()?)?;
-    drop(session);
-    let expected = run(&runtime, &copy.model, &given).map_err(|what| {
-        Error::Usage(format!(
-            "{}: ONNX Runtime does not run it on these inputs: {what}",
-            model.path().display()
-        ))
-    })?;
+) -> Result<Vec<f64>> {
+    let expected = replica.run_seen()?;
     if !expected.iter().flat_map(|ran| &ran.outputs).any(|(_, output)| is_float_array(output)) {
-        return Err(refused("no output is a float tensor".to_string()));
+        return Err(Error::unsupported(model.path(), "to calibrate, an output must be a float tensor"));
     }
     let mut step = progress.step("calibrating", groups.iter().map(|g| g.candidate.bytes).sum());
     let mut found = Vec::new();
-    for group in &*groups {
+    for group in groups {
         let weights: Vec<&Weight> = group.weights.iter().map(|&id| model.weight(id)).collect();
-        let places: Option<Vec<(PathBuf, u64)>> = weights.iter().map(|weight| copy.place(weight)).collect();
         let compression = match decisions.get(group.weights[0].0) {
             Some(Decision::Compress(compression)) => Some(compression),
             _ => None,
         };
-        let probed = match (places, compression) {
-            (Some(places), compression) => {
-                let source = model.read_weight(weights[0])?;
-                let (mut shares, mut single) = (Vec::new(), Vec::new());
-                for size in PROBES {
-                    let probe = match compression {
-                        Some(compression) => probe(group, compression, &source, size)
-                            .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?,
-                        None => fold::rounded(&source, size).map(|rounded| {
-                            let noise = fold::error(&source, &rounded).noise;
-                            (rounded, noise)
-                        }),
-                    };
-                    let Some((rounded, noise)) = probe else { continue };
-                    write(&places, &rounded)?;
-                    let ran = run(&runtime, &copy.model, &given).map_err(refused)?;
-                    shares.push(share(&expected, &ran) / noise);
-                    let runs = expected.iter().zip(&ran);
-                    single.extend(
-                        runs.map(|(a, b)| share(std::slice::from_ref(a), std::slice::from_ref(b)) / noise),
-                    );
-                }
-                write(&places, &source)?;
-                Measured::new(&shares, &single)
+        let write = |bytes: &[u8]| weights.iter().try_for_each(|weight| replica.write(weight, bytes));
+        let probed = if weights.iter().all(|weight| replica.holds(weight)) {
+            let source = model.read_weight(weights[0])?;
+            let (mut shares, mut single) = (Vec::new(), Vec::new());
+            for size in PROBES {
+                let probe = match compression {
+                    Some(compression) => probe(group, compression, &source, size)
+                        .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?,
+                    None => fold::rounded(&source, size).map(|rounded| {
+                        let noise = fold::error(&source, &rounded).noise;
+                        (rounded, noise)
+                    }),
+                };
+                let Some((rounded, noise)) = probe else { continue };
+                write(&rounded)?;
+                let ran = replica.run_seen()?;
+                shares.push(share(&expected, &ran) / noise);
+                let runs = expected.iter().zip(&ran);
+                single.extend(
+                    runs.map(|(a, b)| share(std::slice::from_ref(a), std::slice::from_ref(b)) / noise),
+                );
             }
-            _ => None,
+            write(&source)?;
+            Measured::new(&shares, &single)
+        } else {
+            None
         };
         found.push(probed);
         step.advance(group.candidate.bytes);
     }
-    for (group, sensitivity) in groups.iter_mut().zip(settled(&found)) {
-        group.candidate.sensitivity = sensitivity;
-    }
-    Ok(())
+    Ok(settled(&found))
 }
 
 /// What was measured of a weight: what its errors do to outputs, and how sure that is.
@@ -207,15 +197,6 @@ fn probe(
     Ok(Some((codec::decode(&blob)?, noise)))
 }
 
-fn run(
-    runtime: &Runtime,
-    model: &Path,
-    given: &[BTreeMap<String, Array>],
-) -> std::result::Result<Vec<Ran>, String> {
-    let mut session = runtime.open(model, None)?;
-    given.iter().map(|inputs| session.run(inputs)).collect()
-}
-
 fn is_float_array(output: &std::result::Result<Array, String>) -> bool {
     output.as_ref().is_ok_and(|array| is_float(array.dtype))
 }
@@ -242,69 +223,6 @@ fn share(expected: &[Ran], found: &[Ran]) -> f64 {
         }
     }
     if count > 0 { sum / f64::from(count) } else { f64::NAN }
-}
-
-fn write(places: &[(PathBuf, u64)], bytes: &[u8]) -> Result<()> {
-    for (path, offset) in places {
-        let written = (|| {
-            let mut file: File = OpenOptions::new().write(true).open(path)?;
-            file.seek(SeekFrom::Start(*offset))?;
-            file.write_all(bytes)
-        })();
-        written.map_err(|e| Error::io(path, "write a rounded weight", e))?;
-    }
-    Ok(())
-}
-
-/// A copy of a model and its data files that weights are changed in. Dropped, it is removed.
-pub(super) struct Copy {
-    folder: Folder,
-    model: PathBuf,
-}
-
-impl Copy {
-    /// A copy in the folder for temporary files.
-    ///
-    /// # Errors
-    /// There is no room for it.
-    pub fn make(model: &Model) -> Result<Copy> {
-        let folder = Folder::create(&std::env::temp_dir().join("nz-onnx.calibrate"))?;
-        let copied = folder.path().join("model.onnx");
-        let copy = |from: &Path, to: &Path| {
-            let failed = |e| Error::io(from, format!("copy to {}", to.display()), e);
-            if let Some(parent) = to.parent() {
-                fs::create_dir_all(parent).map_err(failed)?;
-            }
-            let mut out = File::create(to).map_err(failed)?;
-            let mut source = File::open(from).map_err(failed)?;
-            std::io::copy(&mut source, &mut out).map(drop).map_err(failed)
-        };
-        copy(model.path(), &copied)?;
-        let mut data = BTreeMap::new();
-        for weight in model.weights() {
-            if let Storage::External { path, location, .. } = &weight.storage {
-                data.insert(location, path);
-            }
-        }
-        for (location, path) in data {
-            copy(path, &folder.path().join(location))?;
-        }
-        Ok(Copy { folder, model: copied })
-    }
-
-    /// The copy of the model's file.
-    pub fn model(&self) -> &Path {
-        &self.model
-    }
-
-    /// Where the weight's elements are, if they lie there one after the other.
-    fn place(&self, weight: &Weight) -> Option<(PathBuf, u64)> {
-        match &weight.storage {
-            Storage::Plain(range) => Some((self.model.clone(), range.start)),
-            Storage::External { location, offset, .. } => Some((self.folder.path().join(location), *offset)),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,13 +8,14 @@ use nz_onnx::codec::{self, Coding};
 use nz_onnx::format::Header;
 
 use super::allocation::{Encoding, Target};
-use super::compensate::{Compensated, compensate};
+use super::compensate::Compensated;
 use super::inspect::Coded;
 use super::layering::Layers;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
 use super::planning::{Choice, Options, Prepared, prepare};
+use super::trial::{Tried, best};
 use super::writer::{Task, Writer};
 use super::{check, constants};
 use crate::delta::shared::{Shared, SharedBase, delta_name};
@@ -85,14 +86,20 @@ fn convert_to(
     progress: &Progress,
 ) -> Result<json::Convert> {
     let base = options.base.as_deref().map(|base| SharedBase::open(base, files)).transpose()?;
-    let mut prepared = prepare(path, &options.plan, progress)?;
-    let compensated = compensate(&mut prepared, &options.plan, progress)?;
+    let Tried { prepared, compensated, document: trial } = match &options.plan.calibrate {
+        Some(how) => best(path, &options.plan, how, progress)?,
+        None => Tried::only(prepare(path, &options.plan, progress)?),
+    };
     let compensated = compensated.as_ref();
     let writer = Writer::new(files, options.dry_run);
     let layers = options.plan.layers.as_ref();
     let how = How { base: base.as_ref(), layers, compensated };
     let (encoded, writer, placements) = transfer(&prepared, how, writer, progress)?;
     let mut document = document(&prepared, base.as_ref(), &encoded, options.plan.target)?;
+    if let Some(trial) = trial {
+        document.warnings.extend(trial.shortfall());
+        document.trial = Some(trial);
+    }
     if let Some(optimized) = optimized {
         document.input = optimized.input();
         document.optimized = Some(optimized.document());
@@ -351,6 +358,7 @@ fn document(
         input: prepared.input()?,
         output: None,
         optimized: None,
+        trial: None,
         totals,
         tensors,
         warnings,

@@ -14,9 +14,11 @@ pub mod outputs;
 pub mod overlap;
 pub mod paths;
 pub mod planning;
+mod replica;
 pub mod restore;
 pub mod runtime;
 pub mod survey;
+mod trial;
 pub mod verify;
 mod writer;
 

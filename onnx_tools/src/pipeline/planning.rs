@@ -6,11 +6,12 @@ use std::path::Path;
 use nz_onnx::format::Dtype;
 
 use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, curve, floor};
-use super::calibrate::{CalibrateOptions, calibrate};
+use super::calibrate::{CalibrateOptions, Compensate, calibrate};
 use super::check::{Match, error_bound};
 use super::compensate::make_room;
 use super::inspect::Coded;
 use super::layering::Layers;
+use super::replica::Replica;
 use super::survey::{Group, Surveyed, survey};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json, units};
@@ -86,30 +87,102 @@ pub struct Prepared {
     pub kept_bytes: u64,
 }
 
-/// Opens the model at `path` and chooses an encoding for each weight.
+/// A model and what each of its weights would cost.
+#[derive(Debug)]
+pub struct Known {
+    /// The model.
+    pub model: Model,
+    /// What the graph allows, in the order of [`Model::weights`].
+    pub decisions: Vec<Decision>,
+    groups: Vec<Group>,
+    bytes_before: u64,
+    kept_bytes: u64,
+}
+
+/// What is to happen to each weight of a [`Known`] model.
+#[derive(Debug)]
+pub struct Chosen {
+    /// Weights that may share a blob, with the codings that were chosen.
+    pub groups: Vec<Group>,
+    /// The outcome, in the model's order.
+    pub choices: Vec<Choice>,
+    /// Whether the target was reached, and at which size.
+    pub allocation: Allocation,
+}
+
+impl Known {
+    /// Opens the model at `path` and surveys its weights.
+    ///
+    /// # Errors
+    /// The model cannot be read or converted.
+    pub fn survey(path: &Path, options: &Options, progress: &Progress) -> Result<Known> {
+        let model = Model::open(path)?;
+        let decisions = decide(&model, &options.rules)?;
+        let Surveyed { groups, kept_bytes } = survey(&model, &decisions, options, progress)?;
+        // Weights may overlap in a data file, so no length of a file bounds the sum.
+        let bytes_before = model.weights().iter().fold(0u64, |sum, w| sum.saturating_add(w.bytes));
+        Ok(Known { model, decisions, groups, bytes_before, kept_bytes })
+    }
+
+    /// Weights that may be compressed, with all their codings.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The sensitivities of its weights, as measured in a copy of it.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub(super) fn measure(&self, replica: &Replica, progress: &Progress) -> Result<Vec<f64>> {
+        calibrate(&self.model, &self.decisions, &self.groups, replica, progress)
+    }
+
+    /// Chooses an encoding for each weight: by these sensitivities, or as if all weights mattered alike; `room`: such that
+    /// weights may be compensated.
+    pub fn choose(&self, sensitivities: Option<&[f64]>, room: bool, target: Target) -> Chosen {
+        let mut groups = self.groups.clone();
+        for (group, sensitivity) in groups.iter_mut().zip(sensitivities.unwrap_or_default()) {
+            group.candidate.sensitivity = *sensitivity;
+        }
+        if room {
+            make_room(&self.model, &self.decisions, &mut groups);
+        }
+        let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
+        let allocation = allocate(&candidates, self.kept_bytes, target);
+        let choices = choices(&self.decisions, &groups, &allocation);
+        groups.iter_mut().zip(&allocation.encodings).for_each(|(group, encoding)| group.choose(*encoding));
+        Chosen { groups, choices, allocation }
+    }
+
+    /// The model with what was chosen for it.
+    ///
+    /// # Errors
+    /// What the user asked for is out of reach.
+    pub fn prepared(self, chosen: Chosen, target: Target) -> Result<Prepared> {
+        let Known { model, decisions, bytes_before, kept_bytes, .. } = self;
+        let Chosen { groups, choices, allocation } = chosen;
+        let prepared = Prepared { model, decisions, groups, choices, allocation, bytes_before, kept_bytes };
+        match target {
+            Target::Default => Ok(prepared),
+            target if !prepared.allocation.reached => Err(prepared.unreachable(target)),
+            _ => Ok(prepared),
+        }
+    }
+}
+
+/// Opens the model at `path` and chooses an encoding for each weight: by what calibration finds, if it is asked for.
 ///
 /// # Errors
 /// The model cannot be read or converted, or what the user asked for is out of reach.
 pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
-    let model = Model::open(path)?;
-    let decisions = decide(&model, &options.rules)?;
-    let Surveyed { mut groups, kept_bytes } = survey(&model, &decisions, options, progress)?;
-    if let Some(how) = &options.calibrate {
-        calibrate(&model, &decisions, &mut groups, how, progress)?;
-    }
-    make_room(&model, &decisions, &mut groups, options);
-    let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
-    let allocation = allocate(&candidates, kept_bytes, options.target);
-    // Weights may overlap in a data file, so no length of a file bounds the sum.
-    let bytes_before = model.weights().iter().fold(0u64, |sum, w| sum.saturating_add(w.bytes));
-    let choices = choices(&decisions, &groups, &allocation);
-    groups.iter_mut().zip(&allocation.encodings).for_each(|(group, encoding)| group.choose(*encoding));
-    let prepared = Prepared { model, decisions, groups, choices, allocation, bytes_before, kept_bytes };
-    match options.target {
-        Target::Default => Ok(prepared),
-        target if !prepared.allocation.reached => Err(prepared.unreachable(target)),
-        _ => Ok(prepared),
-    }
+    let known = Known::survey(path, options, progress)?;
+    let sensitivities = match &options.calibrate {
+        Some(how) => Some(known.measure(&Replica::make(&known.model, how)?, progress)?),
+        None => None,
+    };
+    let room = options.calibrate.as_ref().is_some_and(|how| how.compensate == Compensate::On);
+    let chosen = known.choose(sensitivities.as_deref(), room && options.may_compensate(), options.target);
+    known.prepared(chosen, options.target)
 }
 
 fn choices(decisions: &[Decision], groups: &[Group], allocation: &Allocation) -> Vec<Choice> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::curve;
-use super::json::{Convert, Decision, Optimized, Plan, Restore, Tensor, Totals, reason_group};
+use super::json::{Convert, Decision, Optimized, Plan, Restore, Tensor, Totals, Trial, reason_group};
 use super::style::Style;
 use super::table::{Align, Table, printable};
 use super::units;
@@ -36,6 +36,7 @@ pub fn summary(document: &Convert, context: &Context) -> String {
     text += &document.optimized.as_ref().map(optimized).unwrap_or_default();
     text += &totals_table(document.tensors.iter(), &document.totals);
     text += &format!("\n{}\n", exactness(&document.totals, document.tensors.iter(), style));
+    text += &document.trial.as_ref().map(trial).unwrap_or_default();
     text += &kept(document.tensors.iter());
     text += &format!("\nTook {}.\n", units::elapsed(context.elapsed));
     if let Some(output) = &document.output
@@ -63,6 +64,29 @@ fn optimized(how: &Optimized) -> String {
         "Optimised first by ONNX Runtime {} ({}), {place}.\n`nz-onnx restore` gives back the optimised model.\n\n",
         how.ort_version, how.level
     )
+}
+
+/// What the model was chosen among; nothing if there was nothing to choose by.
+fn trial(trial: &Trial) -> String {
+    if trial.compared_on == 0 {
+        return String::new();
+    }
+    let heading = format!("on {} left out", units::count(trial.compared_on, "input"));
+    let mut table = Table::new(&[
+        ("bytes allotted", Align::Left),
+        ("compensated", Align::Left),
+        (&heading, Align::Right),
+        ("", Align::Left),
+    ]);
+    for candidate in &trial.candidates {
+        table.row(vec![
+            if candidate.calibrated { "by calibration" } else { "evenly" }.to_string(),
+            if candidate.compensated { "yes" } else { "no" }.to_string(),
+            candidate.snr_db.map_or("exact".to_string(), |snr| format!("{snr:.1} dB")),
+            if candidate.taken { "taken" } else { "" }.to_string(),
+        ]);
+    }
+    format!("\n{}", table.render(0))
 }
 
 fn totals_table<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone, totals: &Totals) -> String {

@@ -37,6 +37,43 @@ pub struct Optimized {
     pub original_weight_bytes: u64,
 }
 
+/// One of the models of a size that convert chose among.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Candidate {
+    /// Whether bytes were allotted by what calibration had found; else as if all weights mattered alike.
+    pub calibrated: bool,
+    /// Whether weights on a grid were rounded with compensation.
+    pub compensated: bool,
+    /// How far outputs are above their errors on the inputs left out, in decibels, on average over inputs; none if there
+    /// are no such inputs, or no errors.
+    pub snr_db: Option<f64>,
+    /// Whether it is the one that was taken.
+    pub taken: bool,
+}
+
+/// How convert chose among models of the size asked for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Trial {
+    /// Inputs that weights were calibrated and rounded for.
+    pub calibrated_on: usize,
+    /// Inputs that had no part in that, by which models were compared.
+    pub compared_on: usize,
+    /// The models.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Trial {
+    /// What there was too little of.
+    pub fn shortfall(&self) -> Option<String> {
+        (self.compared_on == 0).then(|| {
+            let inputs = super::units::count(self.calibrated_on, "input");
+            format!(
+                "none of {inputs} could be left out to compare by: this is what these alone say; give 3 or more, better 16"
+            )
+        })
+    }
+}
+
 /// Sums over all weights of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
@@ -113,6 +150,8 @@ pub struct Convert {
     pub output: Option<Output>,
     /// How the model was optimised first; none if it was not.
     pub optimized: Option<Optimized>,
+    /// What it was chosen among; none without inputs to calibrate with.
+    pub trial: Option<Trial>,
     /// Sums.
     pub totals: Totals,
     /// All weights, in the model's order.

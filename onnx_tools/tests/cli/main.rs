@@ -15,4 +15,5 @@ mod interrupted;
 mod real;
 mod real_models;
 mod tool;
+mod trial;
 mod verify;

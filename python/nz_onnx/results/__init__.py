@@ -5,6 +5,7 @@ Sizes are in bytes, times in seconds. Fields that a later command may add are ig
 
 from .comparison import ClosenessResult, CompareResult, Compared
 from .conversion import (
+    Candidate,
     Consumer,
     ConvertResult,
     Input,
@@ -16,6 +17,7 @@ from .conversion import (
     RestoreResult,
     Tensor,
     Totals,
+    Trial,
 )
 from .delta import (
     DeltaFile,
@@ -34,6 +36,7 @@ from .verification import BlobCheck, OutputCheck, RunCheck, VerifyResult
 __all__ = [
     "Blob",
     "BlobCheck",
+    "Candidate",
     "ClosenessResult",
     "CompareResult",
     "Compared",
@@ -61,6 +64,7 @@ __all__ = [
     "Tensor",
     "Tier",
     "Totals",
+    "Trial",
     "VerifyResult",
     "from_document",
 ]

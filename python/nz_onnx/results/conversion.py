@@ -104,6 +104,33 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One of the models of a size that :func:`nz_onnx.convert` chose among."""
+
+    calibrated: bool
+    """Whether bytes were allotted by what calibration had found; else as if all weights mattered alike."""
+    compensated: bool
+    """Whether weights on a grid were rounded with compensation."""
+    snr_db: Optional[float]
+    """How far outputs are above their errors on the inputs left out, in decibels, on average over inputs; None if there are
+    no such inputs, or no errors."""
+    taken: bool
+    """Whether it is the one that was taken."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How :func:`nz_onnx.convert` chose among models of the size asked for."""
+
+    calibrated_on: int
+    """Inputs that weights were calibrated and rounded for."""
+    compared_on: int
+    """Inputs that had no part in that, by which models were compared."""
+    candidates: tuple[Candidate, ...]
+    """The models."""
+
+
+@dataclass(frozen=True)
 class ConvertResult:
     """What :func:`nz_onnx.convert` did."""
 
@@ -115,6 +142,8 @@ class ConvertResult:
     """What was written; None for a dry run."""
     optimized: Optional[Optimized]
     """How the model was optimised first; None if it was not."""
+    trial: Optional[Trial]
+    """What it was chosen among; None without ``calibrate``."""
     totals: Totals
     """Sums."""
     tensors: tuple[Tensor, ...]

@@ -11,12 +11,11 @@ mod round;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ndarray::Array2;
 use nz_onnx::codec::{self, Coding, EncodeOptions, GridRounding, word};
 use nz_onnx::format::Transform;
-use prost::Message;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -24,12 +23,13 @@ use self::gram::Gram;
 use self::reads::{Reads, Vectors};
 use self::round::{Factor, damage};
 use super::allocation::{Encoding, Target};
-use super::calibrate::{CalibrateOptions, Copy};
-use super::planning::{Options, Prepared, Rounding};
+use super::calibrate::Compensate;
+use super::planning::{Chosen, Known, Options, Rounding};
+use super::replica::Replica;
+use super::runtime::Array;
 use super::runtime::array::is_float;
-use super::runtime::{Array, Runtime, inputs, locate};
 use super::survey::Group;
-use crate::onnx::{Error, Model, Result, Weight, WeightId, proto};
+use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
 use crate::staged::Folder;
@@ -47,12 +47,13 @@ const AT_ONCE: usize = 1 << 29;
 const ROOM: u64 = 256;
 
 impl Options {
-    /// Whether weights may be rounded with compensation: where that is asked for, and no bound is promised for weights.
-    fn compensates(&self) -> bool {
+    /// Whether weights may be rounded with compensation: where there are inputs and grids, and no bound is promised for
+    /// weights.
+    pub(super) fn may_compensate(&self) -> bool {
         let free =
             matches!(self.target, Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_));
-        let asked = self.calibrate.as_ref().is_some_and(|how| how.compensate);
-        asked && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
+        let wanted = self.calibrate.as_ref().is_some_and(|how| how.compensate != Compensate::Off);
+        wanted && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
     }
 }
 
@@ -66,10 +67,7 @@ fn reads_of(model: &Model, decisions: &[Decision], group: &Group) -> Option<Read
 }
 
 /// Adds to the sizes of weights that may be compensated what that may cost.
-pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group], options: &Options) {
-    if !options.compensates() {
-        return;
-    }
+pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group]) {
     for group in groups {
         if reads_of(model, decisions, group).is_some() {
             let grids = group.candidate.grids.iter_mut();
@@ -126,6 +124,11 @@ impl Compensated {
         Ok(Some(bytes))
     }
 
+    /// Whether a weight is one of these.
+    pub fn has(&self, id: WeightId) -> bool {
+        self.places.contains_key(&id)
+    }
+
     /// XXH3 of each of these weights as it was.
     pub fn hashes(&self) -> BTreeMap<WeightId, u128> {
         self.places.iter().map(|(id, place)| (*id, place.hash)).collect()
@@ -145,24 +148,23 @@ impl Batch {
     }
 }
 
-/// Rounds the weights of `prepared` that are to be on a grid, and fits their codings; `None` if there are none to round
-/// so.
+/// Rounds the weights that are to be on a grid, and fits their codings; `None` if there are none to round so. The
+/// copy of the model must be as the model is.
 ///
 /// # Errors
-/// There is no ONNX Runtime, the inputs do not fit the model, it does not run, or there is no room in the folder for
-/// temporary files.
+/// The model does not run, or there is no room in the folder for temporary files.
 pub(super) fn compensate(
-    prepared: &mut Prepared,
+    known: &Known,
+    chosen: &mut Chosen,
     options: &Options,
+    replica: &Replica,
     progress: &Progress,
 ) -> Result<Option<Compensated>> {
-    let (true, Some(how)) = (options.compensates(), &options.calibrate) else { return Ok(None) };
     let mut batches: Vec<Batch> = Vec::new();
-    for (number, (group, encoding)) in prepared.groups.iter().zip(&prepared.allocation.encodings).enumerate()
-    {
+    for (number, (group, encoding)) in chosen.groups.iter().zip(&chosen.allocation.encodings).enumerate() {
         let on_grid = matches!(encoding, Encoding::Grid(_))
             && group.coding().is_ok_and(|coding| coding.transform() == Transform::Grid);
-        let Some(reads) = reads_of(&prepared.model, &prepared.decisions, group).filter(|_| on_grid) else {
+        let Some(reads) = reads_of(&known.model, &known.decisions, group).filter(|_| on_grid) else {
             continue;
         };
         let same = |b: &&mut Batch| {
@@ -176,10 +178,8 @@ pub(super) fn compensate(
     if batches.is_empty() {
         return Ok(None);
     }
-    let bytes =
-        |batch: &Batch| batch.members.iter().map(|&g| prepared.groups[g].candidate.bytes).sum::<u64>();
+    let bytes = |batch: &Batch| batch.members.iter().map(|&g| chosen.groups[g].candidate.bytes).sum::<u64>();
     let mut step = progress.step("rounding", batches.iter().map(bytes).sum());
-    let activations = Activations::new(&prepared.model, how)?;
     let (mut compensated, mut codings) = (Compensated::new()?, Vec::new());
     let mut rest = &batches[..];
     while !rest.is_empty() {
@@ -191,22 +191,30 @@ pub(super) fn compensate(
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (now, later) = rest.split_at(count);
-        for (batch, grams) in now.iter().zip(activations.grams(now)?) {
+        for (batch, grams) in now.iter().zip(grams_of(replica, now)?) {
             if let Some(grams) = grams {
-                codings.extend(round_batch(prepared, options, batch, &grams, &mut compensated, progress)?);
+                codings.extend(round_batch(
+                    known,
+                    chosen,
+                    options,
+                    batch,
+                    &grams,
+                    &mut compensated,
+                    progress,
+                )?);
             }
             step.advance(bytes(batch));
         }
         rest = later;
     }
-    drop(activations);
-    codings.into_iter().for_each(|(group, coding)| prepared.groups[group].replace(coding));
-    Ok(Some(compensated))
+    codings.into_iter().for_each(|(group, coding)| chosen.groups[group].replace(coding));
+    Ok(Some(compensated).filter(|compensated| !compensated.places.is_empty()))
 }
 
 /// Rounds the weights of one batch, as far as that helps; gives the groups that it did for and their codings.
 fn round_batch(
-    prepared: &Prepared,
+    known: &Known,
+    chosen: &Chosen,
     options: &Options,
     batch: &Batch,
     grams: &[Gram],
@@ -216,11 +224,11 @@ fn round_batch(
     let mut codings = Vec::new();
     let judges = Judges::new(grams);
     for &number in &batch.members {
-        let (id, coding) = (prepared.groups[number].weights[0], prepared.groups[number].coding()?.clone());
-        let weight = prepared.model.weight(id);
-        let Decision::Compress(compression) = &prepared.decisions[id.0] else { continue };
-        let source = prepared.model.read_weight(weight)?;
-        let failed = |e| Error::codec(prepared.model.path(), &weight.name, e);
+        let (id, coding) = (chosen.groups[number].weights[0], chosen.groups[number].coding()?.clone());
+        let weight = known.model.weight(id);
+        let Decision::Compress(compression) = &known.decisions[id.0] else { continue };
+        let source = known.model.read_weight(weight)?;
+        let failed = |e| Error::codec(known.model.path(), &weight.name, e);
         let Some(matrix) = Matrix::new(&source, compression, &coding, batch).map_err(failed)? else {
             continue;
         };
@@ -386,87 +394,35 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Runs the model and gathers activations.
-struct Activations<'a> {
-    model: &'a Model,
-    runtime: Runtime,
-    copy: Copy,
-    /// Bytes of the copy without more outputs.
-    len: u64,
-    given: Vec<BTreeMap<String, Array>>,
-}
-
-/// `ModelProto` with more outputs: behind a model, they are added to its own.
-#[derive(Clone, PartialEq, prost::Message)]
-struct MoreOutputs {
-    #[prost(message, optional, tag = "7")]
-    graph: Option<GraphOutputs>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct GraphOutputs {
-    #[prost(message, repeated, tag = "12")]
-    outputs: Vec<proto::ValueInfo>,
-}
-
-impl<'a> Activations<'a> {
-    fn new(model: &'a Model, how: &CalibrateOptions) -> Result<Self> {
-        let library = locate::require_onnxruntime(how.ort_lib.as_deref())?;
-        // One thread: the last bits of activations, on which roundings may hang, are then the same each time.
-        let runtime = Runtime::load(&library, Some(1))?;
-        let copy = Copy::make(model)?;
-        let session = runtime.open(copy.model(), None).map_err(|what| refused(model, what))?;
-        let given = inputs::given(&how.inputs, &session.inputs()?)?;
-        drop(session);
-        Ok(Activations { model, runtime, len: model.source().len(), copy, given })
-    }
-
-    /// For each of `batches` its sums; `None` if its activations are not what they seemed.
-    fn grams(&self, batches: &[Batch]) -> Result<Vec<Option<Vec<Gram>>>> {
-        let names: BTreeSet<&str> =
-            batches.iter().flat_map(|batch| &batch.reads.from).map(|(name, _)| name.as_str()).collect();
-        self.ask_for(&names)?;
-        let mut session = self.runtime.open(self.copy.model(), None).map_err(|e| refused(self.model, e))?;
-        let empty = |batch: &Batch| Some(vec![Gram::new(batch.reads.len); batch.reads.groups]);
-        let mut found: Vec<Option<Vec<Gram>>> = batches.iter().map(empty).collect();
-        for (number, inputs) in self.given.iter().enumerate() {
-            let ran = session.run(inputs).map_err(|e| refused(self.model, e))?;
-            let outputs: BTreeMap<&str, &Array> = ran
-                .outputs
-                .iter()
-                .filter_map(|(name, array)| Some((name.as_str(), array.as_ref().ok()?)))
-                .collect();
-            let half = (self.given.len() > 1).then_some(number % 2);
-            found.par_iter_mut().zip(batches).for_each(|(grams, batch)| {
-                let added = batch.reads.from.iter().all(|(name, vectors)| {
-                    let array = inputs.get(name).or_else(|| outputs.get(name.as_str()).copied());
-                    let grams = grams.as_mut();
-                    array.zip(grams).and_then(|(array, grams)| add(grams, array, vectors, half)).is_some()
-                });
-                if !added {
-                    *grams = None;
-                }
+/// For each of `batches` its sums over the inputs to learn from; `None` if its activations are not what they seemed.
+fn grams_of(replica: &Replica, batches: &[Batch]) -> Result<Vec<Option<Vec<Gram>>>> {
+    let names: BTreeSet<&str> =
+        batches.iter().flat_map(|batch| &batch.reads.from).map(|(name, _)| name.as_str()).collect();
+    replica.ask_for(&names)?;
+    let empty = |batch: &Batch| Some(vec![Gram::new(batch.reads.len); batch.reads.groups]);
+    let mut found: Vec<Option<Vec<Gram>>> = batches.iter().map(empty).collect();
+    let mut session = replica.open()?;
+    for (number, inputs) in replica.seen.iter().enumerate() {
+        let ran = session.run(inputs).map_err(|what| replica.fails(&what))?;
+        let outputs: BTreeMap<&str, &Array> = ran
+            .outputs
+            .iter()
+            .filter_map(|(name, array)| Some((name.as_str(), array.as_ref().ok()?)))
+            .collect();
+        let half = (replica.seen.len() > 1).then_some(number % 2);
+        found.par_iter_mut().zip(batches).for_each(|(grams, batch)| {
+            let added = batch.reads.from.iter().all(|(name, vectors)| {
+                let array = inputs.get(name).or_else(|| outputs.get(name.as_str()).copied());
+                let grams = grams.as_mut();
+                array.zip(grams).and_then(|(array, grams)| add(grams, array, vectors, half)).is_some()
             });
-        }
-        Ok(found)
-    }
-
-    /// Makes the copy give these values too.
-    fn ask_for(&self, names: &BTreeSet<&str>) -> Result<()> {
-        let graph = self.model.graph(crate::onnx::GraphId(0));
-        let known =
-            |name: &&&str| graph.inputs.iter().chain(&graph.outputs).all(|value| value.name != ***name);
-        let output = |name: &&str| proto::ValueInfo { name: Some(name.to_string()), ..Default::default() };
-        let outputs = names.iter().filter(known).map(output).collect();
-        let more = MoreOutputs { graph: Some(GraphOutputs { outputs }) }.encode_to_vec();
-        let path: &Path = self.copy.model();
-        let written = OpenOptions::new().write(true).open(path).and_then(|mut file| {
-            file.set_len(self.len)?;
-            file.seek(SeekFrom::Start(self.len))?;
-            file.write_all(&more)
+            if !added {
+                *grams = None;
+            }
         });
-        written.map_err(|e| Error::io(path, "add outputs to a copy of the model", e))
     }
+    replica.ask_for(&BTreeSet::new())?;
+    Ok(found)
 }
 
 fn add(grams: &mut [Gram], array: &Array, vectors: &Vectors, half: Option<usize>) -> Option<()> {
@@ -476,8 +432,4 @@ fn add(grams: &mut [Gram], array: &Array, vectors: &Vectors, half: Option<usize>
         return None;
     }
     gram::add(grams, &values, &shape, vectors, half)
-}
-
-fn refused(model: &Model, what: String) -> Error {
-    Error::unsupported(model.path(), format!("ONNX Runtime does not run it, to see its activations: {what}"))
 }
