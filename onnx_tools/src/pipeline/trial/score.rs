@@ -1,7 +1,7 @@
 //! How close a model's outputs are to the original's, as one number.
 //!
 //! Inputs count alike, by their decibels: else the few that a saturated classifier is unsure of would decide alone. For
-//! the same reason probabilities are compared as what they were before the softmax or the sigmoid.
+//! the same reason probabilities that add up to 1 are compared as what they were before the softmax.
 
 use super::super::runtime::array::{Array, is_float};
 use super::super::runtime::session::Ran;
@@ -12,17 +12,15 @@ const LEAST_GAIN: f64 = 0.1;
 const EXACT: f64 = 1e-15;
 /// Probabilities add up to 1 within this.
 const UNIT: f64 = 1e-3;
-/// What is nearer to 0 or 1 than this counts as so near: a float32 next to 1 says no more.
-const NEAREST: f64 = 1e-6;
 
 /// The energy of outputs over that of their errors, in decibels: the mean over runs, of several outputs the mean of the
 /// shares of a run. `None` if nothing differs, or nothing can be compared.
 pub(super) fn snr_db(expected: &[Ran], found: &[Ran]) -> Option<f64> {
     let outputs = expected.first().map_or(0, |ran| ran.outputs.len());
-    let links: Vec<Link> = (0..outputs)
-        .map(|output| Link::of(expected.iter().filter_map(|ran| ran.outputs.get(output)?.1.as_ref().ok())))
+    let softmaxes: Vec<Option<usize>> = (0..outputs)
+        .map(|output| softmax(expected.iter().filter_map(|ran| ran.outputs.get(output)?.1.as_ref().ok())))
         .collect();
-    let runs: Vec<f64> = expected.iter().zip(found).filter_map(|(a, b)| share(a, b, &links)).collect();
+    let runs: Vec<f64> = expected.iter().zip(found).filter_map(|(a, b)| share(a, b, &softmaxes)).collect();
     if runs.iter().all(|&share| share <= EXACT) {
         return None;
     }
@@ -40,14 +38,14 @@ pub(super) fn is_closer(snr_db: Option<f64>, than: Option<f64>) -> bool {
 }
 
 /// The energy of a run's errors over that of its outputs; of several the mean.
-fn share(expected: &Ran, found: &Ran, links: &[Link]) -> Option<f64> {
+fn share(expected: &Ran, found: &Ran, softmaxes: &[Option<usize>]) -> Option<f64> {
     let mut shares = Vec::new();
-    for (((_, expected), (_, found)), link) in expected.outputs.iter().zip(&found.outputs).zip(links) {
+    for (((_, expected), (_, found)), softmax) in expected.outputs.iter().zip(&found.outputs).zip(softmaxes) {
         let (Ok(expected), Ok(found)) = (expected, found) else { continue };
         if !is_float(expected.dtype) || expected.shape != found.shape {
             continue;
         }
-        let (a, b) = (link.before(expected), link.before(found));
+        let (a, b) = (before(expected, *softmax), before(found, *softmax));
         let pairs = || a.iter().zip(&b).filter(|(x, _)| x.is_finite());
         let energy: f64 = pairs().map(|(x, _)| x * x).sum();
         let noise: f64 = pairs().map(|(x, y)| (x - y) * (x - y)).sum();
@@ -58,62 +56,33 @@ fn share(expected: &Ran, found: &Ran, links: &[Link]) -> Option<f64> {
     (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
-/// What an output seems to have gone through at last.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Link {
-    /// Nothing that is known.
-    None,
-    /// A softmax along this dimension.
-    Softmax(usize),
-    /// A sigmoid.
-    Sigmoid,
-}
-
-impl Link {
-    /// By the values that it has in all runs.
-    fn of<'a>(runs: impl Iterator<Item = &'a Array> + Clone) -> Link {
-        let is_unit = |array: &Array| {
-            is_float(array.dtype) && array.numbers().iter().all(|v| (0.0..=1.0 + UNIT).contains(v))
-        };
-        let Some(rank) = runs.clone().next().map(|array| array.shape.len()) else { return Link::None };
-        if !runs.clone().all(is_unit) {
-            return Link::None;
-        }
-        let axis = (0..rank).rev().find(|&axis| runs.clone().all(|array| adds_up(array, axis)));
-        axis.map_or(Link::Sigmoid, Link::Softmax)
-    }
-
-    /// An output's values as they were before it. What a softmax does not tell, a constant of each line, is such that
-    /// the line's mean is 0.
-    fn before(self, array: &Array) -> Vec<f64> {
-        let mut values = array.numbers();
-        match self {
-            Link::None => {}
-            Link::Sigmoid => {
-                // A value that is not finite stays so.
-                let inside = |p: f64| p.clamp(NEAREST, 1.0 - NEAREST);
-                values.iter_mut().for_each(|p| *p = (inside(*p) / (1.0 - inside(*p))).ln());
-            }
-            Link::Softmax(axis) => {
-                let least = f64::from(f32::MIN_POSITIVE);
-                let log = |p: f64| if p < least { least.ln() } else { p.ln() };
-                values.iter_mut().for_each(|p| *p = log(*p));
-                if let Some(lines) = Lines::of(array, axis) {
-                    for line in 0..lines.count() {
-                        let mean = lines.sum(line, &values) / lines.length as f64;
-                        lines.places(line).for_each(|place| values[place] -= mean);
-                    }
-                }
-            }
-        }
-        values
-    }
+/// The dimension along which an output is probabilities in all runs, if there is one.
+fn softmax<'a>(runs: impl Iterator<Item = &'a Array> + Clone) -> Option<usize> {
+    let rank = runs.clone().next()?.shape.len();
+    (0..rank).rev().find(|&axis| runs.clone().all(|array| adds_up(array, axis)))
 }
 
 fn adds_up(array: &Array, axis: usize) -> bool {
+    let Some(lines) = Lines::of(array, axis) else { return false };
     let values = array.numbers();
-    Lines::of(array, axis)
-        .is_some_and(|lines| (0..lines.count()).all(|line| (lines.sum(line, &values) - 1.0).abs() < UNIT))
+    values.iter().all(|value| (0.0..=1.0 + UNIT).contains(value))
+        && (0..lines.count()).all(|line| (lines.sum(line, &values) - 1.0).abs() < UNIT)
+}
+
+/// An output's values, those of a softmax as they were before it. What it does not tell, a constant of each line, is such
+/// that the line's mean is 0.
+fn before(array: &Array, softmax: Option<usize>) -> Vec<f64> {
+    let mut values = array.numbers();
+    if let Some(lines) = softmax.and_then(|axis| Lines::of(array, axis)) {
+        let least = f64::from(f32::MIN_POSITIVE);
+        // A value that is not finite stays so.
+        values.iter_mut().for_each(|p| *p = if *p < least { least.ln() } else { p.ln() });
+        for line in 0..lines.count() {
+            let mean = lines.sum(line, &values) / lines.length as f64;
+            lines.places(line).for_each(|place| values[place] -= mean);
+        }
+    }
+    values
 }
 
 /// The lines of an array along one of its dimensions.
@@ -194,15 +163,12 @@ mod tests {
             let found = score(shape, &[(&p, &q)]).expect("differs");
             assert!((found - 20.0).abs() < 0.1, "{shape:?}: {found}");
         }
-        // Each by itself.
-        let sigmoid = |x: &f32| 1.0 / (1.0 + (-x).exp());
-        let (p, q): (Vec<f32>, Vec<f32>) = (a.iter().map(sigmoid).collect(), b.iter().map(sigmoid).collect());
-        let (near, far) = (score(&[1, 2], &[(&p[1..], &q[1..])]), score(&[1, 3], &[(&a, &b)]));
-        assert!((near.expect("differs") - 20.0).abs() < 0.1, "{near:?}");
-        assert!((far.expect("differs") - 20.0).abs() < 1e-4, "no probabilities: {far:?}");
-        // Nothing near 1 can be told from 1.
-        assert_eq!(score(&[2], &[(&[1.0, 0.5], &[0.999_999_94, 0.5])]), None);
-        assert_eq!(score(&[2], &[(&[1.0, 0.5], &[f32::NAN, 0.5])]), Some(f64::NEG_INFINITY));
+        // No probabilities, and some that do not add up: as they are.
+        for (a, b) in [(&a, &b), (&[0.5, 0.1, 0.9], &[0.55, 0.11, 0.99])] {
+            let found = score(&[1, 3], &[(a, b)]).expect("differs");
+            assert!((found - 20.0).abs() < 1e-4, "{found}");
+        }
+        assert_eq!(score(&[1, 2], &[(&[1.0, 0.0], &[1.0, f32::NAN])]), Some(f64::NEG_INFINITY));
     }
 
     #[test]
