@@ -14,6 +14,7 @@ const PACKAGES: &[&str] = &[
     "nvidia-cuda-crt==13.0.88",
     "nvidia-nvvm==13.0.88",
     "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-nvdisasm==13.2.51", // the first that there is
 ];
 /// `cpp/cuda/<name>.cu` becomes `cpp/ptx/<name>.ptx`.
 const MODULES: &[&str] = &["decode", "delta", "encode", "gemv"];
@@ -27,9 +28,15 @@ const NEWER_HINT: &str = "\"used_bytes_mask";
 const HEAD: &str = "// Made from cpp/cuda by `cargo xtask cuda` with nvcc 13.0.88. Do not edit.\n";
 /// What the PTX has to assemble for without spills.
 const ARCHITECTURES: &[&str] = &["sm_75", "sm_80", "sm_90"];
+/// What instructions are counted for.
+const COUNTED: &str = "sm_90";
 const DOCUMENT: &str = "docs/cuda.md";
-const TABLE_START: &str = "<!-- registers: written by `cargo xtask cuda` -->\n";
-const TABLE_END: &str = "<!-- end of registers -->";
+const REGISTERS: [&str; 2] =
+    ["<!-- registers: written by `cargo xtask cuda` -->\n", "<!-- end of registers -->"];
+const ROOFLINES: [&str; 2] =
+    ["<!-- rooflines: written by `cargo xtask cuda` -->\n", "<!-- end of rooflines -->"];
+/// The kernels' tests that are run with machine code, too.
+const MACHINE_TESTS: &[&str] = &["kernels", "kernel_products", "kernel_integers"];
 
 /// Writes the PTX and the table of registers.
 ///
@@ -77,6 +84,19 @@ pub fn check_cubins(workspace: &Workspace) -> Result<()> {
     workspace::run(&mut tests)
 }
 
+/// Runs tests of the kernels with the machine code that `make` has left.
+///
+/// # Errors
+/// There is none, or a test fails.
+pub fn test_machine_code(workspace: &Workspace) -> Result<()> {
+    let mut tests = workspace.cargo();
+    tests.args(["test", "--quiet", "--profile", "quick", "--package", "nz-cpp-twin"]);
+    for test in MACHINE_TESTS {
+        tests.args(["--test", test]);
+    }
+    workspace::run(tests.env("NZ_SASS", workspace.scratch("cuda")?))
+}
+
 /// The files that depend on the kernels' sources, as they have to be.
 fn make(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
     let toolkit = toolkit(workspace)?;
@@ -111,15 +131,50 @@ fn make(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
                 )?;
             }
         }
+        disassemble(&toolkit, &raw)?;
         files.push((sources.join(format!("ptx/{module}.ptx")), ptx));
     }
+    progress("counting instructions");
+    let mut roofline = workspace.cargo();
+    roofline.args([
+        "run",
+        "--quiet",
+        "--profile",
+        "quick",
+        "--package",
+        "nz-cpp-twin",
+        "--example",
+        "roofline",
+    ]);
+    let output = roofline.arg("--").arg(&scratch).output().context("could not start cargo")?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "instructions could not be counted:\n{message}");
+    let rooflines = String::from_utf8(output.stdout).context("the table is no text")?;
     let document = workspace.root().join(DOCUMENT);
     let text = std::fs::read_to_string(&document).with_context(|| format!("could not read {DOCUMENT}"))?;
-    let start = text.find(TABLE_START).with_context(|| format!("{DOCUMENT} has no {TABLE_START:?}"))?;
-    let end = text.find(TABLE_END).with_context(|| format!("{DOCUMENT} has no {TABLE_END:?}"))?;
-    let table = [&text[..start + TABLE_START.len()], &table, &text[end..]].concat();
-    files.push((document, table));
+    let text = with_section(&with_section(&text, REGISTERS, &table)?, ROOFLINES, &rooflines)?;
+    files.push((document, text));
     Ok(files)
+}
+
+/// The text with what is between two markers replaced.
+fn with_section(text: &str, [start, end]: [&str; 2], section: &str) -> Result<String> {
+    let from = text.find(start).with_context(|| format!("{DOCUMENT} has no {start:?}"))? + start.len();
+    let to = text.find(end).with_context(|| format!("{DOCUMENT} has no {end:?}"))?;
+    Ok([&text[..from], section, &text[to..]].concat())
+}
+
+/// Leaves machine code beside the PTX, and what nvdisasm shows of it.
+fn disassemble(toolkit: &Path, ptx: &Path) -> Result<()> {
+    let cubin = ptx.with_extension("cubin");
+    let mut ptxas = Command::new(toolkit.join("bin/ptxas"));
+    workspace::run(ptxas.args(["-arch", COUNTED, "-o"]).arg(&cubin).arg(ptx))?;
+    let output = Command::new(toolkit.join("bin/nvdisasm")).arg("-c").arg(&cubin).output();
+    let output = output.context("could not start nvdisasm")?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "nvdisasm does not take {}:\n{message}", cubin.display());
+    let listing = ptx.with_extension("sass");
+    std::fs::write(&listing, output.stdout).with_context(|| format!("could not write {}", listing.display()))
 }
 
 /// The folder with the compiler's `bin`, installed once.

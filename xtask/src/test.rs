@@ -83,6 +83,7 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         report.step("PTX of the CUDA kernels", || cuda::check(workspace));
         report.step("machine code of the CUDA kernels", || cuda::check_cubins(workspace));
+        report.step("CUDA kernels, by their machine code", || cuda::test_machine_code(workspace));
     } else {
         report.left_out("PTX and machine code of the CUDA kernels: needs an x86-64 Linux");
     }

@@ -4,6 +4,7 @@
 //! Where both read a blob the same way, the page says enough. [`simt`] runs the CUDA kernels (`cpp/cuda`) on the CPU.
 //! Only tests use this crate.
 
+pub mod sass;
 pub mod simt;
 
 /// What C++ hands over; [`decode`] and [`parse_header`] turn it into Rust's own types.

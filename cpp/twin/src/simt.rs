@@ -1,5 +1,10 @@
 //! The CUDA kernels, run on the CPU (`cpp/simt`).
 
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::sass::Program;
+
 #[cxx::bridge(namespace = "nz::twin")]
 mod ffi {
     /// How a kernel is launched.
@@ -29,6 +34,9 @@ mod ffi {
 
 pub use ffi::{Grid, layout};
 
+/// Set: runs the machine code in this folder ([`crate::sass`]) in place of the sources.
+const MACHINE_CODE: &str = "NZ_SASS";
+
 /// Runs a kernel with its only argument, the bytes of the struct that it takes.
 ///
 /// # Safety
@@ -37,6 +45,14 @@ pub use ffi::{Grid, layout};
 /// # Errors
 /// There is no such kernel; or its threads diverged or came to a deadlock: the shim's sentence on it.
 pub unsafe fn launch(kernel: &str, grid: &Grid, argument: &[u8]) -> Result<(), String> {
+    static PROGRAM: OnceLock<Option<Result<Program, String>>> = OnceLock::new();
+    let program = PROGRAM
+        .get_or_init(|| std::env::var_os(MACHINE_CODE).map(|folder| Program::load(Path::new(&folder))));
+    if let Some(program) = program {
+        let program = program.as_ref().map_err(Clone::clone)?;
+        // SAFETY: the caller vouches for the pointers.
+        return unsafe { program.launch(kernel, grid, argument) }.map(|_| ());
+    }
     // SAFETY: the caller vouches for the pointers.
     let error = unsafe { ffi::launch(kernel, grid, argument) };
     if error.is_empty() { Ok(()) } else { Err(error) }

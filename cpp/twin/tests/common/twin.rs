@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use nz_cpp_twin::sass::{Program, Work};
 use nz_cpp_twin::simt::{self, Grid};
 use nz_onnx::cuda::job::Launch;
 use nz_onnx::cuda::port::{Device, DeviceError, RowCopy, StatusWord};
@@ -30,6 +31,10 @@ pub struct Twin {
     launches: AtomicU64,
     /// Called in front of each launch that encodes, and behind it.
     around_encode: Option<[Hook; 2]>,
+    /// The kernel that is run, if not all are.
+    only: Option<&'static str>,
+    /// What kernels are run with in place of their sources, and what they have done.
+    machine_code: Option<(Program, Mutex<Vec<(&'static str, Work)>>)>,
 }
 
 /// The layout of so many bytes between guards.
@@ -42,6 +47,25 @@ impl Twin {
     #[allow(dead_code)] // not of use to the ops
     pub fn around_encode(before: Hook, behind: Hook) -> Self {
         Twin { around_encode: Some([before, behind]), ..Twin::default() }
+    }
+
+    /// A device that runs machine code.
+    #[allow(dead_code)] // not of use to the ops
+    pub fn running(program: Program) -> Self {
+        Twin { machine_code: Some((program, Mutex::default())), ..Twin::default() }
+    }
+
+    /// The same of a single kernel: others are refused.
+    #[allow(dead_code)] // not of use to the ops
+    pub fn running_only(program: Program, kernel: &'static str) -> Self {
+        Twin { only: Some(kernel), ..Twin::running(program) }
+    }
+
+    /// What its machine code has done since the last time, launch by launch.
+    #[allow(dead_code)] // not of use to the ops
+    pub fn take_work(&self) -> Vec<(&'static str, Work)> {
+        let Some((_, done)) = &self.machine_code else { return Vec::new() };
+        std::mem::take(&mut done.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The bytes from `address` to the end of the allocation that it is in.
@@ -60,9 +84,21 @@ impl Twin {
         let (x, y) = launch.grid;
         let seed = self.launches.fetch_add(1, Ordering::Relaxed);
         let grid = Grid { x, y, threads: launch.threads, shared: launch.shared as usize, seed };
-        // SAFETY: the caller vouches for what the arguments name.
-        let outcome =
-            unsafe { simt::launch(launch.kernel.name(), &grid, bytemuck::bytes_of(&launch.arguments)) };
+        let (name, arguments) = (launch.kernel.name(), bytemuck::bytes_of(&launch.arguments));
+        if self.only.is_some_and(|only| only != name) {
+            return Err(DeviceError::Driver {
+                what: "running a kernel",
+                reason: format!("{name} is left out"),
+            });
+        }
+        let outcome = match &self.machine_code {
+            // SAFETY: the caller vouches for what the arguments name.
+            Some((program, done)) => unsafe { program.launch(name, &grid, arguments) }.map(|work| {
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((name, work));
+            }),
+            // SAFETY: the same.
+            None => unsafe { simt::launch(name, &grid, arguments) },
+        };
         outcome.map_err(|reason| DeviceError::Driver { what: "running a kernel", reason })
     }
 }
