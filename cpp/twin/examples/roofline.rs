@@ -1,6 +1,6 @@
 //! `roofline FOLDER [KERNEL]`: the table of docs/cuda.md that says what each kernel reads, writes and does for a weight, from the
-//! machine code in FOLDER (`nvdisasm -c` of what ptxas makes). With KERNEL also its instructions, and how often each is done
-//! for a thread block. `cargo xtask cuda` calls it.
+//! machine code in FOLDER (`nvdisasm -c` of what ptxas makes). With KERNEL its lines alone, and its instructions: how often
+//! each is done for a thread block. `cargo xtask cuda` calls it.
 
 #[path = "../tests/common/twin.rs"]
 mod twin;
@@ -184,6 +184,10 @@ impl Stored {
 }
 
 impl Bench {
+    fn wants(&self, kernel: &str) -> bool {
+        self.listed.as_deref().is_none_or(|listed| listed == kernel)
+    }
+
     /// Prints the line of the only launch since the last one.
     fn tell(&self, workload: String, blobs: &[&[u8]], done: f64, fixed: f64) -> Outcome<()> {
         let of = (SIDE * SIDE) as f64;
@@ -391,48 +395,73 @@ fn main() -> Outcome<()> {
         "| kernel | workload | bits a weight | bytes in | bytes out | instructions a weight | integer + IMAD + float + memory + others | at copy speed | by instructions, 33 to 17 T |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    let (float16, float32) = ((Dtype::F16, "float16"), (Dtype::F32, "float32"));
-    let plain = Stored::new(BF16, GPU);
-    let compact = Stored::new(BF16, COMPACT);
+    let (float16, float32, integers) =
+        ((Dtype::F16, "float16"), (Dtype::F32, "float32"), (Dtype::I8, "int8"));
+    let [half, single, integer] =
+        [float16, float32, integers].map(|dtype| [GPU, COMPACT].map(|p| Stored::new(dtype, p)));
+    let [plain, compact] = [GPU, COMPACT].map(|profile| Stored::new(BF16, profile));
     let cut = Stored { mantissa_bits: Some(4), ..plain };
-    bench.decode(plain, BF16, SIDE, false)?;
-    bench.decode(compact, BF16, SIDE, false)?;
-    bench.decode(cut, BF16, SIDE, false)?;
-    bench.decode(plain.tiled(), BF16, SIDE, false)?;
-    bench.decode(plain, BF16, SIDE, true)?;
-    bench.decode(plain, BF16, 1024, true)?;
-    bench.decode(Stored::new(float16, GPU), float16, SIDE, false)?;
-    bench.decode(Stored::new(float16, COMPACT), float16, SIDE, false)?;
-    bench.decode(Stored::new(float16, GPU), float16, SIDE, true)?;
-    bench.decode(Stored::new(float32, GPU), float32, SIDE, false)?;
-    bench.decode(Stored::new(float32, COMPACT), float32, SIDE, false)?;
-    bench.decode(plain, float32, SIDE, false)?;
-    bench.decode(plain, float32, SIDE, true)?;
-    let integers = (Dtype::I8, "int8");
-    bench.decode(Stored::new(integers, GPU), integers, SIDE, false)?;
-    bench.decode(Stored::new(integers, COMPACT), integers, SIDE, false)?;
-    bench.decode(Stored::new(integers, GPU), integers, SIDE, true)?;
-    for stored in [plain, compact, cut] {
-        bench.multiply(stored, 1, false, false)?;
+    if bench.wants("nz_decode_bfloat16") {
+        for stored in [plain, compact, cut, plain.tiled()] {
+            bench.decode(stored, BF16, SIDE, false)?;
+        }
+        for row_len in [SIDE, 1024] {
+            bench.decode(plain, BF16, row_len, true)?;
+        }
     }
-    bench.multiply(plain, 1, false, true)?;
-    bench.multiply(plain, 8, false, false)?;
-    bench.multiply(compact, 8, false, false)?;
-    bench.multiply(plain, 8, false, true)?;
-    bench.multiply(plain.tiled(), 1, false, false)?;
-    bench.multiply(compact.tiled(), 1, false, false)?;
-    bench.multiply(plain.tiled(), 1, false, true)?;
-    bench.multiply(plain.tiled(), 4, false, false)?;
-    bench.multiply(plain.tiled(), 8, false, false)?;
-    bench.multiply(compact.tiled(), 8, false, false)?;
-    bench.decode_delta(plain)?;
-    bench.decode_delta(compact)?;
+    for (kernel, [gpu, compact], out) in [
+        ("nz_decode_float16", half, float16),
+        ("nz_decode_float32", single, float32),
+        ("nz_decode_integer", integer, integers),
+    ] {
+        if bench.wants(kernel) {
+            bench.decode(gpu, out, SIDE, false)?;
+            bench.decode(compact, out, SIDE, false)?;
+            bench.decode(gpu, out, SIDE, true)?;
+        }
+    }
+    if bench.wants("nz_decode_float32") {
+        bench.decode(plain, float32, SIDE, false)?;
+        bench.decode(plain, float32, SIDE, true)?;
+    }
+    for (kernel, all, m) in [
+        ("nz_gemv_rows_1", &[plain, compact, cut][..], 1),
+        ("nz_gemv_rows_8", &[plain, compact], 8),
+        ("nz_gemv_tiles_1", &[plain.tiled(), compact.tiled(), cut.tiled()], 1),
+        ("nz_gemv_tiles_4", &[plain.tiled(), compact.tiled()], 4),
+        ("nz_gemv_tiles_4", &[plain.tiled(), compact.tiled()], 8),
+    ] {
+        for &stored in all.iter().filter(|_| bench.wants(kernel)) {
+            bench.multiply(stored, m, false, false)?;
+        }
+    }
     for (stored, m) in [(plain, 1), (plain, 8), (plain.tiled(), 1), (plain.tiled(), 8)] {
-        bench.multiply(stored, m, true, false)?;
+        if bench.wants("nz_gemv_sum") {
+            bench.multiply(stored, m, false, true)?;
+        }
     }
-    bench.encode(plain, SIDE, Some((Program::load(Path::new(&folder))?, "nz_survey")))?;
     for stored in [plain, compact] {
-        bench.encode(stored, 64, None)?;
+        if bench.wants("nz_delta_decode") {
+            bench.decode_delta(stored)?;
+        }
+    }
+    for (kernel, stored, m) in [
+        ("nz_delta_rows_1", plain, 1),
+        ("nz_delta_rows_8", plain, 8),
+        ("nz_delta_tiles_1", plain.tiled(), 1),
+        ("nz_delta_tiles_4", plain.tiled(), 8),
+    ] {
+        if bench.wants(kernel) {
+            bench.multiply(stored, m, true, false)?;
+        }
+    }
+    if bench.wants("nz_survey") {
+        bench.encode(plain, SIDE, Some((Program::load(Path::new(&folder))?, "nz_survey")))?;
+    }
+    for stored in [plain, compact] {
+        if bench.wants("nz_measure") || bench.wants("nz_write") {
+            bench.encode(stored, 64, None)?;
+        }
     }
     Ok(())
 }
