@@ -17,6 +17,9 @@ constexpr u32 STRIDE = 64;
 // Ones where the codes of a word are escapes.
 NZ_DEVICE u32 escapes_of_pairs(u32 codes) { return codes & codes >> 1 & 0x55555555U; }
 
+// The same value, in a register of each lane: permutes do not take one of the warp's, and would copy it each time.
+NZ_DEVICE u32 of_lanes(u32 value) { return __shfl_sync(ALL_LANES, value, 0); }
+
 // Four neighbours' codes in each of four strides, as selectors.
 struct Sixteen {
     u32 even, odd;  // of strides 0 and 2, and of 1 and 3, in turn
@@ -49,7 +52,7 @@ struct Sixteen {
     template <u32 S>
     NZ_DEVICE u32 symbols(u32 table, const u8* below, u32 first) const {
         const u32 selectors = S % 2 == 0 ? even : odd;
-        const u32 tail = word_at(below, first + (before >> 8 * S & 255));
+        const u32 tail = word_at(below, __dp4a(before, 1U << 8 * S, first));
         return __byte_perm(select_bytes(table, tail, selectors), select_bytes(table, tail, selectors >> 16),
                            S < 2 ? 0x6420 : 0x7531);
     }
@@ -103,7 +106,7 @@ NZ_DEVICE bool decode_even_tail(const NzCudaWeight& weight, const Shared& shared
     const u32 totals = totals_of(counts), escaped = totals >> 16;
     if (escaped > end - literals || end - literals - escaped > 3) return false;
     rank += totals & 0xffff;
-    const u32 table = weight.symbols[1][0], slot = group_id() * GROUP_SLOTS;
+    const u32 table = of_lanes(weight.symbols[1][0]), slot = group_id() * GROUP_SLOTS;
     const u8* const record = shared.record;
     const u32 four[4] = {sixteen.symbols<0>(table, record, rank), sixteen.symbols<1>(table, record, rank),
                          sixteen.symbols<2>(table, record, rank), sixteen.symbols<3>(table, record, rank)};
@@ -194,13 +197,15 @@ NZ_DEVICE bool decode_even(const NzCudaWeight& weight, const NzCudaBlock& info, 
 
     const u32 in_head = smaller(info.m, NZ_HEAD_MANTISSA_BITS), in_rest = info.m - in_head;
     u32 at = raw;
-    u32 head[4], high[4] = {}, low[4] = {};
+    u32 head[4];
     field_strides(record, at, in_head + 1, head);
     if (in_head < NZ_HEAD_MANTISSA_BITS) {
 #pragma unroll
         for (u32 s = 0; s < 4; ++s) head[s] = aligned_head(head[s], in_head);
     }
+    const u32 table = of_lanes(weight.symbols[0][0]), from = (u32)(below - record) + rank;
     if (Sink::HAS_REST && in_rest > 0) {
+        u32 high[4], low[4];
         const u32 in_high = smaller(in_rest, 8), in_low = in_rest - in_high;
         field_strides(record, at, in_high, high);
         field_strides(record, at, in_low, low);
@@ -209,12 +214,16 @@ NZ_DEVICE bool decode_even(const NzCudaWeight& weight, const NzCudaBlock& info, 
             high[s] <<= 8 - in_high;
             low[s] <<= 8 - in_low;
         }
+        sink.template take_four<0>(Quad{sixteen.symbols<0>(table, record, from), head[0], high[0], low[0]}, true);
+        sink.template take_four<1>(Quad{sixteen.symbols<1>(table, record, from), head[1], high[1], low[1]}, true);
+        sink.template take_four<2>(Quad{sixteen.symbols<2>(table, record, from), head[2], high[2], low[2]}, true);
+        sink.template take_four<3>(Quad{sixteen.symbols<3>(table, record, from), head[3], high[3], low[3]}, true);
+        return true;
     }
-    const u32 table = weight.symbols[0][0], from = (u32)(below - record) + rank;
-    sink.template take_four<0>(Quad{sixteen.symbols<0>(table, record, from), head[0], high[0], low[0]}, in_rest > 0);
-    sink.template take_four<1>(Quad{sixteen.symbols<1>(table, record, from), head[1], high[1], low[1]}, in_rest > 0);
-    sink.template take_four<2>(Quad{sixteen.symbols<2>(table, record, from), head[2], high[2], low[2]}, in_rest > 0);
-    sink.template take_four<3>(Quad{sixteen.symbols<3>(table, record, from), head[3], high[3], low[3]}, in_rest > 0);
+    sink.template take_four<0>(Quad{sixteen.symbols<0>(table, record, from), head[0], 0, 0}, false);
+    sink.template take_four<1>(Quad{sixteen.symbols<1>(table, record, from), head[1], 0, 0}, false);
+    sink.template take_four<2>(Quad{sixteen.symbols<2>(table, record, from), head[2], 0, 0}, false);
+    sink.template take_four<3>(Quad{sixteen.symbols<3>(table, record, from), head[3], 0, 0}, false);
     return true;
 }
 

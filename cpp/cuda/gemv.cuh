@@ -127,11 +127,32 @@ struct RowSums {
     }
 };
 
-// The same of a whole block that is decoded the short way, if all weights of a warp are in one row.
-template <u32 ROWS>
+// Four neighbours of X, whose type is known to the compiler.
+template <u32 TYPE>
+NZ_DEVICE void load_typed_quad(const u8* from, float x[4]) {
+    if (TYPE == NZ_CUDA_FLOAT32) {
+        const Vector16 quad = *(const Vector16*)from;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) x[i] = __uint_as_float(quad.word[i]);
+        return;
+    }
+    const Vector8 quad = *(const Vector8*)from;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 pair = quad.word[i / 2];
+        if (TYPE == NZ_CUDA_BFLOAT16) x[i] = __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
+        if (TYPE == NZ_CUDA_FLOAT16) x[i] = float_of_half(pair >> i % 2 * 16 & 0xffff);
+    }
+}
+
+// The same as RowSums of a whole block that is decoded the short way, if all weights of a warp are in one row.
+template <u32 ROWS, u32 TYPE>
 struct StrideRowSums {
-    const NzCudaProduct* job;
-    u64 column;  // of X, of this lane's first four weights
+    static constexpr u32 SIZE = TYPE == NZ_CUDA_FLOAT32 ? 4 : 2;
+
+    const u8* x;  // where this lane's first four weights are multiplied with X
+    u64 x_row;    // bytes
+    u32 m;
     float sums[ROWS];
 
     static constexpr bool HAS_REST = true;
@@ -140,46 +161,56 @@ struct StrideRowSums {
     NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
         u32 words[4];
         split_words_of(quad, has_rest, words);
+        const u8* from = x + S * STRIDE * SIZE;
 #pragma unroll
-        for (u32 i = 0; i < ROWS; ++i) {
-            if (i >= job->m) break;
-            float x[4];
-            load_x_quad(*job, i * job->k + column + S * STRIDE, x);
+        for (u32 i = 0; i < ROWS; ++i, from += x_row) {
+            if (ROWS > 1 && i >= m) break;
+            float four[4];
+            load_typed_quad<TYPE>(from, four);
 #pragma unroll
-            for (u32 l = 0; l < 4; ++l) sums[i] = __fmaf_rn(__uint_as_float(words[l]), x[l], sums[i]);
+            for (u32 l = 0; l < 4; ++l) sums[i] = __fmaf_rn(__uint_as_float(words[l]), four[l], sums[i]);
         }
     }
 };
 
-// Multiplies a whole block the short way; `partial` is its first chunk's.
-template <u32 ROWS>
-NZ_DEVICE void multiply_even_rows(const NzCudaProduct& job, const NzCudaBlock& info, u8* memory, float* partial) {
-    StrideRowSums<ROWS> strides = {};
-    strides.job = &job;
-    const u64 chunk = info.first_slot / NZ_CUDA_WARP_SLOTS + warp_id();
-    strides.column = chunk % (job.k / NZ_CUDA_WARP_SLOTS) * NZ_CUDA_WARP_SLOTS + lane_id() / 16 * GROUP_SLOTS +
-                     first_in_stride();
+// Multiplies this thread block's block, which is whole, the short way.
+template <u32 ROWS, u32 TYPE>
+NZ_DEVICE void multiply_even_rows(const NzCudaProduct& job, u8* memory) {
+    StrideRowSums<ROWS, TYPE> strides = {};
+    const u32 chunk = blockIdx.x * (NZ_MAX_BLOCK_LENGTH / NZ_CUDA_WARP_SLOTS) + warp_id();
+    // Which of the chunks of its row that is: the quotient may be one too small.
+    u32 in_row = chunk - __umulhi(chunk, job.row_reciprocal) * job.row_chunks;
+    if (in_row >= job.row_chunks) in_row -= job.row_chunks;
+    const u32 column = in_row * NZ_CUDA_WARP_SLOTS + lane_id() / 16 * GROUP_SLOTS + first_in_stride();
+    strides.x = (const u8*)job.x + (u64)column * strides.SIZE;
+    strides.x_row = job.k * strides.SIZE;
+    strides.m = job.m;
+    const NzCudaBlock info = job.weight.blocks[blockIdx.x];
     const bool is_whole = decode_even(job.weight, info, Shared(memory, job.weight), strides);
     if (threadIdx.x == 0 && !is_whole) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
-    partial += (u64)warp_id() * job.chunk_segments * job.m;
+    float* const partial = job.partial + (u64)chunk * (job.chunk_segments * job.m);
 #pragma unroll
     for (u32 i = 0; i < ROWS; ++i) {
         const float sum = warp_sum_float(strides.sums[i]);
-        if (lane_id() == 0 && i < job.m) partial[i] = sum;
+        if (lane_id() == 0 && (ROWS == 1 || i < job.m)) partial[i] = sum;
     }
 }
 
 template <u32 ROWS, class Source>
 NZ_DEVICE void multiply_rows(const NzCudaProduct& job, Source& source, u8* memory) {
-    const NzCudaBlock info = job.weight.blocks[blockIdx.x];
-    const u32 n = (u32)(job.weight.blocks[blockIdx.x + 1].first_slot - info.first_slot);
     if constexpr (Source::HAS_SHORT) {
-        if (job.weight.is_even && n == NZ_MAX_BLOCK_LENGTH && job.k % NZ_CUDA_WARP_SLOTS == 0) {
-            const u64 first = (u64)blockIdx.x * job.block_chunks * job.chunk_segments * job.m;
-            multiply_even_rows<ROWS>(job, info, memory, job.partial + first);
+        const bool is_whole = (blockIdx.x + 1ULL) * NZ_MAX_BLOCK_LENGTH <= job.weight.elements;
+        if (job.weight.is_even && is_whole && job.row_chunks > 0) {
+            switch (job.x_type) {
+                case NZ_CUDA_FLOAT32: multiply_even_rows<ROWS, NZ_CUDA_FLOAT32>(job, memory); break;
+                case NZ_CUDA_FLOAT16: multiply_even_rows<ROWS, NZ_CUDA_FLOAT16>(job, memory); break;
+                default: multiply_even_rows<ROWS, NZ_CUDA_BFLOAT16>(job, memory);
+            }
             return;
         }
     }
+    const NzCudaBlock info = job.weight.blocks[blockIdx.x];
+    const u32 n = (u32)(job.weight.blocks[blockIdx.x + 1].first_slot - info.first_slot);
     RowSums<ROWS> sums = {};
     sums.job = &job;
     sums.n = n;

@@ -9,7 +9,7 @@ namespace nz {
 // The four bytes from `at` on, wherever that is. Reads up to 8 bytes from the word that `at` lies in.
 NZ_DEVICE u32 word_at(const u8* shared, u32 at) {
     const u32* word = (const u32*)(shared + (at & ~3U));
-    return at % 4 == 0 ? word[0] : __funnelshift_r(word[0], word[1], at % 4 * 8);
+    return __funnelshift_r(word[0], word[1], at * 8);  // it takes the amount's last five bits
 }
 
 // Copies `size` bytes from byte `at` of the blob on, both multiples of 4, to shared memory in loads of 16 bytes that all

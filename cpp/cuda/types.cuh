@@ -84,7 +84,16 @@ NZ_DEVICE u32 select_bytes(u32 low, u32 high, u32 selector) {
 }
 
 // `a` where `mask` has ones, `b` elsewhere.
-NZ_DEVICE u32 select_bits(u32 mask, u32 a, u32 b) { return ((a ^ b) & mask) ^ b; }
+NZ_DEVICE u32 select_bits(u32 mask, u32 a, u32 b) {
+#ifdef NZ_SIMT
+    return ((a ^ b) & mask) ^ b;
+#else
+    // One instruction; nvcc makes two of it where the mask is a constant.
+    u32 bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(bits) : "r"(a), "r"(b), "r"(mask));
+    return bits;
+#endif
+}
 
 }  // namespace nz
 

@@ -89,8 +89,17 @@ NZ_DEVICE void words_of(const Quad& quad, const Step& step, u32 words[4]) {
     }
 }
 
-// Two weights of exponent and head, 16 bits each, as the upper halves of their words.
-NZ_DEVICE u32 turned(u32 pair) { return select_bits(0x80008000U, pair << 15, pair >> 1); }
+// Of four weights the upper halves of their words: in each byte what all have there.
+struct Upper {
+    u32 high, low;
+
+    NZ_DEVICE explicit Upper(const Quad& quad)
+        : high(select_bits(127 * ONES, quad.symbols >> 1, quad.head << 7)),
+          low(select_bits(127 * ONES, quad.head >> 1, quad.symbols << 7)) {}
+
+    NZ_DEVICE u32 first_two() const { return __byte_perm(low, high, 0x5140); }
+    NZ_DEVICE u32 last_two() const { return __byte_perm(low, high, 0x7362); }
+};
 
 // The four words of a quad that are neither normalised nor on a grid.
 NZ_DEVICE void split_words_of(const Quad& quad, bool has_rest, u32 words[4]) {
@@ -98,8 +107,8 @@ NZ_DEVICE void split_words_of(const Quad& quad, bool has_rest, u32 words[4]) {
         words_of(quad, Step{NZ_TRANSFORM_FLOAT_SPLIT, 0, 0, 0}, words);
         return;
     }
-    const u32 upper01 = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
-    const u32 upper23 = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
+    const Upper upper(quad);
+    const u32 upper01 = upper.first_two(), upper23 = upper.last_two();
     words[0] = upper01 << 16;
     words[1] = upper01 & 0xffff0000U;
     words[2] = upper23 << 16;
@@ -164,8 +173,9 @@ struct Bfloat16 {
                 join(words);
                 return;
             }
-            all.word[0] = turned(__byte_perm(quad.head, quad.symbols, 0x5140));
-            all.word[1] = turned(__byte_perm(quad.head, quad.symbols, 0x7362));
+            const Upper upper(quad);
+            all.word[0] = upper.first_two();
+            all.word[1] = upper.last_two();
         }
         NZ_DEVICE explicit Four(const u32 words[4]) { join(words); }
 

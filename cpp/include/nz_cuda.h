@@ -148,6 +148,9 @@ typedef struct NzCudaProduct {
      * the chunk. Segments of a chunk are counted from the row that it starts in. */
     unsigned int chunk_segments;
     unsigned int block_chunks; /* chunks a block */
+    /* Where rows of W are a whole number of chunks: that number, and floor((2^32 - 1) / row_chunks); else 0. */
+    unsigned int row_chunks;
+    unsigned int row_reciprocal;
     /* Tiles: partial is [split][m][n]. Thread block (x, y) sums over blocks x * split_blocks ... of tile
      * y % tiles, for the rows y / tiles * NZ_CUDA_TILE_ROWS ... of X. */
     unsigned int tile_width;

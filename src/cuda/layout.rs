@@ -191,6 +191,10 @@ pub struct ProductArguments {
     pub chunk_segments: u32,
     /// Rows: chunks a block.
     pub block_chunks: u32,
+    /// Rows: chunks of a row of W, or 0 where that is no whole number.
+    pub row_chunks: u32,
+    /// Rows: `floor((2^32 - 1) / row_chunks)`, or 0.
+    pub row_reciprocal: u32,
     /// Tiles: columns of a whole tile.
     pub tile_width: u32,
     /// Tiles: parts that a tile is summed up in.

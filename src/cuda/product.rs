@@ -84,6 +84,10 @@ impl DeviceWeight {
                 }
                 arguments.chunk_segments = (WARP_SLOTS - 1) / inner as u32 + 2;
                 arguments.block_chunks = self.arguments.block_len.div_ceil(WARP_SLOTS);
+                if inner.is_multiple_of(WARP_SLOTS.into()) {
+                    arguments.row_chunks = inner as u32 / WARP_SLOTS;
+                    arguments.row_reciprocal = u32::MAX / arguments.row_chunks;
+                }
                 1
             }
             Layout::ColumnTiles { tile } => {

@@ -46,6 +46,7 @@ rust::Vec<std::uint64_t> layout() {
              offsetof(NzCudaProduct, k), offsetof(NzCudaProduct, n), offsetof(NzCudaProduct, m),
              offsetof(NzCudaProduct, x_type), offsetof(NzCudaProduct, is_rows),
              offsetof(NzCudaProduct, chunk_segments), offsetof(NzCudaProduct, block_chunks),
+             offsetof(NzCudaProduct, row_chunks), offsetof(NzCudaProduct, row_reciprocal),
              offsetof(NzCudaProduct, tile_width), offsetof(NzCudaProduct, splits),
              offsetof(NzCudaProduct, split_blocks), offsetof(NzCudaProduct, c), offsetof(NzCudaProduct, c_row_stride),
              offsetof(NzCudaProduct, c_column_stride), offsetof(NzCudaProduct, alpha), offsetof(NzCudaProduct, beta),

@@ -20,7 +20,7 @@ fn structs_are_laid_out_alike() {
             books groups layer_offsets layer_starts layer_bits layers layer_at joined_at known_bits),
         &numbers!(DecodeArguments: weight out status order first_block first_slot slots columns tile_width tiles
             indices index_count rows row_len index_size),
-        &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks
+        &numbers!(ProductArguments: weight x y partial status k n m x_type is_rows chunk_segments block_chunks row_chunks row_reciprocal
             tile_width splits split_blocks c c_row_stride c_column_stride alpha beta),
         &numbers!(DeltaArguments: base sizes block_len blocks_per_tile exponent is_difference room),
         &numbers!(DeltaDecodeArguments: decode delta element),

@@ -36,6 +36,7 @@ pub enum Op {
     Least { signed: bool },
     LeastHalves,
     AddLeast { signed: bool },
+    DotBytes,
     Count,
     FindLeading,
     Predicates,
@@ -161,6 +162,7 @@ impl Op {
             ("VIMNMX", ["U16x2"]) => Op::LeastHalves,
             ("VIADDMNMX", []) => Op::AddLeast { signed: true },
             ("VIADDMNMX", ["U32"]) => Op::AddLeast { signed: false },
+            ("IDP", ["4A", "U8", "U8"]) => Op::DotBytes,
             ("POPC", []) => Op::Count,
             ("FLO", ["U32"]) => Op::FindLeading,
             ("P2R", []) => Op::Predicates,
@@ -237,7 +239,7 @@ impl Kind {
     pub fn named(base: &str) -> Self {
         match base {
             "FADD" | "FMUL" | "FFMA" | "HFMA2" => Kind::Real,
-            "IMAD" => Kind::Product,
+            "IMAD" | "IDP" => Kind::Product,
             "MUFU" | "I2F" | "F2I" | "POPC" | "FLO" | "S2R" => Kind::Slow,
             "LDG" | "STG" | "LDS" | "STS" | "LDC" | "ATOMS" | "REDG" | "SHFL" | "VOTE" | "REDUX" | "BAR" => {
                 Kind::Memory

@@ -31,8 +31,8 @@ pub enum Operand {
     Uniform(u8, Sign),
     /// An immediate: an integer, or the bits of a number.
     Number(u32),
-    /// A word of the constant bank 0: from a register's value, if there is one, so many bytes on.
-    Constant(Option<u8>, u32, Sign),
+    /// A word of the constant bank 0: from the values of a lane's and a warp's register so many bytes on.
+    Constant { register: u8, uniform: u8, offset: u32, sign: Sign },
     /// A predicate of a lane, or of the warp; and whether it is negated.
     Predicate { n: u8, of_warp: bool, not: bool },
     /// All predicates of a lane, as bits.
@@ -164,12 +164,8 @@ fn operand(text: &str, number: fn(&str) -> Option<u32>, labels: &HashMap<&str, u
     let name = name.trim_end_matches(".reuse");
     if let Some(rest) = name.strip_prefix("c[0x0][") {
         let inner = rest.strip_suffix(']')?;
-        let (base, offset) = match inner.split_once('+') {
-            Some((base, offset)) => (Some(register(base)?), offset),
-            None if inner.starts_with('R') => (Some(register(inner)?), "0x0"),
-            None => (None, inner),
-        };
-        return Some(Operand::Constant(base, integer(offset)?, sign));
+        let Operand::Address { register, uniform, offset, .. } = address(inner)? else { return None };
+        return Some(Operand::Constant { register, uniform, offset: offset as u32, sign });
     }
     if let Some(n) = uniform(name) {
         return Some(Operand::Uniform(n, sign));

@@ -75,9 +75,8 @@ impl Warp {
             Operand::Register(n, sign) => (self.registers[usize::from(n)][lane], sign),
             Operand::Uniform(n, sign) => (self.uniform[usize::from(n)], sign),
             Operand::Number(value) => (value, Sign::default()),
-            Operand::Constant(base, offset, sign) => {
-                let base = base.map_or(0, |n| self.registers[usize::from(n)][lane]);
-                (machine.constant(base.wrapping_add(offset), 4)? as u32, sign)
+            Operand::Constant { sign, .. } => {
+                (machine.constant(self.constant_at(operand, lane), 4)? as u32, sign)
             }
             Operand::Special(special) => (self.special(machine, special, lane), Sign::default()),
             Operand::Predicates => {
@@ -86,6 +85,13 @@ impl Warp {
             }
             _ => return Err(format!("{operand:?} has no value")),
         })
+    }
+
+    /// Where in the bank a constant is.
+    fn constant_at(&self, operand: Operand, lane: usize) -> u32 {
+        let Operand::Constant { register, uniform, offset, .. } = operand else { return u32::MAX };
+        let base = self.registers[usize::from(register)][lane];
+        base.wrapping_add(self.uniform[usize::from(uniform)]).wrapping_add(offset)
     }
 
     fn special(&self, machine: &Machine, special: Special, lane: usize) -> u32 {
@@ -372,6 +378,15 @@ impl Warp {
                 let [a, b, c] = self.three(m, from, lane)?;
                 self.least(step, a.wrapping_add(b), c, signed, lane)
             }
+            Op::DotBytes => {
+                let [a, b, c] = self.three(m, from, lane)?;
+                let products = a
+                    .to_le_bytes()
+                    .into_iter()
+                    .zip(b.to_le_bytes())
+                    .map(|(a, b)| u32::from(a) * u32::from(b));
+                products.fold(c, u32::wrapping_add)
+            }
             Op::Count => self.integer(m, from[0], lane)?.count_ones(),
             Op::FindLeading => self.integer(m, from[0], lane)?.checked_ilog2().unwrap_or(u32::MAX),
             Op::Predicates => {
@@ -408,11 +423,7 @@ impl Warp {
                 }
             }
             Op::Constant { bytes } => {
-                let Operand::Constant(base, offset, _) = from[0] else {
-                    return Err("no constant".to_owned());
-                };
-                let base = base.map_or(0, |n| self.registers[usize::from(n)][lane]);
-                let value = m.constant(base.wrapping_add(offset), bytes)?;
+                let value = m.constant(self.constant_at(from[0], lane), bytes)?;
                 if bytes == 8 {
                     self.put(destination(step)?, 1, lane, (value >> 32) as u32);
                 }
