@@ -60,7 +60,7 @@ struct Store : Places {
 // Where the strides of a whole block go.
 template <class Element>
 struct StrideStore {
-    typename Element::Bits* out;  // where this lane's first four weights go
+    typename Element::Bits* out;  // where this lane's first eight weights go
     u64 next, after_next;         // from there to stride 1, and to stride 2
 
     static constexpr bool HAS_REST = Element::HAS_REST;
@@ -68,7 +68,7 @@ struct StrideStore {
     // `first` is where slot 0 goes. In rows of `columns`, if that is not 0: of a tile of 64, 128 or 256, `tile_columns`.
     NZ_DEVICE StrideStore(typename Element::Bits* first, u32 tile_columns, u64 columns)
         : out(first), next(STRIDE), after_next(2 * STRIDE) {
-        const u32 slot = group_id() * GROUP_SLOTS + first_in_stride();
+        const u32 slot = first_even_slot();
         if (tile_columns == 0) {
             out += slot;
             return;
@@ -79,17 +79,18 @@ struct StrideStore {
     }
 
     template <u32 S>
-    NZ_DEVICE void take_four(const Quad& quad, bool) {
+    NZ_DEVICE void take_eight(const Quad& first, const Quad& second, bool) {
         const Step split = {NZ_TRANSFORM_FLOAT_SPLIT, 0, 0, 0};
-        typename Element::Four(quad, split).store(at<S>());
+        const typename Element::Four four(first, split);
+        four.store_eight(typename Element::Four(second, split), at<S>());
     }
 
     NZ_DEVICE void clear() {
         const Quad zeros = {};
-        take_four<0>(zeros, false);
-        take_four<1>(zeros, false);
-        take_four<2>(zeros, false);
-        take_four<3>(zeros, false);
+        take_eight<0>(zeros, zeros, false);
+        take_eight<1>(zeros, zeros, false);
+        take_eight<2>(zeros, zeros, false);
+        take_eight<3>(zeros, zeros, false);
     }
 
   private:
@@ -169,7 +170,7 @@ NZ_DEVICE Task gather_task(const NzCudaDecode& job, u64 i, Store& store) {
 }
 
 // The block that a thread block of a weight with a short way is to decode that way: its place in the table, and where its
-// slot 0 goes. None: it is not whole, not wanted as a whole, or not to go where strides of four can.
+// slot 0 goes. None: it is not whole, not wanted as a whole, or not to go where strides of eight can.
 struct EvenTask {
     u32 block;
     long long first;  // negative: none
@@ -183,7 +184,7 @@ NZ_DEVICE EvenTask even_task(const NzCudaDecode& job) {
         const u64 start = job.weight.blocks[block].first_slot, end = job.weight.blocks[block + 1].first_slot;
         const bool is_wanted = start >= job.first_slot && end - start == N && end - job.first_slot <= job.slots;
         const u64 first = start - job.first_slot;
-        return {block, is_wanted && first % 4 == 0 ? (long long)first : -1, 0};
+        return {block, is_wanted && first % 8 == 0 ? (long long)first : -1, 0};
     }
     if (job.order != NZ_CUDA_ROW_MAJOR) return {0, -1, 0};
     const u64 first_column = (u64)blockIdx.y * job.tile_width, left = job.columns - first_column;
@@ -191,7 +192,7 @@ NZ_DEVICE EvenTask even_task(const NzCudaDecode& job) {
     const u32 log_columns = columns == 64 ? 6 : columns == 128 ? 7 : columns == 256 ? 8 : 0;
     const u32 block = job.first_block + blockIdx.y * job.weight.blocks_per_tile + blockIdx.x;
     const bool is_whole = ((u64)blockIdx.x + 1) * N <= job.rows << log_columns;
-    if (log_columns == 0 || !is_whole || job.columns % 4 != 0) return {block, -1, 0};
+    if (log_columns == 0 || !is_whole || job.columns % 8 != 0) return {block, -1, 0};
     return {block, (long long)((blockIdx.x * N >> log_columns) * job.columns + first_column), columns};
 }
 
@@ -204,7 +205,7 @@ NZ_DEVICE bool decode_short(const NzCudaDecode& job, u8* memory) {
     if (!decode_even(job.weight, job.weight.blocks[task.block], Shared(memory, job.weight), strides)) {
         // Damaged: zeros.
         if (threadIdx.x == 0) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
-        strides.clear();
+        if (warp_id() < EVEN_WARPS) strides.clear();
     }
     return true;
 }

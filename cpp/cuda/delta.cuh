@@ -32,17 +32,19 @@ struct WordStore {
 
 // Where words of a whole block go that is decoded the short way.
 struct StrideWordStore {
-    u32* words;  // of this lane's first four weights
+    u32* words;  // of this lane's first eight weights
 
     static constexpr bool HAS_REST = true;
 
-    NZ_DEVICE explicit StrideWordStore(u32* first) : words(first + group_id() * GROUP_SLOTS + first_in_stride()) {}
+    NZ_DEVICE explicit StrideWordStore(u32* first) : words(first + first_even_slot()) {}
 
     template <u32 S>
-    NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
+    NZ_DEVICE void take_eight(const Quad& first, const Quad& second, bool has_rest) {
         u32 four[4];
-        split_words_of(quad, has_rest, four);
+        split_words_of(first, has_rest, four);
         *(Vector16*)(words + S * STRIDE) = {{four[0], four[1], four[2], four[3]}};
+        split_words_of(second, has_rest, four);
+        *(Vector16*)(words + S * STRIDE + 4) = {{four[0], four[1], four[2], four[3]}};
     }
 };
 

@@ -25,7 +25,7 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, u8* memory) {
 
 NZ_PRODUCT_KERNEL(nz_gemv_rows_1, 3, nz::multiply_rows<1>)
 NZ_PRODUCT_KERNEL(nz_gemv_rows_8, 3, nz::multiply_rows<NZ_CUDA_MAX_ROWS>)
-NZ_PRODUCT_KERNEL(nz_gemv_tiles_1, 3, nz::multiply_tiles<1>)
+NZ_PRODUCT_KERNEL(nz_gemv_tiles_1, 2, nz::multiply_tiles<1>)
 NZ_PRODUCT_KERNEL(nz_gemv_tiles_4, 2, nz::multiply_tiles<NZ_CUDA_TILE_ROWS>)
 
 extern "C" __global__ void __launch_bounds__(256) nz_gemv_sum(const __grid_constant__ NzCudaProduct job) {

@@ -127,30 +127,34 @@ struct RowSums {
     }
 };
 
-// Four neighbours of X, whose type is known to the compiler.
+// Eight neighbours of X, whose type is known to the compiler.
 template <u32 TYPE>
-NZ_DEVICE void load_typed_quad(const u8* from, float x[4]) {
-    if (TYPE == NZ_CUDA_FLOAT32) {
-        const Vector16 quad = *(const Vector16*)from;
+NZ_DEVICE void load_typed_octet(const u8* from, float x[8]) {
+    const Vector16 first = *(const Vector16*)from;
+    if constexpr (TYPE == NZ_CUDA_FLOAT32) {
+        const Vector16 next = *(const Vector16*)(from + 16);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) x[i] = __uint_as_float(quad.word[i]);
-        return;
-    }
-    const Vector8 quad = *(const Vector8*)from;
+        for (u32 i = 0; i < 4; ++i) {
+            x[i] = __uint_as_float(first.word[i]);
+            x[i + 4] = __uint_as_float(next.word[i]);
+        }
+    } else {
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        const u32 pair = quad.word[i / 2];
-        if (TYPE == NZ_CUDA_BFLOAT16) x[i] = __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
-        if (TYPE == NZ_CUDA_FLOAT16) x[i] = float_of_half(pair >> i % 2 * 16 & 0xffff);
+        for (u32 i = 0; i < 8; ++i) {
+            const u32 pair = first.word[i / 2];
+            if (TYPE == NZ_CUDA_BFLOAT16) x[i] = __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
+            if (TYPE == NZ_CUDA_FLOAT16) x[i] = float_of_half(pair >> i % 2 * 16 & 0xffff);
+        }
     }
 }
 
-// The same as RowSums of a whole block that is decoded the short way, if all weights of a warp are in one row.
+// The same as RowSums of a whole block that is decoded the short way, if all weights of a chunk are in one row. Half a warp
+// has a chunk.
 template <u32 ROWS, u32 TYPE>
 struct StrideRowSums {
     static constexpr u32 SIZE = TYPE == NZ_CUDA_FLOAT32 ? 4 : 2;
 
-    const u8* x;  // where this lane's first four weights are multiplied with X
+    const u8* x;  // where this lane's first eight weights are multiplied with X
     u64 x_row;    // bytes
     u32 m;
     float sums[ROWS];
@@ -158,17 +162,18 @@ struct StrideRowSums {
     static constexpr bool HAS_REST = true;
 
     template <u32 S>
-    NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
-        u32 words[4];
-        split_words_of(quad, has_rest, words);
+    NZ_DEVICE void take_eight(const Quad& first, const Quad& second, bool has_rest) {
+        u32 words[8];
+        split_words_of(first, has_rest, words);
+        split_words_of(second, has_rest, words + 4);
         const u8* from = x + S * STRIDE * SIZE;
 #pragma unroll
         for (u32 i = 0; i < ROWS; ++i, from += x_row) {
             if (ROWS > 1 && i >= m) break;
-            float four[4];
-            load_typed_quad<TYPE>(from, four);
+            float eight[8];
+            load_typed_octet<TYPE>(from, eight);
 #pragma unroll
-            for (u32 l = 0; l < 4; ++l) sums[i] = __fmaf_rn(__uint_as_float(words[l]), four[l], sums[i]);
+            for (u32 l = 0; l < 8; ++l) sums[i] = __fmaf_rn(__uint_as_float(words[l]), eight[l], sums[i]);
         }
     }
 };
@@ -176,23 +181,27 @@ struct StrideRowSums {
 // Multiplies this thread block's block, which is whole, the short way.
 template <u32 ROWS, u32 TYPE>
 NZ_DEVICE void multiply_even_rows(const NzCudaProduct& job, u8* memory) {
+    constexpr u32 CHUNK_LANES = 32 * NZ_CUDA_WARP_SLOTS / EVEN_WARP_SLOTS;
     StrideRowSums<ROWS, TYPE> strides = {};
-    const u32 chunk = blockIdx.x * (NZ_MAX_BLOCK_LENGTH / NZ_CUDA_WARP_SLOTS) + warp_id();
+    const u32 chunk = blockIdx.x * (NZ_MAX_BLOCK_LENGTH / NZ_CUDA_WARP_SLOTS) + threadIdx.x / CHUNK_LANES;
     // Which of the chunks of its row that is: the quotient may be one too small.
     u32 in_row = chunk - __umulhi(chunk, job.row_reciprocal) * job.row_chunks;
     if (in_row >= job.row_chunks) in_row -= job.row_chunks;
-    const u32 column = in_row * NZ_CUDA_WARP_SLOTS + lane_id() / 16 * GROUP_SLOTS + first_in_stride();
+    const u32 column = in_row * NZ_CUDA_WARP_SLOTS + first_even_slot() % NZ_CUDA_WARP_SLOTS;
     strides.x = (const u8*)job.x + (u64)column * strides.SIZE;
     strides.x_row = job.k * strides.SIZE;
     strides.m = job.m;
     const NzCudaBlock info = job.weight.blocks[blockIdx.x];
     const bool is_whole = decode_even(job.weight, info, Shared(memory, job.weight), strides);
     if (threadIdx.x == 0 && !is_whole) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
+    if (warp_id() >= EVEN_WARPS) return;
     float* const partial = job.partial + (u64)chunk * (job.chunk_segments * job.m);
 #pragma unroll
     for (u32 i = 0; i < ROWS; ++i) {
-        const float sum = warp_sum_float(strides.sums[i]);
-        if (lane_id() == 0 && (ROWS == 1 || i < job.m)) partial[i] = sum;
+        float sum = strides.sums[i];
+#pragma unroll
+        for (u32 step = CHUNK_LANES / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+        if (threadIdx.x % CHUNK_LANES == 0 && (ROWS == 1 || i < job.m)) partial[i] = sum;
     }
 }
 
@@ -239,7 +248,7 @@ struct TileSums {
     u32 n;            // slots of the block
     u32 log_columns;  // of the tile, or 0: the columns are no power of two, and weights go to `weights`
     float* weights;
-    float sums[ROWS == 1 ? 16 : 8][ROWS];  // the short way needs 16
+    float sums[ROWS == 1 ? 32 : 8][ROWS];  // the short way needs 32
 
     NZ_DEVICE void take(u32 slot, const Quad& first_four, const Quad& next_four, const Step& step) {
         if (slot >= n) return;
@@ -281,7 +290,7 @@ struct TileSums {
 };
 
 // The same of whole blocks that are decoded the short way, in tiles of 64, 128 or 256 columns, for one row of X: a lane keeps
-// the sums of four columns of each stride.
+// the sums of eight columns of each stride.
 struct StrideTileSums {
     TileSums<1>& tile;
     u64 k;            // row of W of this lane's group
@@ -290,12 +299,13 @@ struct StrideTileSums {
     static constexpr bool HAS_REST = true;
 
     template <u32 S>
-    NZ_DEVICE void take_four(const Quad& quad, bool has_rest) {
-        u32 words[4];
-        split_words_of(quad, has_rest, words);
+    NZ_DEVICE void take_eight(const Quad& first, const Quad& second, bool has_rest) {
+        u32 words[8];
+        split_words_of(first, has_rest, words);
+        split_words_of(second, has_rest, words + 4);
         const float x = load_x(*tile.job, tile.first_row * tile.job->k + k + (S * STRIDE >> log_columns));
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) sum(S, i) = __fmaf_rn(__uint_as_float(words[i]), x, sum(S, i));
+        for (u32 i = 0; i < 8; ++i) sum(S, i) = __fmaf_rn(__uint_as_float(words[i]), x, sum(S, i));
     }
 
     // Adds the sums of all warps to `partial`; `room` is for 256 sums of each warp.
@@ -303,8 +313,8 @@ struct StrideTileSums {
         const u32 columns = 1U << log_columns;
         __syncthreads();
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            // Strides that have the same columns; then both groups of the warp.
+        for (u32 i = 0; i < 8; ++i) {
+            // Strides that have the same columns; then all groups of the warp.
             if (columns <= 2 * STRIDE) {
                 sum(0, i) += sum(2, i);
                 sum(1, i) += sum(3, i);
@@ -312,22 +322,23 @@ struct StrideTileSums {
             if (columns == STRIDE) sum(0, i) += sum(1, i);
 #pragma unroll
             for (u32 s = 0; s < 4; ++s) {
-                const float both = sum(s, i) + __shfl_xor_sync(ALL_LANES, sum(s, i), 16);
-                if (lane_id() < 16 && s * STRIDE < columns) {
-                    room[warp_id() * NZ_CUDA_MAX_TILE + s * STRIDE + first_in_stride() + i] = both;
+                const float pair = sum(s, i) + __shfl_xor_sync(ALL_LANES, sum(s, i), GROUP_LANES);
+                const float all = pair + __shfl_xor_sync(ALL_LANES, pair, 2 * GROUP_LANES);
+                if (lane_id() < GROUP_LANES && warp_id() < EVEN_WARPS && s * STRIDE < columns) {
+                    room[warp_id() * NZ_CUDA_MAX_TILE + s * STRIDE + first_in_stride() + i] = all;
                 }
             }
         }
         __syncthreads();
         for (u32 column = threadIdx.x; column < columns; column += blockDim.x) {
             float sum = partial[column];
-            for (u32 warp = 0; warp < blockDim.x / 32; ++warp) sum += room[warp * NZ_CUDA_MAX_TILE + column];
+            for (u32 warp = 0; warp < EVEN_WARPS; ++warp) sum += room[warp * NZ_CUDA_MAX_TILE + column];
             partial[column] = sum;
         }
     }
 
   private:
-    NZ_DEVICE float& sum(u32 stride, u32 i) { return tile.sums[stride * 4 + i][0]; }
+    NZ_DEVICE float& sum(u32 stride, u32 i) { return tile.sums[stride * 8 + i][0]; }
 };
 
 // Adds the weights of a block, in shared memory, to the sums of one column a thread.
@@ -424,10 +435,13 @@ NZ_DEVICE void multiply_tiles(const NzCudaProduct& job, Source& source) {
     float* const partial = job.partial + ((u64)blockIdx.x * job.m + tile.first_row) * job.n + first_column;
     if (is_regular && !is_even) {
         store_columns<ROWS>(job, tile, (float*)source.rest(), columns, partial);
-    } else if (threadIdx.x < columns) {
+    } else {
+        // With fewer threads than columns all blocks go the short way.
+        for (u32 column = threadIdx.x; column < columns; column += blockDim.x) {
 #pragma unroll
-        for (u32 i = 0; i < ROWS; ++i) {
-            if (i < tile.rows) partial[i * job.n + threadIdx.x] = column_sums[i];
+            for (u32 i = 0; i < ROWS; ++i) {
+                if (i < tile.rows) partial[i * job.n + column] = column == threadIdx.x ? column_sums[i] : 0;
+            }
         }
     }
     if constexpr (Source::HAS_SHORT && ROWS == 1) {

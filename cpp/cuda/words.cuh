@@ -126,6 +126,10 @@ struct Float32 {
         NZ_DEVICE Four(const Quad& quad, const Step& step) { words_of(quad, step, all.word); }
         NZ_DEVICE explicit Four(const u32 words[4]) : all{{words[0], words[1], words[2], words[3]}} {}
         NZ_DEVICE void store(Bits* out) const { *(Vector16*)out = all; }
+        NZ_DEVICE void store_eight(const Four& next, Bits* out) const {
+            store(out);
+            next.store(out + 4);
+        }
         NZ_DEVICE Bits at(u32 i) const {
             const u32 low = i & 1 ? all.word[1] : all.word[0], high = i & 1 ? all.word[3] : all.word[2];
             return i & 2 ? high : low;
@@ -138,6 +142,10 @@ struct Halves {
     Vector8 all;
 
     NZ_DEVICE void store(u16* out) const { *(Vector8*)out = all; }
+    // With the four behind them, where 16 bytes are aligned.
+    NZ_DEVICE void store_eight(const Halves& next, u16* out) const {
+        *(Vector16*)out = {{all.word[0], all.word[1], next.all.word[0], next.all.word[1]}};
+    }
     NZ_DEVICE u16 at(u32 i) const { return (u16)((i & 2 ? all.word[1] : all.word[0]) >> i % 2 * 16); }
 };
 

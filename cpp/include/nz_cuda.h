@@ -12,6 +12,8 @@
 #define NZ_CUDA_WARP_SLOTS 512
 #define NZ_CUDA_LANE_SLOTS 16
 #define NZ_CUDA_MAX_WARPS 8
+/* Threads of a block that decode the short way: where all blocks go that way, no others are launched. */
+#define NZ_CUDA_EVEN_THREADS 128
 
 /* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then which units the block has. */
 #define NZ_CUDA_COUNTS_SIZE 144

@@ -5,8 +5,8 @@ mod rooms;
 mod table;
 
 use super::layout::{
-    BlockEntry, COUNTS_SIZE, CUT, DAMAGED_RECORD, DecodeArguments, GATHER, INDEX_OUT_OF_RANGE, ROW_MAJOR,
-    STORED, WARP_SLOTS, WeightArguments,
+    BlockEntry, COUNTS_SIZE, CUT, DAMAGED_RECORD, DecodeArguments, EVEN_THREADS, GATHER, INDEX_OUT_OF_RANGE,
+    ROW_MAJOR, STORED, WARP_SLOTS, WeightArguments,
 };
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Header, Layout, MAX_BLOCK, Transform, Units};
@@ -334,6 +334,9 @@ impl DeviceWeight {
         }
         let mut launch = self.launch(memory, out)?;
         launch.grid = (self.arguments.blocks_per_tile, tiles as u32);
+        if self.is_all_even() && matches!(width, 64 | 128 | 256) && columns.is_multiple_of(width) {
+            launch.threads = EVEN_THREADS;
+        }
         launch.arguments = DecodeArguments {
             order: ROW_MAJOR,
             first_block: (first / width) as u32 * self.arguments.blocks_per_tile,
@@ -366,6 +369,10 @@ impl DeviceWeight {
         let (first_block, last_block) = (block_of(first), block_of(end - 1));
         let mut launch = self.launch(memory, out)?;
         launch.grid = ((last_block - first_block + 1) as u32, 1);
+        let block_len = u64::from(self.arguments.block_len);
+        if self.is_all_even() && first.is_multiple_of(block_len) && slots.is_multiple_of(block_len) {
+            launch.threads = EVEN_THREADS;
+        }
         launch.arguments = DecodeArguments {
             order: STORED,
             first_block: first_block as u32,
@@ -457,6 +464,12 @@ impl DeviceWeight {
     }
 
     /// Threads that decode a block.
+    /// Whether every block can go the short way: what asks for whole blocks then needs no more than [`EVEN_THREADS`].
+    pub(super) fn is_all_even(&self) -> bool {
+        let slots = u64::from(self.block_count()) * u64::from(self.arguments.block_len);
+        self.arguments.is_even == 1 && self.elements() == slots
+    }
+
     pub(super) fn threads(&self) -> u32 {
         32 * self.arguments.block_len.div_ceil(WARP_SLOTS)
     }

@@ -6,6 +6,8 @@ use crate::format::MAX_LAYERS;
 
 /// Slots that a warp decodes.
 pub(super) const WARP_SLOTS: u32 = 512;
+/// `NZ_CUDA_EVEN_THREADS`.
+pub(super) const EVEN_THREADS: u32 = 128;
 /// Bytes of shared memory for counts of escapes, a verdict, and which units the block has.
 pub(super) const COUNTS_SIZE: usize = 144 + 16;
 /// Bytes behind a record or tail in shared memory.

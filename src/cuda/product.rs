@@ -4,7 +4,8 @@ use super::job::{
     DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, element, unsupported,
 };
 use super::layout::{
-    MAX_ROWS, MAX_TILE, ProductArguments, SUMS_SIZE, TILE_BLOCKS, TILE_ROWS, WARP_SLOTS, WEIGHTS_SIZE,
+    EVEN_THREADS, MAX_ROWS, MAX_TILE, ProductArguments, SUMS_SIZE, TILE_BLOCKS, TILE_ROWS, WARP_SLOTS,
+    WEIGHTS_SIZE,
 };
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Layout};
@@ -153,11 +154,11 @@ impl Product<'_> {
         }
         let many = arguments.m > 1;
         let (kernel, grid, threads) = match arguments.is_rows {
-            1 => (Kernel::Rows { many }, (self.blocks, 1), self.weight.threads()),
+            1 => (Kernel::Rows { many }, (self.blocks, 1), self.row_threads()),
             _ => (
                 Kernel::Tiles { many },
                 (arguments.splits, self.tiles * arguments.m.div_ceil(TILE_ROWS)),
-                TILE_THREADS,
+                self.tile_threads(),
             ),
         };
         let parts = Launch { kernel, grid, threads, shared: self.shared(), arguments };
@@ -165,6 +166,21 @@ impl Product<'_> {
         let sum =
             Launch { kernel: Kernel::Sum, grid: (columns, arguments.m), threads: 256, shared: 0, arguments };
         Ok([parts, sum])
+    }
+
+    /// Threads of a block of a row-major weight.
+    fn row_threads(&self) -> u32 {
+        let is_short = self.weight.is_all_even() && self.arguments.row_chunks > 0;
+        if is_short { EVEN_THREADS } else { self.weight.threads() }
+    }
+
+    /// Threads of a block of column tiles: one for each column, where not all blocks go the short way.
+    fn tile_threads(&self) -> u32 {
+        let Layout::ColumnTiles { tile } = self.weight.layout else { return TILE_THREADS };
+        let width = u64::from(tile).min(self.arguments.n);
+        let is_regular = matches!(width, 64 | 128 | 256) && self.arguments.n.is_multiple_of(width);
+        let is_short = self.arguments.m == 1 && self.weight.is_all_even() && is_regular;
+        if is_short { EVEN_THREADS } else { TILE_THREADS }
     }
 
     /// Bytes of shared memory of the first launch.
