@@ -50,10 +50,10 @@ struct Sixteen {
         counts = __byte_perm(last, last >> 4, 0x7610) & 0x0f0f0f0fU;
     }
 
-    // The symbols of stride `S`, whose first escape's is at `at` of `below`.
+    // The symbols of stride `S`, of whose escapes `tail` has the first four's.
     template <u32 S>
-    NZ_DEVICE u32 symbols(u32 table, const u8* below, u32 at) const {
-        const u32 selectors = S % 2 == 0 ? even : odd, tail = word_at(below, at);
+    NZ_DEVICE u32 symbols(u32 table, u32 tail) const {
+        const u32 selectors = S % 2 == 0 ? even : odd;
         return __byte_perm(select_bytes(table, tail, selectors), select_bytes(table, tail, selectors >> 16),
                            S < 2 ? 0x6420 : 0x7531);
     }
@@ -84,9 +84,10 @@ struct ThirtyTwo {
     // The symbols of stride `S`; `from` is where in `below` the group's first escape is.
     template <u32 S>
     NZ_DEVICE Octet symbols(u32 table, const u8* below, u32 from) const {
-        const u32 at = __dp4a(before, 1U << 8 * S, from);
-        return {first.symbols<S>(table, below, at),
-                next.symbols<S>(table, below, __dp4a(first.counts, 1U << 8 * S, at))};
+        const Octet tail = bytes_at(below, __dp4a(before, 1U << 8 * S, from));
+        // The next four's start behind the first four's: up to four bytes on, so clamped, not wrapped.
+        const u32 next_tail = __funnelshift_rc(tail.first, tail.second, __dp4a(first.counts, 8U << 8 * S, 0U));
+        return {first.symbols<S>(table, tail.first), next.symbols<S>(table, next_tail)};
     }
 };
 
@@ -156,15 +157,16 @@ NZ_DEVICE bool decode_even_tail(const NzCudaWeight& weight, const Shared& shared
         for (u32 s = 0; s < 4; ++s) *(Vector8*)(symbols + s * STRIDE) = {{eight[s].first, eight[s].second}};
         return true;
     }
-    // The last group, whose strides are shorter: those of a lane's eight bytes that it has, and slots that there are.
+    // The last group, whose strides are shorter: those of a lane's eight bytes that it has. The last stride may have up to
+    // three slots that there are not, which are in the padding.
     if (first_in_stride() >= stride) return true;
-    const u32 left = n - slot - first_in_stride(), here = stride - first_in_stride();
+    const u32 here = stride - first_in_stride();
 #pragma unroll
     for (u32 s = 0; s < 4; ++s) {
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) {
             const u32 four = i < 4 ? eight[s].first : eight[s].second;
-            if (i < here && s * stride + i < left) symbols[s * stride + i] = (u8)(four >> i % 4 * 8);
+            if (i < here) symbols[s * stride + i] = (u8)(four >> i % 4 * 8);
         }
     }
     return true;

@@ -19,7 +19,9 @@ NZ_DEVICE void stage_layers(const NzCudaWeight& weight, u64 index, u8* record) {
         const u32* const offsets = weight.layer_offsets + index * weight.layers + i;
         const u32 at = offsets[0], size = (offsets[weight.layers] - at) * 4;
         u8* const layer = record + weight.layer_at[i];
-        const u32 shift = stage(weight, weight.layer_starts[i] + (u64)at * 4, size, layer + LAYER_HEAD);
+        const u8* const first = weight.blob + weight.layer_starts[i] + (u64)at * 4;
+        const bool is_inside = weight.blob + weight.blob_len - first >= (long long)size + 32;
+        const u32 shift = stage(weight, first, size, is_inside, layer + LAYER_HEAD);
         if (threadIdx.x == 0) *(u32*)layer = LAYER_HEAD + shift;
     }
 }

@@ -15,17 +15,17 @@ NZ_DEVICE u32 word_at(const u8* shared, u32 at) {
 // Copies `size` bytes from byte `at` of the blob on, both multiples of 4, to shared memory in loads of 16 bytes that all
 // lanes of a warp line up. Returns where they start there: loads are aligned, records are not. No byte outside the blob
 // is read: in front of all that is copied lies the header, and what would reach behind the blob is read in words.
-NZ_DEVICE u32 stage(const NzCudaWeight& weight, u64 at, u32 size, u8* shared) {
-    const u8* const first = weight.blob + at;
+// `is_inside`: at least 32 bytes of it are behind.
+NZ_DEVICE u32 stage(const NzCudaWeight& weight, const u8* first, u32 size, bool is_inside, u8* shared) {
     const u32 shift = (u32)((u64)first & 15);
     const u8* const from = first - shift;
-    const u8* const blob_end = weight.blob + weight.blob_len;
     const u32 vectors = (shift + size + 15) / 16;
-    if (blob_end - from >= (long long)(vectors * 16)) {
+    if (is_inside) {
 #pragma unroll 2
         for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) ((Vector16*)shared)[i] = ((const Vector16*)from)[i];
         return shift;
     }
+    const u8* const blob_end = weight.blob + weight.blob_len;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) {
         const u8* const source = from + i * 16;
@@ -45,7 +45,9 @@ NZ_DEVICE u32 stage(const NzCudaWeight& weight, u64 at, u32 size, u8* shared) {
 
 // Copies the record of `block`.
 NZ_DEVICE u32 stage_record(const NzCudaWeight& weight, const NzCudaBlock& block, u8* shared) {
-    return stage(weight, weight.payload + (u64)block.offset * 4, block.record * 4U, shared);
+    // In units of 4 bytes, of which there may be 2^32.
+    const u32 behind = (u32)((weight.blob_len - weight.payload) / 4) - (block.offset + block.record);
+    return stage(weight, weight.blob + weight.payload + (u64)block.offset * 4, block.record * 4U, behind >= 8, shared);
 }
 
 // Bytes of a plane of `n` values of `width` bits: 1, 2, 3, 4 or 8.
@@ -110,7 +112,7 @@ struct Octet {
 // The eight bytes from `at` on, wherever that is. Reads 12 bytes from the word that `at` lies in.
 NZ_DEVICE Octet bytes_at(const u8* shared, u32 at) {
     const u32* const word = (const u32*)(shared + (at & ~3U));
-    const u32 shift = at % 4 * 8, middle = word[1];
+    const u32 shift = at * 8, middle = word[1];  // its last five bits count
     return {__funnelshift_r(word[0], middle, shift), __funnelshift_r(middle, word[2], shift)};
 }
 
