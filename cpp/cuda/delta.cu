@@ -58,7 +58,7 @@ NZ_DEVICE void multiply_delta_tiles(const NzCudaDeltaProduct& job, u8* memory) {
 
 }  // namespace nz
 
-extern "C" __global__ void __launch_bounds__(256, 3) nz_delta_decode(const __grid_constant__ NzCudaDeltaDecode job) {
+extern "C" __global__ void __launch_bounds__(256, 2) nz_delta_decode(const __grid_constant__ NzCudaDeltaDecode job) {
     NZ_DYNAMIC_SHARED(memory);
     nz::decode_delta(job, memory);
 }

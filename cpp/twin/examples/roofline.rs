@@ -71,7 +71,11 @@ fn weights(dtype: Dtype, n: u64, change: f64) -> [Vec<u8>; 2] {
         put(dtype, 0.02 * weight, &mut pools[0]);
         put(dtype, 0.02 * (weight + change * more), &mut pools[1]);
     }
-    pools.map(|pool| pool.repeat((n as usize).div_ceil(POOL)))
+    pools.map(|pool| {
+        let mut all = pool.repeat((n as usize).div_ceil(POOL));
+        all.truncate(n as usize * dtype.size());
+        all
+    })
 }
 
 /// Device memory, which is freed with it.

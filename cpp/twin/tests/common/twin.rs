@@ -22,6 +22,12 @@ const GUARD_LEN: usize = 256;
 /// Told of a launch that encodes.
 pub type Hook = Box<dyn Fn(&Twin, &Launch<EncodeArguments>) + Send + Sync>;
 
+/// What kernels are run with in place of their sources, and what they have done.
+struct MachineCode {
+    program: Program,
+    done: Mutex<Vec<(&'static str, Work)>>,
+}
+
 /// Device memory is the process's own.
 #[derive(Default)]
 pub struct Twin {
@@ -33,8 +39,7 @@ pub struct Twin {
     around_encode: Option<[Hook; 2]>,
     /// The kernel that is run, if not all are.
     only: Option<&'static str>,
-    /// What kernels are run with in place of their sources, and what they have done.
-    machine_code: Option<(Program, Mutex<Vec<(&'static str, Work)>>)>,
+    machine_code: Option<MachineCode>,
 }
 
 /// The layout of so many bytes between guards.
@@ -52,7 +57,7 @@ impl Twin {
     /// A device that runs machine code.
     #[allow(dead_code)] // not of use to the ops
     pub fn running(program: Program) -> Self {
-        Twin { machine_code: Some((program, Mutex::default())), ..Twin::default() }
+        Twin { machine_code: Some(MachineCode { program, done: Mutex::default() }), ..Twin::default() }
     }
 
     /// The same of a single kernel: others are refused.
@@ -64,7 +69,7 @@ impl Twin {
     /// What its machine code has done since the last time, launch by launch.
     #[allow(dead_code)] // not of use to the ops
     pub fn take_work(&self) -> Vec<(&'static str, Work)> {
-        let Some((_, done)) = &self.machine_code else { return Vec::new() };
+        let Some(MachineCode { done, .. }) = &self.machine_code else { return Vec::new() };
         std::mem::take(&mut done.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -92,10 +97,12 @@ impl Twin {
             });
         }
         let outcome = match &self.machine_code {
-            // SAFETY: the caller vouches for what the arguments name.
-            Some((program, done)) => unsafe { program.launch(name, &grid, arguments) }.map(|work| {
-                done.lock().unwrap_or_else(PoisonError::into_inner).push((name, work));
-            }),
+            Some(MachineCode { program, done }) => {
+                // SAFETY: the caller vouches for what the arguments name.
+                unsafe { program.launch(name, &grid, arguments) }.map(|work| {
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((name, work));
+                })
+            }
             // SAFETY: the same.
             None => unsafe { simt::launch(name, &grid, arguments) },
         };
