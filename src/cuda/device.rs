@@ -177,6 +177,14 @@ impl Device for Kernels {
     }
 
     unsafe fn wait(&self, stream: *mut c_void) -> Result<(), DeviceError> {
+        let mut capture = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the caller's promise, and a place for the answer. Waiting would spoil the capture; asking does not.
+        self.bound("asking whether a stream is captured", || unsafe {
+            sys::cuStreamIsCapturing(stream.cast(), &mut capture).result()
+        })?;
+        if capture != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Err(DeviceError::Captured);
+        }
         // SAFETY: the caller's promise.
         self.bound("waiting for a stream", || unsafe { result::stream::synchronize(stream.cast()) })
     }

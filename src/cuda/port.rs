@@ -21,6 +21,12 @@ pub enum DeviceError {
          to use the kernels as they come with this library"
     )]
     NoNvrtc,
+    /// The caller's stream is captured in a CUDA graph, where it cannot be waited for.
+    #[error(
+        "the stream is being captured in a CUDA graph, but has to be waited for, since a weight's blob is no initializer of the \
+         graph it is read in, or a tensor is to be encoded: run this without a graph, or make the blob an initializer"
+    )]
+    Captured,
     /// A setting is not one of those that it can be.
     #[error("environment variable {name} is '{value}': set it to 1 or 0, or unset it")]
     Setting {
@@ -106,7 +112,7 @@ pub trait Device: Send + Sync {
     /// The stream is alive.
     ///
     /// # Errors
-    /// The driver refuses, as it does while the stream is captured; or work on the stream failed.
+    /// [`DeviceError::Captured`], which leaves the capture as it is; or work on the stream failed.
     unsafe fn wait(&self, stream: *mut c_void) -> Result<(), DeviceError>;
 
     /// Puts a copy within the device's memory on `stream`.

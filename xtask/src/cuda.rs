@@ -38,24 +38,24 @@ const ROOFLINES: [&str; 2] =
 /// The kernels' tests that are run with machine code, too.
 const MACHINE_TESTS: &[&str] = &["kernels", "kernel_products", "kernel_integers"];
 
-/// Writes the PTX and the table of registers.
+/// Writes the PTX and the tables of registers and instructions.
 ///
 /// # Errors
 /// The compiler cannot be had, a kernel does not compile, or it spills registers.
 pub fn run(workspace: &Workspace) -> Result<bool> {
-    for (path, text) in make(workspace)? {
+    for (path, text) in make(workspace, true)? {
         std::fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
     }
     println!("xtask cuda: PTX and {DOCUMENT} written");
     Ok(true)
 }
 
-/// Makes PTX and table anew, and compares them with those that are there.
+/// Makes PTX and the table of registers anew, and compares them with those that are there.
 ///
 /// # Errors
 /// As [`run`], or a file is out of date.
 pub fn check(workspace: &Workspace) -> Result<()> {
-    for (path, text) in make(workspace)? {
+    for (path, text) in make(workspace, false)? {
         let found =
             std::fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
         ensure!(found == text, "{} is not what its sources give: run `cargo xtask cuda`", path.display());
@@ -97,8 +97,9 @@ pub fn test_machine_code(workspace: &Workspace) -> Result<()> {
     workspace::run(tests.env("NZ_SASS", workspace.scratch("cuda")?))
 }
 
-/// The files that depend on the kernels' sources, as they have to be.
-fn make(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
+/// The files that depend on the kernels' sources, as they have to be; the table of instructions, which takes minutes, only if
+/// they are to be `count`ed.
+fn make(workspace: &Workspace, count: bool) -> Result<Vec<(PathBuf, String)>> {
     let toolkit = toolkit(workspace)?;
     let (sources, scratch) = (workspace.root().join("cpp"), workspace.scratch("cuda")?);
     let mut files = Vec::new();
@@ -134,6 +135,18 @@ fn make(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
         disassemble(&toolkit, &raw)?;
         files.push((sources.join(format!("ptx/{module}.ptx")), ptx));
     }
+    let document = workspace.root().join(DOCUMENT);
+    let text = std::fs::read_to_string(&document).with_context(|| format!("could not read {DOCUMENT}"))?;
+    let mut text = with_section(&text, REGISTERS, &table)?;
+    if count {
+        text = with_section(&text, ROOFLINES, &rooflines(workspace, &scratch)?)?;
+    }
+    files.push((document, text));
+    Ok(files)
+}
+
+/// The table of instructions, counted by running the machine code in `folder`.
+fn rooflines(workspace: &Workspace, folder: &Path) -> Result<String> {
     progress("counting instructions");
     let mut roofline = workspace.cargo();
     roofline.args([
@@ -146,15 +159,10 @@ fn make(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
         "--example",
         "roofline",
     ]);
-    let output = roofline.arg("--").arg(&scratch).output().context("could not start cargo")?;
+    let output = roofline.arg("--").arg(folder).output().context("could not start cargo")?;
     let message = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "instructions could not be counted:\n{message}");
-    let rooflines = String::from_utf8(output.stdout).context("the table is no text")?;
-    let document = workspace.root().join(DOCUMENT);
-    let text = std::fs::read_to_string(&document).with_context(|| format!("could not read {DOCUMENT}"))?;
-    let text = with_section(&with_section(&text, REGISTERS, &table)?, ROOFLINES, &rooflines)?;
-    files.push((document, text));
-    Ok(files)
+    String::from_utf8(output.stdout).context("the table is no text")
 }
 
 /// The text with what is between two markers replaced.
