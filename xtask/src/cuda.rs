@@ -135,11 +135,12 @@ fn make(workspace: &Workspace, count: bool) -> Result<Vec<(PathBuf, String)>> {
         disassemble(&toolkit, &raw)?;
         files.push((sources.join(format!("ptx/{module}.ptx")), ptx));
     }
+    let counted = if count { Some(rooflines(workspace, &scratch)?) } else { None };
     let document = workspace.root().join(DOCUMENT);
     let text = std::fs::read_to_string(&document).with_context(|| format!("could not read {DOCUMENT}"))?;
     let mut text = with_section(&text, REGISTERS, &table)?;
-    if count {
-        text = with_section(&text, ROOFLINES, &rooflines(workspace, &scratch)?)?;
+    if let Some(counted) = counted {
+        text = with_section(&text, ROOFLINES, &counted)?;
     }
     files.push((document, text));
     Ok(files)
