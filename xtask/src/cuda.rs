@@ -160,10 +160,7 @@ fn rooflines(workspace: &Workspace, folder: &Path) -> Result<String> {
         "--example",
         "roofline",
     ]);
-    let output = roofline.arg("--").arg(folder).output().context("could not start cargo")?;
-    let message = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "instructions could not be counted:\n{message}");
-    String::from_utf8(output.stdout).context("the table is no text")
+    workspace::read(roofline.arg("--").arg(folder)).context("instructions could not be counted")
 }
 
 /// The text with what is between two markers replaced.
@@ -173,17 +170,17 @@ fn with_section(text: &str, [start, end]: [&str; 2], section: &str) -> Result<St
     Ok([&text[..from], section, &text[to..]].concat())
 }
 
-/// Leaves machine code beside the PTX, and what nvdisasm shows of it.
+/// Leaves beside the PTX what nvdisasm shows of the machine code that [`assemble`] has left.
 fn disassemble(toolkit: &Path, ptx: &Path) -> Result<()> {
-    let cubin = ptx.with_extension("cubin");
-    let mut ptxas = Command::new(toolkit.join("bin/ptxas"));
-    workspace::run(ptxas.args(["-arch", COUNTED, "-o"]).arg(&cubin).arg(ptx))?;
-    let output = Command::new(toolkit.join("bin/nvdisasm")).arg("-c").arg(&cubin).output();
-    let output = output.context("could not start nvdisasm")?;
-    let message = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "nvdisasm does not take {}:\n{message}", cubin.display());
+    let mut nvdisasm = Command::new(toolkit.join("bin/nvdisasm"));
+    let shown = workspace::read(nvdisasm.arg("-c").arg(machine_code(ptx, COUNTED)))?;
     let listing = ptx.with_extension("sass");
-    std::fs::write(&listing, output.stdout).with_context(|| format!("could not write {}", listing.display()))
+    std::fs::write(&listing, shown).with_context(|| format!("could not write {}", listing.display()))
+}
+
+/// Where the machine code of a PTX file is for an architecture.
+fn machine_code(ptx: &Path, architecture: &str) -> PathBuf {
+    ptx.with_extension(format!("{architecture}.cubin"))
 }
 
 /// The folder with the compiler's `bin`, installed once.
@@ -246,9 +243,10 @@ struct Usage {
     spilled: u32,
 }
 
+/// Leaves machine code beside the PTX, and says what each kernel takes.
 fn assemble(toolkit: &Path, ptx: &Path, architecture: &str) -> Result<Vec<Usage>> {
     let mut ptxas = Command::new(toolkit.join("bin/ptxas"));
-    ptxas.args(["-v", "-arch", architecture, "-o", "/dev/null"]).arg(ptx);
+    ptxas.args(["-v", "-arch", architecture, "-o"]).arg(machine_code(ptx, architecture)).arg(ptx);
     let output = ptxas.output().context("could not start ptxas")?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ptxas does not take {} for {architecture}:\n{text}", ptx.display());

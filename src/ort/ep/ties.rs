@@ -19,36 +19,35 @@ pub(super) fn join<'a>(
     claims: Vec<Claim<'a>>,
     is_transpose: impl Fn(&Claim<'a>, &Claim<'a>) -> Result<bool>,
 ) -> Result<Vec<Claim<'a>>> {
-    let mut joined: Vec<Claim<'a>> = Vec::new();
-    let (columns, rows): (Vec<_>, Vec<_>) = claims.into_iter().enumerate().partition(|(_, claim)| {
-        claim.shape.len() == 2 && matches!(claim.spec.layout, Layout::ColumnTiles { .. })
-    });
-    let (mut places, mut order) = (Vec::new(), Vec::new());
-    for (place, claim) in rows {
-        places.push(place);
-        joined.push(claim);
-    }
-    for (place, claim) in columns {
+    let mut twins = Vec::new();
+    for claim in &claims {
         let mut twin = None;
-        for (at, other) in joined.iter().enumerate().filter(|(_, other)| may_be_twins(other, &claim)) {
-            if is_multiplied(&claim)? && is_transpose(other, &claim)? {
+        for (at, other) in claims.iter().enumerate().filter(|(_, other)| may_be_twins(other, claim)) {
+            if is_multiplied(claim)? && is_transpose(other, claim)? {
                 twin = Some(at);
                 break;
             }
         }
-        match twin {
-            Some(at) => joined[at].absorb(claim),
-            None => order.push((place, claim)),
+        twins.push(twin);
+    }
+    let mut joined: Vec<Option<Claim<'a>>> = claims.into_iter().map(Some).collect();
+    for (at, twin) in twins.into_iter().enumerate() {
+        // What is read as rows has no twin itself, so it is still there.
+        if let Some(twin) = twin
+            && let Some(claim) = joined[at].take()
+            && let Some(rows) = &mut joined[twin]
+        {
+            rows.absorb(claim);
         }
     }
-    // In the order of the nodes, as they came.
-    order.extend(places.into_iter().zip(joined));
-    order.sort_by_key(|(place, _)| *place);
-    Ok(order.into_iter().map(|(_, claim)| claim).collect())
+    Ok(joined.into_iter().flatten().collect())
 }
 
+/// Whether one is read as rows and the other as columns, and shapes and types are those of a matrix and its transpose.
 fn may_be_twins(rows: &Claim<'_>, columns: &Claim<'_>) -> bool {
     rows.spec.layout == Layout::RowMajor
+        && matches!(columns.spec.layout, Layout::ColumnTiles { .. })
+        && columns.shape.len() == 2
         && rows.spec.dtype == columns.spec.dtype
         && rows.shape.iter().eq(columns.shape.iter().rev())
 }
