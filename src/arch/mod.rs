@@ -92,14 +92,21 @@ impl TierTable {
 /// A block of bytes with room for a vector that starts at its end.
 const PADDED: usize = BLOCK + 64;
 
+/// Blocks whose symbols are decoded side by side, at most: each has to wait for itself again and again.
+#[cfg(target_arch = "x86_64")]
+const SIDE_BY_SIDE: usize = 4;
+
 /// Memory that decoding a block needs beside its output.
+///
+/// Aligned as vectors are, and each buffer with it: a store across two lines of a cache takes twice as long.
+#[repr(C, align(64))]
 pub struct Scratch {
     codes: [u8; BLOCK],
     symbols: [u8; PADDED],
     below: [u8; PADDED],
-    /// The same for a second block, where two are decoded side by side.
+    /// The same for each of some blocks that are decoded side by side.
     #[cfg(target_arch = "x86_64")]
-    more: [[u8; PADDED]; 2],
+    rooms: [[[u8; PADDED]; 2]; SIDE_BY_SIDE],
     head: [u8; PADDED],
     high: [u8; PADDED],
     low: [u8; PADDED],
@@ -114,7 +121,7 @@ impl Scratch {
             symbols: [0; PADDED],
             below: [0; PADDED],
             #[cfg(target_arch = "x86_64")]
-            more: [[0; PADDED]; 2],
+            rooms: [[[0; PADDED]; 2]; SIDE_BY_SIDE],
             head: [0; PADDED],
             high: [0; PADDED],
             low: [0; PADDED],

@@ -292,7 +292,7 @@ pub(super) fn symbols_first<'a>(
         plane = take(&mut rest, width, codes)?;
     }
     let tail = &tail[..tail.len() - rest.len()];
-    let Scratch { symbols: a, below, more: [out, _], .. } = scratch;
+    let Scratch { symbols: a, below, rooms: [[out, _], ..], .. } = scratch;
     Ok((symbols(tables, Job { first, tail, n, symbols: a, below }, out)?, rest))
 }
 
@@ -373,22 +373,19 @@ impl<const FEW: bool> Merge<'_, FEW> {
     }
 }
 
-/// `n` bits of `bytes` from bit `from` on, and others above them. What is behind the bytes reads as zeros.
+/// The 64 bits of `bytes` from bit `from` on. What is behind the bytes reads as zeros.
 #[inline]
-#[target_feature(
-    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
-)]
-fn bits_at(bytes: &[u8], from: usize, n: u32) -> u64 {
-    match bytes.get(from / 8..).and_then(|bytes| bytes.first_chunk()) {
-        // Seven bits less than a word are there in any case.
-        Some(word) if n <= 57 => u64::from_le_bytes(*word) >> (from % 8),
-        _ => any_bits_at(bytes, from),
+fn bits_at(bytes: &[u8], from: usize) -> u64 {
+    let (at, shift) = (from / 8, from % 8);
+    match bytes.get(at..).and_then(|bytes| bytes.first_chunk::<9>()) {
+        Some([word @ .., last]) => u64::from_le_bytes(*word) >> shift | u64::from(*last) << 1 << (63 - shift),
+        None => last_bits_at(bytes, from),
     }
 }
 
 #[cold]
 #[inline(never)]
-fn any_bits_at(bytes: &[u8], from: usize) -> u64 {
+fn last_bits_at(bytes: &[u8], from: usize) -> u64 {
     let mut word = [0; 16];
     for (byte, &from) in word.iter_mut().zip(&bytes[(from / 8).min(bytes.len())..]) {
         *byte = from;
@@ -426,15 +423,15 @@ fn expand_chain<const R: usize, const FEW: bool>(
         symbols[i] = _mm512_set1_epi8(tier.symbols[0] as i8);
         next[i] = plane.at * 8;
     }
-    for (i, word) in planes[0].of(tail, 1).chunks(8).enumerate() {
-        let at = i * 64;
-        let mut escaped = bits_of(word) & lanes(planes[0].n - at);
+    let n = planes[0].n;
+    for at in (0..n).step_by(64) {
+        let mut escaped = bits_at(tail, next[0] + at) & lanes(n - at);
         let mut named = symbols[0];
         for i in 1..R {
-            let n = escaped.count_ones();
             named = _mm512_mask_mov_epi8(named, escaped, symbols[i]);
-            escaped = _pdep_u64(bits_at(tail, next[i], n), escaped);
-            next[i] += n as usize;
+            let bits = bits_at(tail, next[i]);
+            next[i] += escaped.count_ones() as usize;
+            escaped = _pdep_u64(bits, escaped);
         }
         merge.put(at, named, escaped);
     }

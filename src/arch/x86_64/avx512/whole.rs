@@ -10,7 +10,7 @@ use super::lane::{load, take};
 use super::layers::{Bytes, Parts};
 use super::symbols::{Job, Symbols, escapes};
 use crate::arch::x86_64::prefetch_lines;
-use crate::arch::{BadRecord, Grid, Record, Scratch, Tables};
+use crate::arch::{BadRecord, Grid, Record, SIDE_BY_SIDE, Scratch, Tables};
 use crate::format::{Dtype, HEAD_BITS};
 
 /// Weights a group: the least of which every plane is whole vectors.
@@ -127,40 +127,63 @@ pub(super) fn for_blocks(
     mut body: impl FnMut(usize, &Record<'_>, First<'_>) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
     // No head is written out here, so that there is room for symbols.
-    let Scratch { symbols, below, more: [too, below_too], head: room, .. } = scratch;
-    let tier = &tables.tiers[0];
-    let (pairs, rest) = records.as_chunks::<2>();
-    for (i, pair) in pairs.iter().enumerate() {
-        let [a, b] = pair;
-        // Side by side: each has to wait for itself again and again.
-        let jobs = [Job::new(tables, a, symbols, below)?, Job::new(tables, b, too, below_too)?];
-        let [codes_a, codes_b] = [jobs[0].first, jobs[1].first];
-        let [escapes_a, escapes_b] = escapes(tables, jobs)?;
-        body(2 * i, a, First::new(tier, codes_a, a.len, escapes_a, room))?;
-        body(2 * i + 1, b, First::new(tier, codes_b, b.len, escapes_b, room))?;
+    let Scratch { rooms, head: room, .. } = scratch;
+    let (fours, rest) = records.as_chunks::<SIDE_BY_SIDE>();
+    for (i, four) in fours.iter().enumerate() {
+        side_by_side(tables, four, (rooms, room), |k, record, first| {
+            body(i * SIDE_BY_SIDE + k, record, first)
+        })?;
     }
-    for record in rest {
-        let job = Job::new(tables, record, symbols, below)?;
-        let codes = job.first;
-        let [escapes] = escapes(tables, [job])?;
-        body(2 * pairs.len(), record, First::new(tier, codes, record.len, escapes, room))?;
+    let at = fours.len() * SIDE_BY_SIDE;
+    let (pairs, last) = rest.as_chunks::<2>();
+    for pair in pairs {
+        side_by_side(tables, pair, (rooms, room), |k, record, first| body(at + k, record, first))?;
+    }
+    for one in last {
+        let at = at + pairs.len() * 2;
+        side_by_side(tables, std::array::from_ref(one), (rooms, room), |_, record, first| {
+            body(at, record, first)
+        })?;
     }
     Ok(())
 }
 
-impl<'a> Job<'a> {
-    fn new(
-        tables: &Tables,
-        record: &Record<'a>,
-        symbols: &'a mut Symbols,
-        below: &'a mut Symbols,
-    ) -> Result<Self, BadRecord> {
-        let mut planes = record.bytes;
-        let first = take(&mut planes, tables.tiers[0].width, record.len)?;
-        let raw = record.len / 8 * (usize::from(record.m) + 1);
-        let tail = planes.get(raw..).ok_or(BadRecord)?;
-        Ok(Job { first, tail, n: record.len, symbols, below })
+/// The same for so few records that all their symbols are decoded before the first is handed on.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn side_by_side<const N: usize>(
+    tables: &Tables,
+    records: &[Record<'_>; N],
+    (rooms, room): (&mut [[Symbols; 2]; SIDE_BY_SIDE], &mut Symbols),
+    mut body: impl FnMut(usize, &Record<'_>, First<'_>) -> Result<(), BadRecord>,
+) -> Result<(), BadRecord> {
+    let tier = &tables.tiers[0];
+    let mut parts = [(&[] as &[u8], &[] as &[u8]); N];
+    for (part, record) in parts.iter_mut().zip(records) {
+        *part = first_and_tail(tables, record)?;
     }
+    let mut next = 0;
+    let jobs = rooms.as_chunks_mut::<N>().0[0].each_mut().map(|[symbols, below]| {
+        let ((first, tail), n) = (parts[next], records[next].len);
+        next += 1;
+        Job { first, tail, n, symbols, below }
+    });
+    let escapes = escapes(tables, jobs)?;
+    for (k, record) in records.iter().enumerate() {
+        // No head is written out here, so that there is room for symbols.
+        body(k, record, First::new(tier, parts[k].0, record.len, escapes[k], room))?;
+    }
+    Ok(())
+}
+
+/// The plane of tier 0, and what follows the raw planes.
+fn first_and_tail<'a>(tables: &Tables, record: &Record<'a>) -> Result<(&'a [u8], &'a [u8]), BadRecord> {
+    let mut planes = record.bytes;
+    let first = take(&mut planes, tables.tiers[0].width, record.len)?;
+    let raw = record.len / 8 * (usize::from(record.m) + 1);
+    Ok((first, planes.get(raw..).ok_or(BadRecord)?))
 }
 
 /// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight. Of kind `KIND`.
