@@ -19,7 +19,9 @@ pub fn per_second() -> Option<f64> {
 fn measured() -> Option<f64> {
     use std::arch::asm;
 
-    const TURNS: u64 = 4_000_000;
+    // As many as do not wait for each other, whatever the latency is.
+    const CHAINS: u64 = 12;
+    const TURNS: u64 = 1_500_000;
     if !is_x86_feature_detected!("avx512vbmi") {
         return None;
     }
@@ -32,17 +34,27 @@ fn measured() -> Option<f64> {
                 "vpermb zmm1, zmm4, zmm1",
                 "vpermb zmm2, zmm4, zmm2",
                 "vpermb zmm3, zmm4, zmm3",
+                "vpermb zmm5, zmm4, zmm5",
+                "vpermb zmm6, zmm4, zmm6",
+                "vpermb zmm7, zmm4, zmm7",
+                "vpermb zmm8, zmm4, zmm8",
+                "vpermb zmm9, zmm4, zmm9",
+                "vpermb zmm10, zmm4, zmm10",
+                "vpermb zmm11, zmm4, zmm11",
+                "vpermb zmm12, zmm4, zmm12",
                 "dec {turns}",
                 "jnz 2b",
                 turns = inout(reg) TURNS => _,
                 out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
+                out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _,
+                out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm12") _,
                 options(nomem, nostack),
             );
         }
     };
     // The best of some: others use this machine too.
     let best = (0..15).map(|_| crate::common::time(run)).fold(f64::MAX, f64::min);
-    Some(4.0 * TURNS as f64 / best)
+    Some((CHAINS * TURNS) as f64 / best)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
