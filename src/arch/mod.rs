@@ -7,6 +7,7 @@
 mod aarch64;
 pub(crate) mod delta;
 pub mod dense;
+mod exponents;
 mod generic;
 mod grid;
 mod layers;
@@ -19,6 +20,7 @@ use std::sync::OnceLock;
 
 use crate::format::{Delta, Dtype, GRID_BITS, MAX_BLOCK, Tier, Unit};
 use delta::{Bits, Sums};
+pub use exponents::ExponentCounts;
 pub use grid::{Extent, Grid, STRIP, Step};
 pub(crate) use grid::{FRACTION_ONES, LevelCounts, count_levels};
 pub use layers::{Refinement, split_record};
@@ -496,6 +498,25 @@ impl Backend {
     pub fn count(self, words: &[u32], counts: &mut JointCounts) -> Unions {
         assert!(words.len() <= BLOCK);
         (self.words.count)(words, counts)
+    }
+
+    /// Adds the words to `counts`, by exponent alone.
+    ///
+    /// # Panics
+    /// `words` is longer than [`BLOCK`].
+    pub fn count_exponents(self, words: &[u32], counts: &mut ExponentCounts) -> Unions {
+        assert!(words.len() <= BLOCK);
+        (self.words.count_exponents)(words, counts)
+    }
+
+    /// The same of the words that [`Backend::load`] would make of `halves`, little-endian elements of `format`. Before
+    /// elements of another dtype come, [`ExponentCounts::drain`] does.
+    ///
+    /// # Panics
+    /// There are more than [`BLOCK`] elements, or a part of one.
+    pub fn count_half_exponents(self, format: Half, halves: &[u8], counts: &mut ExponentCounts) -> Unions {
+        assert!(halves.len() <= 2 * BLOCK && halves.len().is_multiple_of(2));
+        (self.words.count_half_exponents)(format, halves, counts)
     }
 }
 

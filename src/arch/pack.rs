@@ -239,7 +239,7 @@ mod tests {
             let tiers: Vec<Tier> =
                 widths.iter().map(|&width| Tier { width, symbols: symbols(width) }).collect();
             let tables = Tables::new(&tiers);
-            for (m, n) in (0..=23).flat_map(|m| [1, 63, 64, 65, 200, 1000, BLOCK].map(|n| (m, n))) {
+            for (m, n) in (0..=23).flat_map(|m| [1, 63, 64, 65, 200, 768, 1000, BLOCK].map(|n| (m, n))) {
                 let exponent =
                     |random: u32| 130u32.wrapping_sub((random & random >> 8 & 15) * 3 + random % 5 / 4);
                 let words: Vec<u32> = (0..n)

@@ -2,13 +2,14 @@
 //! which a compiler can vectorise; the instruction set rooms compile them again with their features. The clear
 //! forms, one word at a time, are in [`crate::codec::word`].
 
-use super::BLOCK;
+use super::exponents::{self, ExponentCounts};
 use super::grid::{self, Extent};
+use super::{BLOCK, Half};
 use crate::codec::word::SUBNORMAL_CODES;
 use crate::format::{Dtype, Unit};
 
-const MANTISSA: u32 = 0x7f_ffff;
-const MAGNITUDE: u32 = 0x7fff_ffff;
+pub(super) const MANTISSA: u32 = 0x7f_ffff;
+pub(super) const MAGNITUDE: u32 = 0x7fff_ffff;
 
 /// The loops over words that a [`super::Backend`] has.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,8 @@ pub(super) struct WordLoops {
     pub(super) denormalise: fn(&mut [u32]),
     pub(super) kinds: fn(&[u32]) -> Kinds,
     pub(super) count: fn(&[u32], &mut JointCounts) -> Unions,
+    pub(super) count_exponents: fn(&[u32], &mut ExponentCounts) -> Unions,
+    pub(super) count_half_exponents: fn(Half, &[u8], &mut ExponentCounts) -> Unions,
     pub(super) extent: fn(&[u32]) -> Extent,
     pub(super) levels: fn(&mut [u32], Unit, u8),
 }
@@ -33,6 +36,8 @@ pub(super) const GENERIC: WordLoops = WordLoops {
     denormalise,
     kinds,
     count,
+    count_exponents: exponents::words_inline,
+    count_half_exponents: exponents::halves_inline,
     extent: grid::extent,
     levels: grid::levels,
 };
@@ -97,7 +102,7 @@ fn to_integer(word: u32) -> u8 {
 }
 
 #[inline(always)]
-fn from_f16(bits: u16) -> u32 {
+pub(super) fn from_f16(bits: u16) -> u32 {
     let magnitude = u32::from(bits & 0x7fff);
     let moved = magnitude << 13;
     // A subnormal is its mantissa times 2^-24, exactly, and a normal float32.
@@ -137,14 +142,14 @@ fn to_f16(word: u32) -> u16 {
 
 /// A word that is subnormal: below its sign, a mantissa and nothing else.
 #[inline(always)]
-fn is_subnormal(word: u32) -> bool {
+pub(super) fn is_subnormal(word: u32) -> bool {
     (word & MAGNITUDE).wrapping_sub(1) < MANTISSA
 }
 
 /// The bits of the float32 of a number below 2^24: 127 + the place of its top bit as exponent, what is below that at
 /// the top of the mantissa. Quicker in vectors than counting leading zeros.
 #[inline(always)]
-fn float_bits(number: u32) -> u32 {
+pub(super) fn float_bits(number: u32) -> u32 {
     (number as i32 as f32).to_bits()
 }
 
@@ -232,7 +237,7 @@ pub(super) fn kinds_inline(words: &[u32]) -> Kinds {
 /// Numbers of leading ones that a mantissa can have.
 const ONES: usize = 24;
 /// Rows of [`JointCounts`]: one for each exponent, then one for each place of a subnormal's top bit.
-const ROWS: usize = 256 + 23;
+pub(super) const ROWS: usize = 256 + 23;
 /// From one number of leading ones to the next: more than [`ROWS`], and such that they share few cache sets.
 const STRIDE: u32 = 288;
 /// Counts of one place beside each other.

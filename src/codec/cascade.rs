@@ -70,10 +70,15 @@ fn smallest(counts: &Histogram, order: &[u8], widths: &[u8], most: usize, tier_c
     }
     // best[d][i]: least cost of coding what is left after the first `i` symbols, with at most `d` more tiers.
     let literals = |i: usize| 8 * UNIT * left[i];
+    // Behind the last symbol that occurs nothing costs anything.
+    let occurring = left.iter().take_while(|&&n| n > 0).count();
     let mut best: Vec<Vec<(u64, u8)>> = vec![(0..=256).map(|i| (literals(i), 0)).collect()];
     for d in 1..=most {
         let row = (0..=256usize)
             .map(|i| {
+                if i >= occurring {
+                    return (0, 0);
+                }
                 let with_tier = widths.iter().filter_map(|&w| {
                     let next = i + (1 << w) - 1;
                     let rest = best[d - 1].get(next)?.0;

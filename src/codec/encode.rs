@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::cascade::Profile;
 use super::grid::{self, GridStep};
 use super::integer;
+use super::lossless::lossless_coding;
 use super::survey;
 use super::survey::Coding;
 use crate::arch::{BLOCK, Backend, Half, RECORD_ROOM, Scratch, Tables};
@@ -57,11 +58,21 @@ impl<'a> Source<'a> {
 
     /// Where the elements of `block` start, as far as they lie in a row; nothing behind the last block.
     fn bytes_of(&self, block: u64) -> &[u8] {
-        if block >= self.blocks.count() {
-            return &[];
-        }
-        let (run, size) = (runs(self.spec, self.blocks.slots(block)).next(), self.spec.dtype.size());
+        if block < self.blocks.count() { self.bytes_at(self.blocks.slots(block)) } else { &[] }
+    }
+
+    /// Where the elements of `slots` start, as far as they lie in a row.
+    pub(super) fn bytes_at(&self, slots: std::ops::Range<u64>) -> &[u8] {
+        let (run, size) = (runs(self.spec, slots).next(), self.spec.dtype.size());
         run.map_or(&[], |run| &self.bytes[run.element * size..][..run.len * size])
+    }
+
+    /// The elements of `slots` if they have 16 bits and lie in a row.
+    pub(super) fn halves(&self, slots: std::ops::Range<u64>) -> Option<(Half, &[u8])> {
+        let format = Half::of(self.spec.dtype)?;
+        let len = 2 * (slots.end - slots.start);
+        let bytes = self.bytes_at(slots);
+        (bytes.len() as u64 == len).then_some((format, bytes))
     }
 
     /// Loads the words of `slots` to the front of `out`.
@@ -182,10 +193,10 @@ pub fn fitting_coding(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) ->
     if spec.dtype.is_integer() {
         return integer::integer_coding(src, spec, options);
     }
-    Ok(match survey::sampled_coding(src, spec, options)? {
-        Some(coding) => coding,
-        None => survey::survey(src, spec, options)?.coding(options.mantissa_bits),
-    })
+    match options.mantissa_bits.filter(|&k| k < spec.dtype.mantissa_bits()) {
+        None => lossless_coding(src, spec, options),
+        Some(k) => survey::rounded_coding(src, spec, options, k),
+    }
 }
 
 /// As [`encode_as`], in the memory of `room` as far as that goes, such as [`Coding::size`] bytes that the caller has
@@ -214,6 +225,8 @@ pub fn encode_as(src: &[u8], spec: &TensorSpec, block_len: u32, coding: &Coding)
 
 /// Blocks in a row that one task encodes: their records stay in a core's cache until they are joined.
 const CHUNK: u64 = 8;
+/// The same where there is but one thread.
+const ALONE: u64 = 2;
 /// Chunks for each thread between one meeting of all threads and the next.
 const CHUNKS_A_THREAD: u64 = 4;
 
@@ -231,8 +244,21 @@ fn encode_with(
     let count = source.blocks.count();
     let mut blob = Assembly::new(room, &source, block_len, coding);
 
-    let chunks = (CHUNKS_A_THREAD * rayon::current_num_threads() as u64).min(count.div_ceil(CHUNK));
     let mut batches = CHUNKS.take();
+    if rayon::current_num_threads() == 1 {
+        // Nobody to wait for: each few records are joined while they are in the nearest cache.
+        let [mut batch, other] = batches;
+        batch.resize_with(batch.len().max(1), Chunk::new);
+        for first in (0..count).step_by(ALONE as usize) {
+            encoder.encode(first..count.min(first + ALONE), &mut batch[0]);
+            if !blob.append_all(&mut batch[..1])? {
+                return Ok(None);
+            }
+        }
+        CHUNKS.set([batch, other]);
+        return Ok(Some(blob.finish()));
+    }
+    let chunks = (CHUNKS_A_THREAD * rayon::current_num_threads() as u64).min(count.div_ceil(CHUNK));
     batches.iter_mut().for_each(|batch| batch.resize_with(chunks as usize, Chunk::new));
     let [mut now, mut before] = batches;
     for first in (0..count).step_by((chunks * CHUNK) as usize) {
@@ -354,12 +380,9 @@ impl BlockEncoder<'_> {
 
     /// The elements of `block` if they have 16 bits, are coded as they are, and lie in a row.
     fn halves(&self, block: u64) -> Option<(Half, &[u8])> {
-        let format = Half::of(self.source.spec.dtype)?;
         let as_it_is =
             self.coding.mantissa_bits.is_none() && self.coding.transform != Transform::NormalisedSplit;
-        let slots = self.source.blocks.slots(block);
-        let bytes = self.source.bytes_of(block);
-        (as_it_is && bytes.len() as u64 == 2 * (slots.end - slots.start)).then_some((format, bytes))
+        if as_it_is { self.source.halves(self.source.blocks.slots(block)) } else { None }
     }
 
     /// Fills `chunk`, which is empty, with the records of `blocks`, at most [`CHUNK`].
@@ -395,6 +418,8 @@ struct Assembly {
     sections: Sections,
     blob: Vec<u8>,
     payload: usize,
+    /// So many bytes of the blob's memory have been faulted in.
+    faulted_in: usize,
     /// As [`crate::format::payload_hash`], bit by bit: what is hashed is still in the cache.
     hash: Xxh3,
 }
@@ -412,15 +437,15 @@ impl Assembly {
         sections.widths.clear();
         sections.sizes.clear();
         blob.clear();
-        if blob.capacity() == 0 {
-            blob.reserve_exact(coding.size() as usize);
+        // The caller's memory is as the caller wants it.
+        let own = blob.capacity() == 0;
+        blob.reserve_exact(coding.size() as usize);
+        if own {
             huge_pages(blob.spare_capacity_mut());
-        } else {
-            // The caller's memory is as the caller wants it.
-            blob.reserve_exact(coding.size() as usize);
         }
+        let faulted_in = if own { 0 } else { usize::MAX };
         blob.resize(payload, 0);
-        Assembly { sections, blob, payload, hash: Xxh3::new() }
+        Assembly { sections, blob, payload, faulted_in, hash: Xxh3::new() }
     }
 
     /// Appends the chunks' records; whether all fit.
@@ -438,6 +463,12 @@ impl Assembly {
         if self.blob.capacity() - self.blob.len() < bytes.len() {
             // The size was a guess: a little more of it, not twice as much.
             self.blob.reserve_exact(bytes.len().max(self.blob.len() / 16));
+        }
+        let end = self.blob.len() + bytes.len();
+        if end > self.faulted_in {
+            let more = bytes.len().max(FAULTED_IN).min(self.blob.capacity() - self.blob.len());
+            fault_in(&mut self.blob.spare_capacity_mut()[..more]);
+            self.faulted_in = self.blob.len() + more;
         }
         self.blob.extend_from_slice(bytes);
         self.sections.sizes.append(&mut chunk.sizes);
@@ -473,6 +504,34 @@ fn huge_pages(memory: &mut [std::mem::MaybeUninit<u8>]) {
         if len > 0 {
             // SAFETY: only whole pages within the slice are named, and the advice changes nothing but speed.
             unsafe { libc::madvise(memory.as_mut_ptr().add(start).cast(), len, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
+/// Bytes that are faulted in at one go: they are still in a core's cache when they are written.
+const FAULTED_IN: usize = 256 << 10;
+
+/// Has pages of their own put behind `memory`, which is filled next: a fault for each of them takes longer than that.
+fn fault_in(memory: &mut [std::mem::MaybeUninit<u8>]) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4 << 10;
+        let start = memory.as_mut_ptr().align_offset(PAGE);
+        let len = memory.len().saturating_sub(start) / PAGE * PAGE;
+        if len > PAGE {
+            let first: *mut libc::c_void = memory[start..].as_mut_ptr().cast();
+            let mut resident = 0;
+            // SAFETY: only whole pages within the slice are named, which keep their contents, and a byte for one of them is
+            // written. Where the kernel does not know the advice nothing happens.
+            unsafe {
+                // Memory that was used before need not be looked at page by page.
+                let known = libc::mincore(first, PAGE, &mut resident) == 0;
+                if !(known && resident & 1 != 0) {
+                    libc::madvise(first, len, libc::MADV_POPULATE_WRITE);
+                }
+            }
         }
     }
     #[cfg(not(target_os = "linux"))]

@@ -13,6 +13,7 @@ mod encode;
 mod grid;
 mod integer;
 mod layers;
+mod lossless;
 pub(crate) mod offload;
 mod overlay;
 pub mod reference;

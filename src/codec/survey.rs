@@ -89,7 +89,7 @@ impl Coding {
 }
 
 /// Mantissa bits needed so that none of the ones in `union` is dropped.
-fn needed_bits(union: u32) -> usize {
+pub(super) fn needed_bits(union: u32) -> usize {
     if union & 0x7f_ffff == 0 { 0 } else { 23 - union.trailing_zeros() as usize }
 }
 
@@ -133,34 +133,47 @@ pub(super) fn sampled_of(elements: u64) -> u64 {
 /// As [`survey`].
 pub fn survey_sample(src: &[u8], spec: &TensorSpec, options: &EncodeOptions) -> Result<Survey> {
     let source = Source::new(src, spec, options.block_len)?;
-    let elements = spec.elements()?;
-    if elements < SAMPLED_FROM {
-        return survey(src, spec, options);
-    }
-    let sampled_of = sampled_of(elements);
-    let looked_at = STRETCH / sampled_of;
-    let slots = |stretch: u64| {
-        // Somewhere else in each stretch, so that it does not go with the rows of a matrix.
-        let place = stretch.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let first = stretch * STRETCH + place % sampled_of * looked_at;
-        first..first + looked_at
-    };
-    let mut survey = survey_slots(Backend::active(), &source, options.profile, elements / STRETCH, slots);
-    survey.scale(sampled_of);
+    let Some(sample) = Sample::of(spec.elements()?) else { return survey(src, spec, options) };
+    let slots = |stretch| sample.slots(stretch);
+    let mut survey = survey_slots(Backend::active(), &source, options.profile, sample.stretches, slots);
+    survey.scale(sample.of);
     Ok(survey)
 }
 
-/// The coding at `options.mantissa_bits` that a part of a large tensor calls for; `None` for a small one. It is not
-/// to be relied on either.
-pub(super) fn sampled_coding(
+/// The part of a large tensor that is looked at.
+pub(super) struct Sample {
+    /// Whole stretches of [`STRETCH`] slots: a part of each is looked at.
+    pub(super) stretches: u64,
+    /// One weight in so many.
+    pub(super) of: u64,
+}
+
+impl Sample {
+    /// `None` for a small tensor, of which all is looked at.
+    pub(super) fn of(elements: u64) -> Option<Sample> {
+        let of = sampled_of(elements);
+        (of > 1).then_some(Sample { stretches: elements / STRETCH, of })
+    }
+
+    /// What is looked at in `stretch`: somewhere else in each, so that it does not go with the rows of a matrix.
+    pub(super) fn slots(&self, stretch: u64) -> std::ops::Range<u64> {
+        let looked_at = STRETCH / self.of;
+        let place = stretch.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let first = stretch * STRETCH + place % self.of * looked_at;
+        first..first + looked_at
+    }
+}
+
+/// The coding at `k` mantissa bits, fewer than the dtype has, that the tensor calls for, or a part of it if it is large: it is
+/// not to be relied on then.
+pub(super) fn rounded_coding(
     src: &[u8],
     spec: &TensorSpec,
     options: &EncodeOptions,
-) -> Result<Option<Coding>> {
-    if spec.elements()? < SAMPLED_FROM {
-        return Ok(None);
-    }
-    Ok(Some(survey_sample(src, spec, options)?.sampled_coding(options.mantissa_bits)))
+    k: u8,
+) -> Result<Coding> {
+    let survey = survey_sample(src, spec, options)?;
+    Ok(if survey.sampled { survey.sampled_coding(Some(k)) } else { survey.coding(Some(k)) })
 }
 
 /// Surveys what `slots` gives for each of `count` numbers.
@@ -172,21 +185,27 @@ fn survey_slots(
     slots: impl Fn(u64) -> std::ops::Range<u64> + Sync,
 ) -> Survey {
     let empty = || Survey::empty(source.spec, profile, source.blocks.count());
-    (0..count.div_ceil(CHUNK) as usize)
-        .into_par_iter()
-        .with_min_len(LEAST_CHUNKS)
-        .fold(
-            || Counter::new(empty()),
-            |mut counter, chunk| {
-                let first = chunk as u64 * CHUNK;
-                for number in first..count.min(first + CHUNK) {
-                    counter.add(backend, source, slots(number));
-                }
-                counter
-            },
-        )
+    let counter = || Counter::new(empty());
+    let found = count_in_parts(count, counter, |counter, n| counter.add(backend, source, slots(n)))
         .map(Counter::finish)
-        .reduce(empty, Survey::merge)
+        .reduce_with(Survey::merge);
+    found.unwrap_or_else(empty)
+}
+
+/// Has each of `count` numbers counted: by as many counters as are worth it.
+pub(super) fn count_in_parts<C: Send>(
+    count: u64,
+    new: impl Fn() -> C + Sync + Send,
+    add: impl Fn(&mut C, u64) + Sync + Send,
+) -> impl ParallelIterator<Item = C> {
+    (0..count.div_ceil(CHUNK) as usize).into_par_iter().with_min_len(LEAST_CHUNKS).fold(
+        new,
+        move |mut counter, chunk| {
+            let first = chunk as u64 * CHUNK;
+            (first..count.min(first + CHUNK)).for_each(|number| add(&mut counter, number));
+            counter
+        },
+    )
 }
 
 /// A survey in the making.
@@ -267,14 +286,8 @@ impl Survey {
 
     /// The coding that a sample calls for. It is not to be relied on.
     pub(super) fn sampled_coding(&self, mantissa_bits: Option<u8>) -> Coding {
-        let mut coding = self.coding(mantissa_bits);
-        // A lossless coding with all mantissa bits in all blocks gains nothing from normalising.
-        let all_bits = coding.mantissa_bits.is_none() && self.has_all_bits();
-        // A float16 has none: its words are those of float32.
-        coding.no_subnormals = self.spec.dtype != Dtype::F16 && !all_bits && !self.has_subnormals();
-        // A guess, with some room.
-        coding.size += coding.size / 64;
-        coding
+        let coding = self.coding(mantissa_bits);
+        self.known().of_sample(coding, self.has_subnormals(), &self.plain_widths)
     }
 
     fn merge(mut self, other: Survey) -> Survey {
@@ -299,29 +312,18 @@ impl Survey {
         self.subnormal.as_flattened().iter().any(|&n| n > 0)
     }
 
-    /// Whether all blocks need all mantissa bits that the dtype has, subnormals not normalised.
-    fn has_all_bits(&self) -> bool {
-        let all = usize::from(self.spec.dtype.mantissa_bits());
-        self.plain_widths.iter().enumerate().all(|(rounded, row)| {
-            row.iter().enumerate().all(|(exact, &weights)| weights == 0 || rounded.max(exact) == all)
-        })
-    }
-
     /// How the encoder codes this tensor at this precision. Subnormals can be normalised if no other weight has an
     /// exponent that stands for one. They are when weights are rounded; lossless, when that is smaller.
     pub fn coding(&self, mantissa_bits: Option<u8>) -> Coding {
         let taken = self.joint[word::SUBNORMAL_CODES as usize..255].as_flattened().iter().any(|&n| n > 0);
         let mantissa_bits = mantissa_bits.filter(|&k| k < self.spec.dtype.mantissa_bits());
         let coding = |transform| self.coding_with(mantissa_bits, transform);
-        if !self.has_subnormals() || taken {
-            return coding(Transform::Split);
+        let subnormals = self.has_subnormals();
+        match mantissa_bits {
+            None => Surveyed::lossless(subnormals, taken, coding),
+            Some(_) if subnormals && !taken => coding(Transform::NormalisedSplit),
+            Some(_) => coding(Transform::Split),
         }
-        let normalised = coding(Transform::NormalisedSplit);
-        if mantissa_bits.is_some() {
-            return normalised;
-        }
-        let plain = coding(Transform::Split);
-        if normalised.size < plain.size { normalised } else { plain }
     }
 
     /// The transform of [`Survey::coding`].
@@ -374,13 +376,46 @@ impl Survey {
     }
 
     fn coding_with(&self, mantissa_bits: Option<u8>, transform: Transform) -> Coding {
-        let histogram = self.histogram(mantissa_bits, transform);
-        let rounded = mantissa_bits.is_some_and(|k| k < self.spec.dtype.mantissa_bits());
-        let tiers = cascade::choose_tiers(&histogram, self.profile, Known { rounded, sampled: self.sampled });
-        let k = usize::from(mantissa_bits.unwrap_or(self.spec.dtype.mantissa_bits()));
-        let mut bits = cascade::coded_bits(&tiers, &histogram);
         let normalised = transform == Transform::NormalisedSplit;
-        let widths = if normalised { &self.widths } else { &self.plain_widths };
+        self.known().coding(
+            mantissa_bits,
+            transform,
+            &self.histogram(mantissa_bits, transform),
+            if normalised { &self.widths } else { &self.plain_widths },
+        )
+    }
+
+    fn known(&self) -> Surveyed<'_> {
+        Surveyed { spec: &self.spec, profile: self.profile, blocks: self.blocks, sampled: self.sampled }
+    }
+}
+
+/// `[m of the words that rounding changes][m of those it leaves alone]`: weights in blocks of that kind.
+pub(super) type Widths = [[u64; WIDTHS]; WIDTHS];
+
+/// What is known of a tensor beside the counts.
+#[derive(Clone, Copy)]
+pub(super) struct Surveyed<'a> {
+    pub(super) spec: &'a TensorSpec,
+    pub(super) profile: Profile,
+    pub(super) blocks: u64,
+    pub(super) sampled: bool,
+}
+
+impl Surveyed<'_> {
+    /// The coding for symbols with these counts, in blocks of these widths.
+    pub(super) fn coding(
+        self,
+        mantissa_bits: Option<u8>,
+        transform: Transform,
+        histogram: &Histogram,
+        widths: &Widths,
+    ) -> Coding {
+        let Surveyed { spec, profile, blocks, sampled } = self;
+        let rounded = mantissa_bits.is_some_and(|k| k < spec.dtype.mantissa_bits());
+        let tiers = cascade::choose_tiers(histogram, profile, Known { rounded, sampled });
+        let k = usize::from(mantissa_bits.unwrap_or(spec.dtype.mantissa_bits()));
+        let mut bits = cascade::coded_bits(&tiers, histogram);
         let mut kept = [false; WIDTHS];
         for (rounded, row) in widths.iter().enumerate() {
             for (exact, &weights) in row.iter().enumerate() {
@@ -392,8 +427,8 @@ impl Survey {
         // Planes are whole bytes (three a tier of 3 bits) and records multiples of 4. Only the last block of a tile
         // can also have ragged code and raw planes, at most 11 bytes of them.
         let planes: u64 = tiers[1..].iter().map(|t| if t.width == 3 { 3 } else { 1 }).sum();
-        let (tail, ragged) = ((planes + 3) * self.blocks, 11 * self.tiles());
-        let size = header_bound(&self.spec, &tiers, self.blocks, 0) + bits.div_ceil(8) + tail + ragged;
+        let (tail, ragged) = ((planes + 3) * blocks, 11 * tiles(spec));
+        let size = header_bound(spec, &tiers, blocks, 0) + bits.div_ceil(8) + tail + ragged;
         let one_width = kept.iter().filter(|&&kept| kept).count() == 1;
         Coding {
             mantissa_bits,
@@ -407,8 +442,35 @@ impl Survey {
         }
     }
 
-    fn tiles(&self) -> u64 {
-        tiles(&self.spec)
+    /// The lossless coding, of which `coding` gives one for each transform: the smaller one. Subnormals can be normalised
+    /// if no other weight has an exponent that stands for one: `taken`.
+    pub(super) fn lossless(subnormals: bool, taken: bool, coding: impl Fn(Transform) -> Coding) -> Coding {
+        let plain = coding(Transform::Split);
+        if !subnormals || taken {
+            return plain;
+        }
+        let normalised = coding(Transform::NormalisedSplit);
+        if normalised.size < plain.size { normalised } else { plain }
+    }
+
+    /// `coding`, which a sample calls for, as it is then: not to be relied on.
+    pub(super) fn of_sample(self, coding: Coding, subnormals: bool, plain_widths: &Widths) -> Coding {
+        let mut coding = coding;
+        // A lossless coding with all mantissa bits in all blocks gains nothing from normalising.
+        let all_bits = coding.mantissa_bits.is_none() && self.has_all_bits(plain_widths);
+        // A float16 has none: its words are those of float32.
+        coding.no_subnormals = self.spec.dtype != Dtype::F16 && !all_bits && !subnormals;
+        // A guess, with some room.
+        coding.size += coding.size / 64;
+        coding
+    }
+
+    /// Whether all blocks need all mantissa bits that the dtype has, subnormals not normalised.
+    fn has_all_bits(self, plain_widths: &Widths) -> bool {
+        let all = usize::from(self.spec.dtype.mantissa_bits());
+        plain_widths.iter().enumerate().all(|(rounded, row)| {
+            row.iter().enumerate().all(|(exact, &weights)| weights == 0 || rounded.max(exact) == all)
+        })
     }
 }
 

@@ -7,8 +7,8 @@ pub(super) mod dense;
 use super::delta::{Bits, Sums};
 use super::words::{self, JointCounts, Kinds, Unions, WordLoops};
 use super::{
-    Backend, BadRecord, Extent, Fused, Grid, Half, Products, Record, Scratch, Store, Tables, generic, grid,
-    layers, pack,
+    Backend, BadRecord, ExponentCounts, Extent, Fused, Grid, Half, Products, Record, Scratch, Store, Tables,
+    exponents, generic, grid, layers, pack,
 };
 use crate::format::{Delta, Dtype, Unit};
 
@@ -198,6 +198,22 @@ macro_rules! word_loops {
             // SAFETY: as above.
             unsafe { compiled(words, counts) }
         }
+        fn count_exponents(words: &[u32], counts: &mut ExponentCounts) -> Unions {
+            #[target_feature(enable = $features)]
+            fn compiled(words: &[u32], counts: &mut ExponentCounts) -> Unions {
+                exponents::words_inline(words, counts)
+            }
+            // SAFETY: as above.
+            unsafe { compiled(words, counts) }
+        }
+        fn count_half_exponents(format: Half, halves: &[u8], counts: &mut ExponentCounts) -> Unions {
+            #[target_feature(enable = $features)]
+            fn compiled(format: Half, halves: &[u8], counts: &mut ExponentCounts) -> Unions {
+                exponents::halves_inline(format, halves, counts)
+            }
+            // SAFETY: as above.
+            unsafe { compiled(format, halves, counts) }
+        }
         fn extent(words: &[u32]) -> Extent {
             #[target_feature(enable = $features)]
             fn compiled(words: &[u32]) -> Extent {
@@ -214,7 +230,19 @@ macro_rules! word_loops {
             // SAFETY: as above.
             unsafe { compiled(words, unit, k) }
         }
-        WordLoops { load, store, round, normalise, denormalise, kinds, count, extent, levels }
+        WordLoops {
+            load,
+            store,
+            round,
+            normalise,
+            denormalise,
+            kinds,
+            count,
+            count_exponents,
+            count_half_exponents,
+            extent,
+            levels,
+        }
     }};
 }
 

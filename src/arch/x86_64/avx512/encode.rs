@@ -3,6 +3,8 @@
 //!
 //! Every function names all features: a closure inlines only into a function that has its features too.
 
+mod whole;
+
 use std::arch::x86_64::*;
 
 use crate::arch::{BLOCK, Half, PADDED, Scratch, Tables, TierTable};
@@ -19,7 +21,14 @@ pub(super) fn encode(
     out: &mut [u8],
     ahead: &[u8],
 ) -> (u8, usize) {
-    let union = words.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
+    let mut union = 0;
+    for part in words.chunks(256) {
+        union |= part.iter().fold(0, |all, w| all | w) & 0x7f_ffff;
+        // What is above the lowest bit does not matter.
+        if union & 1 != 0 {
+            break;
+        }
+    }
     encode_block::<WORDS>(tables, bytemuck::cast_slice(words), union, scratch, out, ahead)
 }
 
@@ -67,7 +76,8 @@ fn mantissas_of_bf16(halves: &[u8]) -> Option<u32> {
     (subnormal == 0).then(|| union_of(_mm512_and_si512(all, mantissa)))
 }
 
-/// The union of the mantissas of float16 elements, of subnormal ones normalised.
+/// The union of the mantissas of float16 elements, of subnormal ones normalised; less than that where it has the lowest bit,
+/// as no other matters then.
 #[target_feature(
     enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
@@ -82,6 +92,9 @@ fn mantissas_of_f16(halves: &[u8]) -> u32 {
             v = _mm512_mask_mov_epi16(v, subnormal, _mm512_shldi_epi16::<3>(upper, lower));
         }
         all = _mm512_or_si512(all, v);
+        if _mm512_test_epi16_mask(all, _mm512_set1_epi16(1)) != 0 {
+            break;
+        }
     }
     union_of(_mm512_and_si512(all, mantissa))
 }
@@ -121,29 +134,100 @@ fn encode_block<const KIND: u8>(
 ) -> (u8, usize) {
     let n = source.len() / if KIND == WORDS { 4 } else { 2 };
     let m = if union == 0 { 0 } else { 23 - union.trailing_zeros() as u8 };
-    let a = m.min(HEAD_BITS);
     let room = out.len();
     let mut planes = out;
 
+    let left = if n.is_multiple_of(STRIP) {
+        whole::first_pass::<KIND>(tables, source, m, scratch, &mut planes, ahead)
+    } else {
+        ragged_first_pass::<KIND>(tables, source, m, scratch, &mut planes, ahead)
+    };
+    later_tiers(tables, left, scratch, &mut planes);
+    (m, room - planes.len())
+}
+
+/// Weights whose codes of 2 bits fill a vector.
+const STRIP: usize = 256;
+
+/// Fills the planes of the first tier and of the raw bits; puts what escapes at the front of `below` and returns how many
+/// those are.
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn ragged_first_pass<const KIND: u8>(
+    tables: &Tables,
+    source: &[u8],
+    m: u8,
+    scratch: &mut Scratch,
+    planes: &mut &mut [u8],
+    ahead: &[u8],
+) -> usize {
+    let n = source.len() / if KIND == WORDS { 4 } else { 2 };
+    let a = m.min(HEAD_BITS);
     let Scratch { codes, symbols, below, head, high, low, .. } = scratch;
-    let (mut symbols, mut below) = (symbols, below);
     split_upper::<KIND>(source, a, symbols, head, ahead);
-    let mut left = find_codes(&tables.tiers[0], symbols, n, codes, below);
-    pack(take(&mut planes, tables.tiers[0].width, n), tables.tiers[0].width, &codes[..n], 0);
-    pack_field(&mut planes, a + 1, &head[..n]);
+    let left = encode_tier(&tables.tiers[0], symbols, n, codes, below, planes);
+    pack_field(planes, a + 1, &head[..n]);
     if m > a {
         split_lower::<KIND>(source, high, low);
-        pack_field(&mut planes, (m - a).min(8), &high[..n]);
-        pack_field(&mut planes, (m - a).saturating_sub(8), &low[..n]);
+        pack_field(planes, (m - a).min(8), &high[..n]);
+        pack_field(planes, (m - a).saturating_sub(8), &low[..n]);
     }
+    left
+}
+
+/// Appends the planes of all tiers but the first, of which `left` symbols are at the front of `below`, and the literals.
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn later_tiers(tables: &Tables, mut left: usize, scratch: &mut Scratch, planes: &mut &mut [u8]) {
+    let Scratch { codes, symbols, below, .. } = scratch;
+    let (mut symbols, mut below) = (symbols, below);
     for tier in &tables.tiers[1..] {
         std::mem::swap(&mut symbols, &mut below);
-        let n = left;
-        left = find_codes(tier, symbols, n, codes, below);
-        pack(take(&mut planes, tier.width, n), tier.width, &codes[..n], 0);
+        left = encode_tier(tier, symbols, left, codes, below, planes);
     }
-    take(&mut planes, 8, left).copy_from_slice(&below[..left]);
-    (m, room - planes.len())
+    take(planes, 8, left).copy_from_slice(&below[..left]);
+}
+
+/// Appends the plane of a tier over `n` symbols, and puts those that escape at the front of `below`: how many they are.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn encode_tier(
+    tier: &TierTable,
+    symbols: &[u8; PADDED],
+    n: usize,
+    codes: &mut [u8; BLOCK],
+    below: &mut [u8; PADDED],
+    planes: &mut &mut [u8],
+) -> usize {
+    let plane = take(planes, tier.width, n);
+    if tier.width == 1 {
+        return encode_bits(tier.symbols[0], &symbols[..n], below, plane);
+    }
+    let left = find_codes(tier, symbols, n, codes, below);
+    pack(plane, tier.width, &codes[..n], 0);
+    left
+}
+
+/// The same for a tier that names one symbol: its codes are whether symbols escape.
+#[inline]
+#[target_feature(
+    enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn encode_bits(named: u8, symbols: &[u8], below: &mut [u8; PADDED], plane: &mut [u8]) -> usize {
+    let named = _mm512_set1_epi8(named as i8);
+    let mut escaped = 0;
+    for (symbols, plane) in symbols.chunks(64).zip(plane.chunks_mut(8)) {
+        let part = load(symbols);
+        let escapes = _mm512_cmpneq_epi8_mask(part, named) & lanes(symbols.len());
+        store_at(below, escaped, _mm512_maskz_compress_epi8(escapes, part));
+        escaped += escapes.count_ones() as usize;
+        plane.copy_from_slice(&escapes.to_le_bytes()[..plane.len()]);
+    }
+    escaped
 }
 
 fn take<'a>(planes: &mut &'a mut [u8], width: u8, n: usize) -> &'a mut [u8] {
@@ -364,6 +448,44 @@ fn split_lower<const KIND: u8>(source: &[u8], high: &mut [u8; PADDED], low: &mut
     }
 }
 
+/// The code of each symbol of a tier.
+#[derive(Clone, Copy)]
+struct CodeTable {
+    quarters: [__m512i; 4],
+    escape: __m512i,
+}
+
+impl CodeTable {
+    #[inline]
+    #[target_feature(
+        enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn new(tier: &TierTable) -> Self {
+        let escape = (1u8 << tier.width) - 1;
+        let mut table = [escape; 256];
+        for (code, &symbol) in tier.symbols[..usize::from(escape)].iter().enumerate() {
+            table[usize::from(symbol)] = code as u8;
+        }
+        let quarters = [load(&table), load(&table[64..]), load(&table[128..]), load(&table[192..])];
+        CodeTable { quarters, escape: _mm512_set1_epi8(escape as i8) }
+    }
+
+    /// The codes of 64 symbols, and which of them escape.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn find(&self, symbols: __m512i) -> (__m512i, u64) {
+        let [a, b, c, d] = self.quarters;
+        let code = _mm512_mask_blend_epi8(
+            _mm512_movepi8_mask(symbols),
+            _mm512_permutex2var_epi8(a, symbols, b),
+            _mm512_permutex2var_epi8(c, symbols, d),
+        );
+        (code, _mm512_cmpeq_epi8_mask(code, self.escape))
+    }
+}
+
 /// Puts the codes of `n` symbols in `codes`, those that escape at the front of `below`, and returns how many they
 /// are.
 #[inline]
@@ -377,23 +499,12 @@ fn find_codes(
     codes: &mut [u8; BLOCK],
     below: &mut [u8; PADDED],
 ) -> usize {
-    let escape = (1u8 << tier.width) - 1;
-    let mut table = [escape; 256];
-    for (code, &symbol) in tier.symbols[..usize::from(escape)].iter().enumerate() {
-        table[usize::from(symbol)] = code as u8;
-    }
-    let quarters = [load(&table), load(&table[64..]), load(&table[128..]), load(&table[192..])];
-    let escape = _mm512_set1_epi8(escape as i8);
+    let table = CodeTable::new(tier);
     let mut escaped = 0;
     for (at, (symbols, codes)) in symbols[..n].chunks(64).zip(codes[..n].chunks_mut(64)).enumerate() {
         let symbols = load(symbols);
-        let [a, b, c, d] = quarters;
-        let code = _mm512_mask_blend_epi8(
-            _mm512_movepi8_mask(symbols),
-            _mm512_permutex2var_epi8(a, symbols, b),
-            _mm512_permutex2var_epi8(c, symbols, d),
-        );
-        let escapes = _mm512_cmpeq_epi8_mask(code, escape) & lanes(n - at * 64);
+        let (code, escapes) = table.find(symbols);
+        let escapes = escapes & lanes(n - at * 64);
         store_at(below, escaped, _mm512_maskz_compress_epi8(escapes, symbols));
         escaped += escapes.count_ones() as usize;
         store(codes, code);
