@@ -1,5 +1,5 @@
-//! Counting weights by exponent alone: all that a lossless code is chosen by, for a third of the time that
-//! [`super::JointCounts`] take.
+//! Counting weights by exponent alone: all that a lossless code is chosen by, for less work than [`super::JointCounts`]
+//! take.
 
 use bytemuck::{Pod, Zeroable};
 
