@@ -20,7 +20,31 @@ pub struct Grid<'a> {
     /// What values are rounded to.
     pub(super) dtype: Dtype,
     /// Codebooks: words stand for their values, and not for levels.
-    tables: &'a [[f32; CODEBOOK_ENTRIES]],
+    tables: &'a [Values],
+}
+
+/// The values of a codebook: those of sign 0, then those of sign 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Values {
+    pub(super) values: [f32; CODEBOOK_ENTRIES],
+    /// Their bytes but the lowest, from the lowest up.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) bytes: [[u8; CODEBOOK_ENTRIES]; 3],
+}
+
+impl Values {
+    /// The values of a codebook.
+    ///
+    /// # Panics
+    /// One is not that of a float16 number.
+    pub fn new(values: &[f32; CODEBOOK_ENTRIES]) -> Self {
+        assert!(values.iter().all(|value| value.to_bits() << 19 == 0), "codebooks have float16 values");
+        Values {
+            values: *values,
+            #[cfg(target_arch = "x86_64")]
+            bytes: std::array::from_fn(|byte| values.map(|value| value.to_le_bytes()[byte + 1])),
+        }
+    }
 }
 
 impl<'a> Grid<'a> {
@@ -45,13 +69,13 @@ impl<'a> Grid<'a> {
     }
 
     /// The same, of values of these codebooks in place of levels.
-    pub fn with_tables(self, tables: &'a [[f32; CODEBOOK_ENTRIES]]) -> Self {
+    pub fn with_tables(self, tables: &'a [Values]) -> Self {
         Grid { tables, ..self }
     }
 
     /// The codebook of a step, if there are any.
     #[inline(always)]
-    pub(super) fn table(&self, step: Step) -> Option<&'a [f32; CODEBOOK_ENTRIES]> {
+    pub(super) fn table(&self, step: Step) -> Option<&'a Values> {
         self.tables.get(usize::from(step.group))
     }
 
@@ -133,9 +157,9 @@ pub(super) fn values_inline(words: &mut [u32], grid: Grid<'_>) {
                 let scaled = |value: f32| (value * step.scale).to_bits();
                 let values = match grid.dtype {
                     // Integers have no codebooks.
-                    Dtype::F32 | Dtype::U8 | Dtype::I8 => table.map(scaled),
-                    Dtype::F16 => table.map(|value| round_to_f16(scaled(value))),
-                    Dtype::Bf16 => table.map(|value| round_to_bf16(scaled(value))),
+                    Dtype::F32 | Dtype::U8 | Dtype::I8 => table.values.map(scaled),
+                    Dtype::F16 => table.values.map(|value| round_to_f16(scaled(value))),
+                    Dtype::Bf16 => table.values.map(|value| round_to_bf16(scaled(value))),
                 };
                 known = (Some(step), values);
             }

@@ -9,13 +9,31 @@ const MAGNITUDE: u32 = 0x7fff_ffff;
 /// What a block's record leaves out of its words.
 #[derive(Clone, Copy, Debug)]
 pub struct Refinement<'a> {
-    /// The planes of each layer, and the bits that weights have with it. The layers that are not used have no bits.
-    layers: [(&'a [u8], u8); MAX_LAYERS],
-    count: usize,
+    raw: Raw<'a>,
     /// Bits below those of all layers used, for the middle of what words may be that are cut there.
     pub(super) centre: u32,
     /// The least magnitude that gets these bits: that of an exponent.
     pub(super) least: u32,
+}
+
+/// Where raw bits are that the record leaves out.
+#[derive(Clone, Copy, Debug)]
+enum Raw<'a> {
+    /// In the planes of each layer used, with the bits that weights have with it.
+    Layers { planes: [&'a [u8]; MAX_LAYERS], ends: [u8; MAX_LAYERS], count: u8 },
+    /// With those of the record, for a backend that puts them together before it decodes the block.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    Joined(Joined<'a>),
+}
+
+/// All raw bits of a block as planes of bytes, from the lowest byte of a word up; in the last, the sign is below the mantissa.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joined<'a> {
+    pub planes: [&'a [u8]; 3],
+    /// How far behind each plane that of the next block is, if it lies in a layer.
+    pub ahead: [u32; 3],
+    /// What [`Refinement::bits`] says.
+    pub bits: u8,
 }
 
 impl<'a> Refinement<'a> {
@@ -26,31 +44,55 @@ impl<'a> Refinement<'a> {
     /// There are more than [`MAX_LAYERS`], bits descend or are over 23, `centre` is no bit below those, or `least` has a
     /// mantissa.
     pub fn new(layers: impl Iterator<Item = (&'a [u8], u8)>, m: u8, centre: u32, least: u32) -> Self {
-        let mut refinement = Refinement { layers: [(&[], 0); MAX_LAYERS], count: 0, centre, least };
+        let (mut planes, mut ends, mut count): ([&[u8]; _], _, _) = ([&[]; MAX_LAYERS], [0; MAX_LAYERS], 0u8);
         let mut most = m;
-        for layer in layers {
-            assert!(layer.1 >= most && layer.1 <= 23);
-            most = layer.1;
-            refinement.layers[refinement.count] = layer;
-            refinement.count += 1;
+        for (bytes, end) in layers {
+            assert!(end >= most && end <= 23);
+            most = end;
+            (planes[usize::from(count)], ends[usize::from(count)]) = (bytes, end);
+            count += 1;
         }
         assert!(centre >> (23 - most) == 0 && centre.count_ones() <= 1 && least << 9 == 0);
-        refinement
+        Refinement { raw: Raw::Layers { planes, ends, count }, centre, least }
     }
 
     /// Each layer's planes, and the raw bits that they hold, of a block with `m` in its record.
     pub(super) fn layers(&self, m: u8) -> impl Iterator<Item = (&'a [u8], u8, u8)> {
+        let (planes, ends, count) = match self.raw {
+            Raw::Layers { planes, ends, count } => (planes, ends, count),
+            Raw::Joined(_) => ([&[] as &[u8]; MAX_LAYERS], [0; MAX_LAYERS], 0),
+        };
         let mut from = m;
-        self.layers[..self.count]
-            .iter()
-            .map(move |&(bytes, to)| (bytes, std::mem::replace(&mut from, to), to))
+        planes
+            .into_iter()
+            .zip(ends)
+            .take(count.into())
+            .map(move |(bytes, to)| (bytes, std::mem::replace(&mut from, to), to))
     }
 
     /// Mantissa bits that words may have in the end, where the record gives `m`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) fn bits(&self, m: u8) -> u8 {
-        let raw = self.layers[..self.count].last().map_or(m, |&(_, bits)| bits);
+        let raw = match self.raw {
+            Raw::Joined(joined) => return joined.bits,
+            Raw::Layers { ends, count, .. } => ends[..count.into()].last().copied().unwrap_or(m),
+        };
         raw.max(if self.centre == 0 { 0 } else { 23 - self.centre.trailing_zeros() as u8 })
+    }
+
+    /// The same with all raw bits together.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) fn joined(&self, joined: Joined<'a>) -> Self {
+        Refinement { raw: Raw::Joined(joined), ..*self }
+    }
+
+    /// The planes of raw bits that are together.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) fn together(&self) -> Option<&Joined<'a>> {
+        match &self.raw {
+            Raw::Joined(joined) => Some(joined),
+            Raw::Layers { .. } => None,
+        }
     }
 }
 

@@ -21,8 +21,10 @@ use std::sync::OnceLock;
 use crate::format::{Delta, Dtype, GRID_BITS, MAX_BLOCK, Tier, Unit};
 use delta::{Bits, Sums};
 pub use exponents::ExponentCounts;
-pub use grid::{Extent, Grid, STRIP, Step};
+pub use grid::{Extent, Grid, STRIP, Step, Values};
 pub(crate) use grid::{FRACTION_ONES, LevelCounts, count_levels};
+#[cfg(target_arch = "x86_64")]
+use layers::Joined;
 pub use layers::{Refinement, split_record};
 use words::WordLoops;
 pub use words::{JointCounts, Kinds, Unions};

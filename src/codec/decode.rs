@@ -6,6 +6,7 @@ use super::encode::runs;
 use super::integer;
 use crate::arch::{
     self, BLOCK, Backend, BadRecord, Grid, Half, Record, Refinement, STRIP, Scratch, Step, Store, Tables,
+    Values,
 };
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Header, Layer, Layout, Transform, Units, payload_hash};
@@ -19,6 +20,7 @@ pub struct Decoder {
     tables: Tables,
     /// Of each unit.
     steps: Vec<Step>,
+    codebooks: Vec<Values>,
     /// Layers that are read.
     depth: usize,
     backend: Backend,
@@ -116,7 +118,9 @@ impl Decoder {
         let tables = Tables::new(&header.tiers);
         let depth = header.layers.len();
         let steps = steps(&header, depth);
-        Ok(Decoder { header, tables, steps, depth, backend })
+        let codebooks =
+            header.codebook.iter().flat_map(|codebook| &codebook.tables).map(Values::new).collect();
+        Ok(Decoder { header, tables, steps, codebooks, depth, backend })
     }
 
     /// The blob's header.
@@ -343,7 +347,7 @@ impl Decoder {
 
     /// The grid of the block that starts at slot `first`.
     fn grid(&self, block: usize, first: u64) -> Option<Grid<'_>> {
-        let Header { spec, units_of, transform, codebook, .. } = &self.header;
+        let Header { spec, units_of, transform, .. } = &self.header;
         let dtype = spec.dtype;
         let grid = match (transform, units_of) {
             (Transform::Grid | Transform::Codebook, Units::Tensor) => {
@@ -360,10 +364,7 @@ impl Decoder {
             }
             _ => None,
         };
-        match codebook {
-            Some(codebook) => grid.map(|grid| grid.with_tables(&codebook.tables)),
-            None => grid,
-        }
+        grid.map(|grid| grid.with_tables(&self.codebooks))
     }
 
     /// The blocks that have the `len` slots from `first` on.

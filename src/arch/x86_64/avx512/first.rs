@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::bitmaps::Bitmaps;
 use super::lane::{in_register, load};
 use super::symbols::{Symbols, named};
 use super::whole::{GROUP, vector};
@@ -16,6 +17,8 @@ static DOWN: [[[u16; 32]; 3]; 2] = [[[2; 32], [4; 32], [6; 32]], [[4; 32], [0; 3
 pub(super) enum First<'a> {
     /// Yet to be put together.
     Coded(Coded<'a>),
+    /// The same, of codes of 3 bits.
+    Bitmaps(Bitmaps<'a>),
     /// As they are.
     Named(&'a Symbols),
 }
@@ -49,6 +52,7 @@ impl<'a> First<'a> {
         let log = match tier.width {
             2 if tier.top_marks => 0,
             4 if tier.top_marks => 1,
+            3 => return First::Bitmaps(Bitmaps::new(tier, codes, escapes)),
             _ => return First::Named(named(tier, codes, n, escapes, room)),
         };
         let codes = codes.as_chunks().0;
@@ -65,6 +69,7 @@ impl<'a> First<'a> {
     pub fn group<Caller>(&mut self, g: usize) -> [__m512i; 4] {
         let coded = match self {
             First::Coded(coded) => coded,
+            First::Bitmaps(bitmaps) => return bitmaps.group::<Caller>(g),
             First::Named(symbols) => {
                 let quarters = &symbols[g * GROUP..(g + 1) * GROUP];
                 return [vector(quarters, 0), vector(quarters, 1), vector(quarters, 2), vector(quarters, 3)];

@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::{Grid, Record, Step, grid};
-use crate::format::{CODEBOOK_ENTRIES, Dtype};
+use super::lane::load;
+use crate::arch::{Grid, Record, Step, Values, grid};
+use crate::format::Dtype;
 
 /// As [`grid::values`].
 #[target_feature(
@@ -29,12 +30,8 @@ pub(super) fn values_of_words(step: Step, words: [__m512i; 4]) -> [__m512i; 4] {
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-pub(super) fn values_of_codebook(
-    table: &[f32; CODEBOOK_ENTRIES],
-    step: Step,
-    words: [__m512i; 4],
-) -> [__m512i; 4] {
-    let (quarters, _) = table.as_chunks::<16>();
+pub(super) fn values_of_codebook(table: &Values, step: Step, words: [__m512i; 4]) -> [__m512i; 4] {
+    let (quarters, _) = table.values.as_chunks::<16>();
     // SAFETY: each quarter has 16 floats.
     let load = |i: usize| unsafe { _mm512_loadu_ps(quarters[i].as_ptr()) };
     let halves = [[load(0), load(1)], [load(2), load(3)]];
@@ -60,6 +57,27 @@ fn looked_up(words: __m512i, [plus, minus]: [[__m512; 2]; 2], scale: __m512) -> 
     let values =
         _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(words, _mm512_setzero_si512()), positive, negative);
     _mm512_castps_si512(_mm512_mul_ps(values, scale))
+}
+
+/// As [`values_of_codebook`], of 64 places in a codebook: of the bytes' order, in that of unpacked words.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+pub(super) fn values_of_places(table: &Values, step: Step, places: __m512i) -> [__m512i; 4] {
+    let [low, middle, high] = &table.bytes;
+    let bytes = |table: &[u8; 64]| _mm512_permutexvar_epi8(places, load(table));
+    let (low, middle, high, zero) = (bytes(low), bytes(middle), bytes(high), _mm512_setzero_si512());
+    let (lower_a, lower_b) = (_mm512_unpacklo_epi8(zero, low), _mm512_unpackhi_epi8(zero, low));
+    let (upper_a, upper_b) = (_mm512_unpacklo_epi8(middle, high), _mm512_unpackhi_epi8(middle, high));
+    let scale = _mm512_set1_ps(step.scale);
+    let scaled = |values| _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(values), scale));
+    [
+        scaled(_mm512_unpacklo_epi16(lower_a, upper_a)),
+        scaled(_mm512_unpackhi_epi16(lower_a, upper_a)),
+        scaled(_mm512_unpacklo_epi16(lower_b, upper_b)),
+        scaled(_mm512_unpackhi_epi16(lower_b, upper_b)),
+    ]
 }
 
 /// Whether [`values_of_halves`] is for levels with this step.

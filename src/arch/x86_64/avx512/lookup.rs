@@ -128,10 +128,7 @@ fn of_codebook<const HEAD: u8, const N: usize, const J: usize>(
     [lower, upper]: &Table<N>,
     arrange: impl Fn(__m512i) -> __m512i,
 ) -> [__m512i; 2] {
-    let [symbols, heads, _] = group.bytes::<J>();
-    // The sign above five bits of symbol; look-ups do not see more.
-    let places =
-        _mm512_ternarylogic_epi64::<0xca>(_mm512_set1_epi8(32), _mm512_slli_epi16::<5>(heads), symbols);
+    let places = group.places::<J>();
     let (lower, upper) = (arrange(looked_up(lower, places)), arrange(looked_up(upper, places)));
     [_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)]
 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::first::First;
 use super::grid;
 use super::lane::{load, take};
-use super::layers::{Bytes, Parts};
+use super::layers::{Centre, joined, prefetch_group};
 use super::symbols::{Job, Symbols, escapes};
 use crate::arch::x86_64::prefetch_lines;
 use crate::arch::{BadRecord, Grid, Record, SIDE_BY_SIDE, Scratch, Tables};
@@ -35,6 +35,11 @@ impl<'a> Field<'a> {
             two: plane(2)?.as_chunks().0,
             one: plane(1)?.as_chunks().0,
         })
+    }
+
+    /// A plane of bytes.
+    fn of_bytes(plane: &'a [u8]) -> Self {
+        Field { eight: plane.as_chunks().0, four: &[], two: &[], one: &[] }
     }
 
     /// 64 values of `BITS` bits, each at the top of its byte: those of quarter `J` of group `g`.
@@ -126,8 +131,20 @@ pub(super) fn for_blocks(
     scratch: &mut Scratch,
     mut body: impl FnMut(usize, &Record<'_>, First<'_>) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
-    // No head is written out here, so that there is room for symbols.
-    let Scratch { rooms, head: room, .. } = scratch;
+    // No head is written out here, so that there is room for symbols; nor are others, but from layers.
+    let Scratch { rooms, head: room, low, high, codes, .. } = scratch;
+    let mut body = |i, record: &Record<'_>, first: First<'_>| {
+        let together;
+        let record = match &record.layers {
+            None => record,
+            Some(layers) => {
+                let width = tables.tiers[0].width;
+                together = joined(width, record, layers, [&mut low[..], &mut high[..], &mut codes[..]])?;
+                &together
+            }
+        };
+        body(i, record, first)
+    };
     let (fours, rest) = records.as_chunks::<SIDE_BY_SIDE>();
     for (i, four) in fours.iter().enumerate() {
         side_by_side(tables, four, (rooms, room), |k, record, first| {
@@ -195,18 +212,16 @@ pub(super) struct Block<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const
     low: Field<'a>,
     ahead: &'a [u8],
     grid: Option<Grid<'a>>,
-    /// The raw planes in place of those fields, if some lie in layers. (Nothing else is to spend time on making room for
-    /// them.)
-    layered: Option<Parts<'a>>,
+    /// Where some raw bits lie in layers: what words get that were cut, and how far behind those fields the next block's are.
+    layered: Option<(Centre, [u32; 3])>,
 }
 
-/// A group of a block: its symbols, and what it has of planes of which some lie in layers.
+/// A group of a block: its symbols.
 pub(super) struct Group<'b, 'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> {
     block: &'b Block<'a, HEAD, HIGH, LOW, KIND>,
     /// Its place.
     pub g: usize,
     symbols: [__m512i; 4],
-    layered: Bytes,
 }
 
 impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a, HEAD, HIGH, LOW, KIND> {
@@ -221,27 +236,18 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     pub fn new(tables: &Tables, record: &Record<'a>, first: First<'a>) -> Result<Self, BadRecord> {
         let (mut planes, n) = (record.bytes, record.len);
         take(&mut planes, tables.tiers[0].width, n)?;
-        // Bits that are counted here are fields of the record only if none lie in layers.
-        let bits = |of: u8| if KIND & grid::LAYERED == 0 { of } else { 0 };
-        let head = Field::take(&mut planes, bits(HEAD), n)?;
-        let high = Field::take(&mut planes, bits(HIGH), n)?;
-        let low = Field::take(&mut planes, bits(LOW), n)?;
-        let mut block = Block {
-            first,
-            groups: n / GROUP,
-            head,
-            high,
-            low,
-            ahead: record.ahead,
-            grid: record.grid,
-            layered: None,
-        };
-        if let Some(layers) = &record.layers
-            && KIND & grid::LAYERED != 0
-        {
-            block.layered.insert(Parts::NONE).fill(record.m, layers, &mut planes, n)?;
+        let (groups, ahead, grid) = (n / GROUP, record.ahead, record.grid);
+        if KIND & grid::LAYERED != 0 {
+            let layers = record.layers.as_ref().ok_or(BadRecord)?;
+            let joined = layers.together().ok_or(BadRecord)?;
+            let [low, high, head] = joined.planes.map(Field::of_bytes);
+            let layered = Some((Centre::of(layers), joined.ahead));
+            return Ok(Block { first, groups, head, high, low, ahead, grid, layered });
         }
-        Ok(block)
+        let head = Field::take(&mut planes, HEAD, n)?;
+        let high = Field::take(&mut planes, HIGH, n)?;
+        let low = Field::take(&mut planes, LOW, n)?;
+        Ok(Block { first, groups, head, high, low, ahead, grid, layered: None })
     }
 
     /// Calls `body` with each group in turn.
@@ -253,12 +259,17 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         let mut first = self.first;
         for g in 0..self.groups {
             let symbols = first.group::<F>(g);
-            let layered = match &self.layered {
-                Some(parts) if KIND & grid::LAYERED != 0 => parts.group::<HIGH, LOW>(g, &symbols),
-                _ => [[_mm512_setzero_si512(); 4]; 3],
-            };
             prefetch_lines(self.ahead, g * Self::LINES, Self::LINES);
-            body(Group { block: self, g, symbols, layered });
+            if let Some((_, ahead)) = &self.layered
+                && KIND & grid::LAYERED != 0
+            {
+                for (field, &ahead) in [&self.low, &self.high, &self.head].iter().zip(ahead) {
+                    if ahead > 0 {
+                        prefetch_group(field.eight.as_flattened(), g, GROUP, ahead as usize);
+                    }
+                }
+            }
+            body(Group { block: self, g, symbols });
         }
     }
 }
@@ -283,11 +294,7 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
     )]
     pub fn upper<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 2] {
         let symbols = arrange(self.symbols[J]);
-        let heads = match KIND & grid::LAYERED {
-            0 => self.block.head.head::<HEAD, J>(self.g),
-            _ => self.layered[2][J],
-        };
-        let heads = arrange(heads);
+        let heads = arrange(self.centred::<2, J>(self.block.head.head::<HEAD, J>(self.g)));
         let (low, high) = (_mm512_unpacklo_epi8(heads, symbols), _mm512_unpackhi_epi8(heads, symbols));
         // The sign comes last in a pair and is wanted first. (No `map`: its closure might not be inlined.)
         [_mm512_shrdi_epi16::<1>(low, low), _mm512_shrdi_epi16::<1>(high, high)]
@@ -304,12 +311,21 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
             return [zero; 2];
         }
         let Block { high, low, .. } = self.block;
-        let (high, low) = match KIND & grid::LAYERED {
-            0 if LOW == 0 => (arrange(high.top::<HIGH, J>(self.g)), zero),
-            0 => (arrange(high.top::<HIGH, J>(self.g)), arrange(low.top::<LOW, J>(self.g))),
-            _ => (arrange(self.layered[1][J]), arrange(self.layered[0][J])),
-        };
+        let high = arrange(self.centred::<1, J>(high.top::<HIGH, J>(self.g)));
+        let low = if LOW == 0 { zero } else { arrange(self.centred::<0, J>(low.top::<LOW, J>(self.g))) };
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+    }
+
+    /// Bytes `BYTE` of the words of quarter `J`, from the lowest up, with what those get that were cut.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    fn centred<const BYTE: usize, const J: usize>(&self, bytes: __m512i) -> __m512i {
+        match &self.block.layered {
+            Some((centre, _)) if KIND & grid::LAYERED != 0 => centre.add::<BYTE>(bytes, self.symbols[J]),
+            _ => bytes,
+        }
     }
 
     /// The words of quarter `J`, after `arrange`: vector `q` has in lane `l` those of the bytes
@@ -338,12 +354,24 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
         if HEAD == 1
             && let Some(table) = grid.table(step)
         {
-            return grid::values_of_codebook(table, step, self.coded_words::<J>(arrange));
+            return grid::values_of_places(table, step, arrange(self.places::<J>()));
         }
         if HIGH == 0 && grid::has_halves(step) {
             return grid::values_of_halves(step, self.upper::<J>(arrange));
         }
         grid::values_of_words(step, self.coded_words::<J>(arrange))
+    }
+
+    /// Where in its codebook the value of each weight of quarter `J` is, if that is all that they have: symbols, and signs
+    /// above the five bits that these have. (Look-ups do not see more.)
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn places<const J: usize>(&self) -> __m512i {
+        let (signs, symbols) = (self.block.head.bitmap::<J>(self.g), self.symbols[J]);
+        let signs = _mm512_maskz_set1_epi8(signs, 32);
+        _mm512_ternarylogic_epi64::<0xea>(symbols, _mm512_set1_epi8(31), signs) // symbols & 31 | signs
     }
 
     /// The elements of 16 bits of the values of quarter `J`: two vectors, in order if `arrange` has the order of halves, and
