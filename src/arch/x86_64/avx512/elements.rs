@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::bf16;
 use super::f16::write_f16;
 use super::first::First;
 use super::grid;
@@ -11,7 +12,7 @@ use super::whole::{Block, for_bits, for_blocks, for_kinds};
 use crate::arch::{BadRecord, Half, Record, Scratch, Store, Tables};
 
 /// Unpacking stays inside lanes of 16 bytes. So each lane first gets, of each vector of words, its own 4.
-fn order_of_words() -> [u32; 16] {
+pub(super) fn order_of_words() -> [u32; 16] {
     std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32)
 }
 
@@ -100,6 +101,20 @@ pub(super) fn halves(
             }?;
             if looked_up {
                 return Ok(());
+            }
+            if bf16::is_for(record, grid) {
+                // SAFETY: it is.
+                return unsafe {
+                    use bf16::write_grid;
+                    match stream {
+                        true => {
+                            for_bits!(7, record.m, write_grid, [true], (tables, record, grid, first, here))
+                        }
+                        false => {
+                            for_bits!(7, record.m, write_grid, [false], (tables, record, grid, first, here))
+                        }
+                    }
+                };
             }
             return match stream {
                 true => for_bits!(15, record.m, write_halves, [true], (tables, record, first, here)),

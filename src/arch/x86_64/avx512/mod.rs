@@ -2,6 +2,7 @@
 //!
 //! Every function names all features: a closure inlines only into a function that has its features too.
 
+mod bf16;
 mod bitmaps;
 mod delta;
 mod elements;

@@ -258,19 +258,33 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
     pub fn for_groups<F: FnMut(Group<'_, 'a, HEAD, HIGH, LOW, KIND>)>(&self, mut body: F) {
         let mut first = self.first;
         for g in 0..self.groups {
-            let symbols = first.group::<F>(g);
-            prefetch_lines(self.ahead, g * Self::LINES, Self::LINES);
-            if let Some((_, ahead)) = &self.layered
-                && KIND & grid::LAYERED != 0
-            {
-                for (field, &ahead) in [&self.low, &self.high, &self.head].iter().zip(ahead) {
-                    if ahead > 0 {
-                        prefetch_group(field.eight.as_flattened(), g, GROUP, ahead as usize);
-                    }
+            body(self.group::<F>(&mut first, g));
+        }
+    }
+
+    /// What [`Block::group`] takes to the first group.
+    pub fn first(&self) -> First<'a> {
+        self.first
+    }
+
+    /// Group `g`, which is the one after that of the last call; `Caller` as in [`First::group`].
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn group<Caller>(&self, first: &mut First<'a>, g: usize) -> Group<'_, 'a, HEAD, HIGH, LOW, KIND> {
+        let symbols = first.group::<Caller>(g);
+        prefetch_lines(self.ahead, g * Self::LINES, Self::LINES);
+        if let Some((_, ahead)) = &self.layered
+            && KIND & grid::LAYERED != 0
+        {
+            for (field, &ahead) in [&self.low, &self.high, &self.head].iter().zip(ahead) {
+                if ahead > 0 {
+                    prefetch_group(field.eight.as_flattened(), g, GROUP, ahead as usize);
                 }
             }
-            body(Group { block: self, g, symbols });
         }
+        Group { block: self, g, symbols }
     }
 }
 
@@ -284,6 +298,19 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
         let Block { head, high, .. } = self.block;
         let rest = if HIGH == 0 { _mm512_setzero_si512() } else { high.top::<HIGH, J>(self.g) };
         [self.symbols[J], head.head::<HEAD, J>(self.g), rest]
+    }
+
+    /// The signs of quarter `J`, of a block without layers.
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    pub fn signs<const J: usize>(&self) -> u64 {
+        let head = &self.block.head;
+        match HEAD & 1 {
+            1 => head.bitmap::<J>(self.g),
+            _ => _mm512_test_epi8_mask(head.head::<HEAD, J>(self.g), _mm512_set1_epi8(1)),
+        }
     }
 
     /// 64 symbols and heads of quarter `J`, after `arrange`, as bfloat16 patterns: two vectors. In
@@ -369,8 +396,7 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn places<const J: usize>(&self) -> __m512i {
-        let (signs, symbols) = (self.block.head.bitmap::<J>(self.g), self.symbols[J]);
-        let signs = _mm512_maskz_set1_epi8(signs, 32);
+        let (signs, symbols) = (_mm512_maskz_set1_epi8(self.signs::<J>(), 32), self.symbols[J]);
         _mm512_ternarylogic_epi64::<0xea>(symbols, _mm512_set1_epi8(31), signs) // symbols & 31 | signs
     }
 
