@@ -1,4 +1,4 @@
-/* The constants of the blob format, version 1.1: see docs/format.md.
+/* The constants of the blob format, version 1.3: see docs/format.md.
  *
  * Plain C99, so that C, C++ and CUDA share them. All integers of a blob are little-endian, all offsets
  * and sizes here are in bytes unless a name says otherwise.
@@ -11,7 +11,7 @@
 #define NZ_MAGIC_U32 0x425A4E89UL
 
 #define NZ_VERSION_MAJOR 1
-#define NZ_VERSION_MINOR 1
+#define NZ_VERSION_MINOR 3
 
 /* Where the fields of the header lie. */
 #define NZ_OFFSET_MAGIC 0
@@ -35,13 +35,19 @@
 
 #define NZ_FLAG_LOSSLESS 1
 #define NZ_FLAG_BITS_PER_BLOCK 2 /* each block has mantissa bits of its own */
-#define NZ_FLAG_UNIT_PER_BLOCK 4 /* on a grid: each block has a unit of its own */
-#define NZ_FLAG_UNIT_PER_ROW 8   /* on a grid in column tiles: each row has; not both */
+#define NZ_FLAG_UNIT_PER_BLOCK 4 /* on a grid and with codebooks: each block has a unit of its own */
+#define NZ_FLAG_UNIT_PER_ROW 8   /* the same in column tiles: each row has; not both */
+#define NZ_FLAG_DIFFERENCE 16    /* in a delta: residuals are differences, and not XOR */
+#define NZ_FLAG_BASE_IS_BLOB 32  /* in a delta: the base is a blob, and not plain elements */
 #define NZ_FLAGS_KNOWN 3
 #define NZ_FLAGS_KNOWN_GRID 15
+#define NZ_FLAGS_KNOWN_CODEBOOK 13
+#define NZ_FLAGS_KNOWN_DELTA 49
 
 /* TensorProto.DataType of ONNX. */
 #define NZ_DTYPE_FLOAT32 1
+#define NZ_DTYPE_UINT8 2
+#define NZ_DTYPE_INT8 3
 #define NZ_DTYPE_FLOAT16 10
 #define NZ_DTYPE_BFLOAT16 16
 
@@ -52,6 +58,7 @@
 #define NZ_TRANSFORM_INTEGER 5    /* 8-bit integers */
 #define NZ_TRANSFORM_CODEBOOK 6   /* values of a codebook */
 #define NZ_CODER_TIERED_CASCADE 1
+#define NZ_CODER_LAYERED_CASCADE 2 /* the same, with lower raw bits in layers */
 #define NZ_LAYOUT_ROW_MAJOR 0
 #define NZ_LAYOUT_COLUMN_TILES 1
 
@@ -73,6 +80,7 @@
 #define NZ_WORD_MANTISSA_BITS 23
 #define NZ_SUBNORMAL_EXPONENT 232 /* normalised: exponent 232 + p is a subnormal with top set bit p */
 #define NZ_SUBNORMAL_EXPONENTS 23
+#define NZ_FLOAT16_LEAST_NORMAL_EXPONENT 113 /* of the word of the least float16 that is not subnormal */
 #define NZ_MANTISSA_BITS_FLOAT32 23
 #define NZ_MANTISSA_BITS_FLOAT16 10
 #define NZ_MANTISSA_BITS_BFLOAT16 7
@@ -84,6 +92,20 @@
 #define NZ_UNIT_LEAST ((127 - 100) << 7) /* the upper half of the float32 2^-100 */
 #define NZ_UNIT_END ((127 + 100) << 7)
 #define NZ_UNIT_ROW_COLUMNS_STEP 64    /* rows have units only if columns are a multiple of it */
+
+/* Codebooks. */
+#define NZ_CODEBOOK_MAX_GROUPS 16
+#define NZ_CODEBOOK_MAX_SYMBOLS 32 /* of each sign */
+
+/* Integers: the most raw bits. */
+#define NZ_INTEGER_MAX_BITS 7
+
+/* A delta: the most that a base's exponent adds to a symbol. */
+#define NZ_DELTA_MAX_LIFT 222
+
+/* Layers. */
+#define NZ_MAX_LAYERS 3
+#define NZ_LAYER_ALIGN 4096 /* from the start of the blob */
 
 /* The most mantissa bits that share the head plane with the sign. */
 #define NZ_HEAD_MANTISSA_BITS 7

@@ -3,6 +3,7 @@
 //     c++ -std=c++17 -O2 -I cpp/include cpp/tools/decode_file.cpp -o decode_file
 //     ./decode_file BLOB OUT              writes the tensor's bytes to OUT
 //     ./decode_file --check BLOB...       one line a blob: ok|truncated|corrupt|unsupported, path, message
+//     ./decode_file --base BASE ...       the same for deltas to the elements or the blob in BASE
 //
 // Exit status: 0 done (with --check: whatever the blobs are), 1 a file cannot be read or written, 2 usage,
 // 4 the blob is refused.
@@ -14,7 +15,7 @@
 #include <memory>
 #include <vector>
 
-#include "nz_blob.hpp"
+#include "nz_delta.hpp"
 
 namespace {
 
@@ -57,13 +58,17 @@ const char* name(nz::Status status) {
     return "unknown";
 }
 
-int decode_to(const char* blob_path, const char* out_path) {
+nz::Result<std::vector<std::uint8_t>> decode(const File& blob, const File* base) {
+    return base == nullptr ? nz::decode(blob.span()) : nz::decode_delta(blob.span(), base->span());
+}
+
+int decode_to(const char* blob_path, const char* out_path, const File* base) {
     File file;
     if (!read_file(blob_path, file)) {
         std::fprintf(stderr, "%s: cannot be read\n", blob_path);
         return exit_io;
     }
-    const auto tensor = nz::decode(file.span());
+    const auto tensor = decode(file, base);
     if (!tensor) {
         std::fprintf(stderr, "%s: %s\n", blob_path, tensor.error.message.c_str());
         return exit_refused;
@@ -75,14 +80,14 @@ int decode_to(const char* blob_path, const char* out_path) {
     return exit_ok;
 }
 
-int check(int count, char** paths) {
+int check(int count, char** paths, const File* base) {
     for (int i = 0; i < count; ++i) {
         File file;
         if (!read_file(paths[i], file)) {
             std::fprintf(stderr, "%s: cannot be read\n", paths[i]);
             return exit_io;
         }
-        const auto tensor = nz::decode(file.span());
+        const auto tensor = decode(file, base);
         std::printf("%s\t%s\t%s\n", name(tensor.error.status), paths[i], tensor.error.message.c_str());
     }
     return exit_ok;
@@ -91,8 +96,19 @@ int check(int count, char** paths) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc >= 2 && std::strcmp(argv[1], "--check") == 0) return check(argc - 2, argv + 2);
-    if (argc == 3) return decode_to(argv[1], argv[2]);
-    std::fprintf(stderr, "usage: decode_file BLOB OUT\n       decode_file --check BLOB...\n");
+    File base;
+    const bool has_base = argc >= 3 && std::strcmp(argv[1], "--base") == 0;
+    if (has_base) {
+        if (!read_file(argv[2], base)) {
+            std::fprintf(stderr, "%s: cannot be read\n", argv[2]);
+            return exit_io;
+        }
+        argc -= 2;
+        argv += 2;
+    }
+    const File* const to = has_base ? &base : nullptr;
+    if (argc >= 2 && std::strcmp(argv[1], "--check") == 0) return check(argc - 2, argv + 2, to);
+    if (argc == 3) return decode_to(argv[1], argv[2], to);
+    std::fprintf(stderr, "usage: decode_file [--base BASE] BLOB OUT\n       decode_file [--base BASE] --check BLOB...\n");
     return exit_usage;
 }

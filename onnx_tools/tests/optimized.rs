@@ -174,6 +174,7 @@ fn weights_in_channel_blocks_are_compressed_and_say_so() {
         placements: BTreeMap::new(),
         folded: BTreeMap::new(),
         data_file_name: "m.nz.onnx.data".to_string(),
+        format: (1, 0),
         metadata: vec![("nz.nchwc_block".to_string(), "16".to_string())],
         nchwc_block,
         base: None,

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "nz-cpp-twin/src/lib.rs.h"
-#include "nz_blob.hpp"
+#include "nz_delta.hpp"
 
 namespace nz::twin {
 namespace {
@@ -51,6 +51,10 @@ HeaderFields fields(const Header& h) {
     return f;
 }
 
+DecodeOutcome outcome(Result<std::vector<std::uint8_t>> result) {
+    return {failure(result.error), std::make_unique<std::vector<std::uint8_t>>(std::move(result.value))};
+}
+
 }  // namespace
 
 HeaderOutcome parse_header(rust::Slice<const std::uint8_t> blob) {
@@ -58,9 +62,12 @@ HeaderOutcome parse_header(rust::Slice<const std::uint8_t> blob) {
     return {failure(result.error), result ? fields(result.value) : HeaderFields{}};
 }
 
-DecodeOutcome decode(rust::Slice<const std::uint8_t> blob) {
-    Result<std::vector<std::uint8_t>> result = nz::decode(span(blob));
-    return {failure(result.error), std::make_unique<std::vector<std::uint8_t>>(std::move(result.value))};
+DecodeOutcome decode(rust::Slice<const std::uint8_t> blob, std::size_t depth) {
+    return outcome(nz::decode(span(blob), depth));
+}
+
+DecodeOutcome decode_delta(rust::Slice<const std::uint8_t> blob, rust::Slice<const std::uint8_t> base) {
+    return outcome(nz::decode_delta(span(blob), span(base)));
 }
 
 std::uint64_t xxh3_64(rust::Slice<const std::uint8_t> bytes) { return nz::xxh3_64(bytes.data(), bytes.size()); }

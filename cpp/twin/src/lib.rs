@@ -34,7 +34,7 @@ mod ffi {
         minor: u8,
         /// ONNX `TensorProto.DataType`.
         dtype: u8,
-        /// Transform: 1 float split, 2 with normalised subnormals, 3 grid.
+        /// Transform: 1 float split, 2 with normalised subnormals, 3 grid, 4 delta, 5 integer, 6 codebook.
         transform: u8,
         /// Mantissa bits kept of each weight.
         mantissa_bits: u8,
@@ -52,7 +52,7 @@ mod ffi {
         record_offsets: Vec<u64>,
         /// Stored mantissa bits of each block.
         widths: Vec<u8>,
-        /// Units on a grid: one, or one for each block or row.
+        /// Units on a grid or of codebooks: one, or one for each block or row.
         units: Vec<u16>,
         /// Whose those are: 0 of all weights, 1 of blocks, 2 of rows.
         units_of: u8,
@@ -78,7 +78,8 @@ mod ffi {
         include!("nz-cpp-twin/src/bridge.hpp");
 
         fn parse_header(blob: &[u8]) -> HeaderOutcome;
-        fn decode(blob: &[u8]) -> DecodeOutcome;
+        fn decode(blob: &[u8], depth: usize) -> DecodeOutcome;
+        fn decode_delta(blob: &[u8], base: &[u8]) -> DecodeOutcome;
         fn xxh3_64(bytes: &[u8]) -> u64;
     }
 }
@@ -121,7 +122,20 @@ pub fn parse_header(blob: &[u8]) -> Result<Header> {
 
 /// Decodes `blob` with `nz::decode`: row-major bytes in the tensor's dtype, both checksums compared.
 pub fn decode(blob: &[u8]) -> Result<Vec<u8>> {
-    let outcome = ffi::decode(blob);
+    decode_to(blob, usize::MAX)
+}
+
+/// The same with the first `depth` layers only.
+pub fn decode_to(blob: &[u8], depth: usize) -> Result<Vec<u8>> {
+    bytes(ffi::decode(blob, depth))
+}
+
+/// Decodes a delta with `nz::decode_delta`, given the elements or the blob that it is to.
+pub fn decode_delta(blob: &[u8], base: &[u8]) -> Result<Vec<u8>> {
+    bytes(ffi::decode_delta(blob, base))
+}
+
+fn bytes(outcome: ffi::DecodeOutcome) -> Result<Vec<u8>> {
     check(outcome.failure)?;
     Ok(outcome.bytes.as_slice().to_vec())
 }

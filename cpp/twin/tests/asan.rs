@@ -4,8 +4,14 @@
 mod common;
 
 use common::compiler::{STRICT, compile, cpp_folder, text};
+use common::deltas::{DeltaPlan, tuned, write_delta};
 use common::writer::{Plan, write};
-use common::{DTYPES, FILLS, Rng, checksum_at, field, payload, reseal_header, reseal_payload, specs, tensor};
+use common::{
+    DTYPES, FILLS, Rng, checksum_at, encode_in_books, field, payload, reseal_header, reseal_payload, specs,
+    tensor,
+};
+use nz_onnx::codec::{self, EncodeOptions, GridStep};
+use nz_onnx::format::{Dtype, TensorSpec};
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -86,7 +92,47 @@ fn write_blobs(folder: &Path) -> Vec<(PathBuf, bool)> {
             save(blob, true);
         }
     }
+    for spec in [Dtype::I8, DTYPES[0]].map(|dtype| TensorSpec::column_tiles(dtype, 37, 192, 128)) {
+        for blob in of_later_versions(&spec, &mut rng) {
+            for _ in 0..100 {
+                save(damage(&blob, &mut rng), false);
+            }
+            save(blob, true);
+        }
+    }
     files
+}
+
+/// Blobs of integers, or of codebooks and in layers.
+fn of_later_versions(spec: &TensorSpec, rng: &mut Rng) -> Vec<Vec<u8>> {
+    let options = EncodeOptions { block_len: 320, ..Default::default() };
+    let src = tensor(FILLS[0], spec.dtype, spec.elements().expect("small") as usize, rng);
+    let plain = codec::encode(&src, spec, &options).expect("encodes");
+    if spec.dtype == Dtype::I8 {
+        return vec![plain];
+    }
+    let layers = codec::layer(&plain, &[3, 12]).expect("whole").expect("bits for layers");
+    vec![layers, encode_in_books(&src, spec, &options, GridStep { cell: 1, raw_bits: 1 }).expect("weights")]
+}
+
+/// Whole and broken deltas to a blob, with the blob, as files.
+fn write_deltas(folder: &Path) -> (PathBuf, Vec<(PathBuf, bool)>) {
+    let mut rng = Rng(42);
+    let spec = TensorSpec::column_tiles(DTYPES[2], 37, 201, 128);
+    let base = tensor(FILLS[0], spec.dtype, spec.elements().expect("small") as usize, &mut rng);
+    let blob = codec::encode(&base, &spec, &EncodeOptions::default()).expect("encodes");
+    let path = folder.join("base.nzb");
+    fs::write(&path, &blob).expect("written");
+    let mut files = vec![];
+    for i in 0..20 {
+        let delta = write_delta(&tuned(&base, spec.dtype, &mut rng), &blob, &DeltaPlan::random(&mut rng));
+        for j in 0..40 {
+            let bytes = if j == 0 { delta.clone() } else { damage(&delta, &mut rng) };
+            files.push((folder.join(format!("{i}.{j}.delta")), j == 0));
+            fs::write(&files[files.len() - 1].0, bytes).expect("written");
+        }
+    }
+    (path, files)
 }
 
 #[test]
@@ -97,11 +143,22 @@ fn broken_blobs_under_sanitizers() {
         return;
     }
     let program = build(folder.path());
-    let files = write_blobs(folder.path());
+    let verdicts = check(&program, &[], &write_blobs(folder.path()));
+    // Damage of every kind has been met.
+    for verdict in ["ok", "truncated", "corrupt", "unsupported"] {
+        assert!(verdicts.contains_key(verdict), "no blob was {verdict}: {verdicts:?}");
+    }
+    let (base, deltas) = write_deltas(folder.path());
+    let verdicts = check(&program, &["--base", base.to_str().expect("UTF-8")], &deltas);
+    assert!(["ok", "corrupt"].iter().all(|&verdict| verdicts.contains_key(verdict)), "{verdicts:?}");
+}
+
+/// How many of the files get each verdict; those that are whole must be ok.
+fn check(program: &Path, arguments: &[&str], files: &[(PathBuf, bool)]) -> HashMap<String, usize> {
     let mut verdicts: HashMap<String, usize> = HashMap::new();
     for batch in files.chunks(200) {
-        let output =
-            Command::new(&program).arg("--check").args(batch.iter().map(|f| &f.0)).output().expect("runs");
+        let paths = batch.iter().map(|f| &f.0);
+        let output = Command::new(program).args(arguments).arg("--check").args(paths).output().expect("runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let stdout = String::from_utf8(output.stdout).expect("plain text");
         assert_eq!(stdout.lines().count(), batch.len());
@@ -111,10 +168,7 @@ fn broken_blobs_under_sanitizers() {
             *verdicts.entry(verdict.to_owned()).or_default() += 1;
         }
     }
-    // Damage of every kind has been met.
-    for verdict in ["ok", "truncated", "corrupt", "unsupported"] {
-        assert!(verdicts.contains_key(verdict), "no blob was {verdict}: {verdicts:?}");
-    }
+    verdicts
 }
 
 /// The program that embedders start from: one blob in, one file of weights out.

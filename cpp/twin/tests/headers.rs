@@ -19,10 +19,12 @@ fn check(variable: &str, default: &str, header: &str, code: &str, flags: &[&str]
 
 #[test]
 fn cpp_headers_stand_alone() {
-    for header in ["nz_xxh3.hpp", "nz_header.hpp", "nz_blob.hpp", "nz_layout.h"] {
+    let all =
+        ["nz_xxh3", "nz_bytes", "nz_header", "nz_parse", "nz_record", "nz_values", "nz_blob", "nz_delta"];
+    for header in all.map(|name| format!("{name}.hpp")).into_iter().chain(["nz_layout.h".into()]) {
         for standard in ["-std=c++17", "-std=c++20"] {
             let flags = [standard, "-Wconversion", "-Wshadow", "-fno-exceptions", "-fno-rtti"];
-            check("CXX", "c++", header, "int unused_name_of_this_file;", &flags);
+            check("CXX", "c++", &header, "int unused_name_of_this_file;", &flags);
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct SharedBase {
     source: Source,
     file: String,
     sha256: Vec<u8>,
+    /// The greatest format version of its blobs.
+    format: (u8, u8),
     /// Blobs by the name of their weight.
     names: HashMap<String, Known>,
     /// The same by their elements.
@@ -38,6 +40,7 @@ pub struct SharedBase {
 struct Known {
     blob: BaseBlob,
     spec: TensorSpec,
+    format: (u8, u8),
 }
 
 /// How a weight is stored with the help of the base.
@@ -106,15 +109,17 @@ impl SharedBase {
             let content = xxh3_128_with_seed(&decoder.decode_bytes(&bytes).map_err(codec)?, seed);
             let header = decoder.header();
             let known = BaseBlob { offset: blob.offset, len: blob.len, hash: header.identity(&bytes) };
-            Ok((blob.name.clone(), content, Known { blob: known, spec: header.spec.clone() }))
+            let format = (header.major, header.minor);
+            Ok((blob.name.clone(), content, Known { blob: known, spec: header.spec.clone(), format }))
         });
-        let (mut names, mut contents) = (HashMap::new(), HashMap::new());
+        let (mut names, mut contents, mut format) = (HashMap::new(), HashMap::new(), (1, 0));
         for (name, content, known) in found.collect::<Result<Vec<_>>>()? {
+            format = known.format.max(format);
             names.entry(name).or_insert_with(|| known.clone());
             contents.entry(content).or_insert(known);
         }
         let sha256 = source.sha256_bytes()?;
-        Ok(SharedBase { source, file, sha256, names, contents, seed })
+        Ok(SharedBase { source, file, sha256, format, names, contents, seed })
     }
 
     /// How the weight `name` is stored, if not as its blob without a base, which takes `own` bytes. What is returned was
@@ -165,7 +170,8 @@ impl SharedBase {
 
     /// What a plan says of the base.
     pub fn plan(&self) -> PlanBase {
-        PlanBase { file: self.file.clone(), sha256: self.sha256.clone(), blobs: Default::default() }
+        let (file, sha256) = (self.file.clone(), self.sha256.clone());
+        PlanBase { file, sha256, format: self.format, blobs: Default::default() }
     }
 }
 

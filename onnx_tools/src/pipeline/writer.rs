@@ -24,6 +24,9 @@ const INLINE_IN_ALL: u64 = 24 << 20;
 /// Bytes of blobs that are written before they must be on the disk.
 const SYNC_EVERY: u64 = 64 << 20;
 
+/// The least format version.
+const FORMAT: (u8, u8) = (1, 0);
+
 /// What the writer is to do about a weight.
 pub(super) enum Task {
     Place { blob: Vec<u8>, form: Option<Form>, memory: Share },
@@ -39,6 +42,8 @@ pub(super) struct Writer<'a> {
     data: Option<Staged>,
     inline: u64,
     unsynced: u64,
+    /// The greatest format version of a blob.
+    format: (u8, u8),
     /// The weights that stay constants.
     folded: BTreeMap<WeightId, Form>,
 }
@@ -52,7 +57,7 @@ pub(super) struct Finished {
 impl<'a> Writer<'a> {
     /// A writer of these files; `dry_run`: of none.
     pub(super) fn new(files: &'a OutputFiles, dry_run: bool) -> Self {
-        Writer { files, dry_run, data: None, inline: 0, unsynced: 0, folded: BTreeMap::new() }
+        Writer { files, dry_run, data: None, inline: 0, unsynced: 0, format: FORMAT, folded: BTreeMap::new() }
     }
 
     /// Does what is to be done about a weight; says where it is then.
@@ -62,6 +67,9 @@ impl<'a> Writer<'a> {
             Task::InBase => Ok(Placement::InBase),
             Task::Copy => self.copy(model, weight),
             Task::Place { blob, form, memory } => {
+                if let (None, [_, _, _, _, major, minor, ..]) = (form, &blob[..]) {
+                    self.format = self.format.max((*major, *minor));
+                }
                 self.folded.extend(form.map(|form| (weight.id, form)));
                 let placement = self.place(blob);
                 drop(memory);
@@ -145,6 +153,7 @@ impl<'a> Writer<'a> {
             placements,
             folded,
             data_file_name: name.to_string_lossy().into_owned(),
+            format: base.as_ref().map_or(self.format, |base| self.format.max(base.format)),
             metadata: optimized.map_or(Vec::new(), |o| o.origin.metadata()),
             nchwc_block: optimized.and_then(|o| o.origin.nchwc_block),
             base,

@@ -29,6 +29,8 @@ pub struct PlanBase {
     pub file: String,
     /// Its SHA-256.
     pub sha256: Vec<u8>,
+    /// The greatest format version of its blobs.
+    pub format: (u8, u8),
     /// The blobs that weights are, where they have [`super::Placement::InBase`], or that their own blobs are deltas to.
     pub blobs: BTreeMap<WeightId, BaseBlob>,
 }

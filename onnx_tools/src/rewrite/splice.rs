@@ -24,8 +24,6 @@ pub use plan::{Form, Placement, Plan};
 
 /// Version of the operator set [`DOMAIN`].
 const OPSET: i64 = 1;
-/// Value of the metadata key `nz.format`: the blob format version.
-const FORMAT: &str = "1.0";
 
 /// The converted model. Write it with [`Rope::write_to`].
 pub fn build(model: &Model, plan: &Plan) -> Result<Rope> {
@@ -46,7 +44,9 @@ pub fn build(model: &Model, plan: &Plan) -> Result<Rope> {
         out.field(8, owned(&opset));
     }
     let tool = format!("nz-onnx {}", nz_onnx::VERSION);
-    for (key, value) in [("nz.format", FORMAT), ("nz.tool", &tool), ("nz.source_sha256", model.sha256()?)] {
+    let (major, minor) = plan.format;
+    let format = format!("{major}.{minor}");
+    for (key, value) in [("nz.format", &*format), ("nz.tool", &tool), ("nz.source_sha256", model.sha256()?)] {
         metadata(&mut out, key, value);
     }
     let of_base = plan.base.as_ref().map(PlanBase::metadata);

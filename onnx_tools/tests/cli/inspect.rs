@@ -35,6 +35,22 @@ fn a_converted_model_shows_its_blobs() {
     assert!(text.contains("column-tiles 128") && text.contains("nz.format"), "{text}");
 }
 
+/// A reader that knows the version that a model states knows all of its blobs.
+#[test]
+fn a_converted_model_states_the_greatest_format_of_its_blobs() {
+    let folder = Folder::with(&large());
+    for (options, expected) in
+        [("--lossless", "1.0"), ("--bits 5", "1.2"), ("--lossless --layers=3,7", "1.3")]
+    {
+        folder.run(&format!("convert model.onnx --force {options}")).exits(0);
+        let shown = folder.run("inspect model.nz.onnx --json").exits(0).json();
+        let blobs = shown["blobs"].as_array().unwrap();
+        let greatest = blobs.iter().map(|blob| blob["format"].as_str().unwrap()).max().unwrap();
+        assert_eq!(shown["metadata"]["nz.format"], greatest, "{options}");
+        assert!(greatest == expected || options.starts_with("--bits") && greatest == "1.1", "{options}");
+    }
+}
+
 #[test]
 fn a_bare_blob_is_shown_and_checked() {
     let folder = Folder::with(&large());

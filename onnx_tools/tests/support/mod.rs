@@ -83,6 +83,7 @@ pub fn convert(
         placements,
         folded,
         data_file_name,
+        format: (1, 0),
         metadata: vec![],
         nchwc_block: None,
         base: None,

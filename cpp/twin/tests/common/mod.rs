@@ -204,6 +204,22 @@ pub fn checksum_at(blob: &[u8]) -> Option<usize> {
     let blocks = usize::try_from(blocks(blob, &shape)?).ok()?;
     let widths = if blob[field::FLAGS] & 2 == 0 { 1 } else { blocks };
     at = at.checked_add(blocks.checked_mul(2)?)?.checked_add(widths)?;
+    let units = match (blob[field::TRANSFORM], blob[field::FLAGS] & 12) {
+        (3 | 6, 0) => 1,
+        (3 | 6, 4) => blocks,
+        (3 | 6, _) => usize::try_from(*shape.first()?).ok()?,
+        _ => 0,
+    };
+    at = at.checked_add(units.checked_mul(2)?)?;
+    match (blob[field::TRANSFORM], blob[field::CODER]) {
+        (6, _) => {
+            let (groups, symbols) = (usize::from(*blob.get(at)?), usize::from(*blob.get(at + 1)?));
+            at += 2 + 4 * groups * symbols + if groups > 1 { units } else { 0 };
+        }
+        (4, _) => at += 1 + 8,
+        (_, 2) => at += 2 + 9 * usize::from(*blob.get(at + 1)?),
+        _ => {}
+    }
     (at.checked_add(4)? <= blob.len()).then_some(at)
 }
 
@@ -222,8 +238,10 @@ pub fn reseal_payload(blob: &mut [u8]) {
     reseal_header(blob);
 }
 
-/// Where the payload of a whole blob lies.
+/// Where the payload of a blob lies whose header is whole: its records, and no layers.
 pub fn payload(blob: &[u8]) -> std::ops::Range<usize> {
     let header = checksum_at(blob).expect("a whole blob") + 4;
-    header.next_multiple_of(4)..blob.len()
+    let end =
+        if blob[field::CODER] == 2 { Header::parse(blob).expect("whole").payload().end } else { blob.len() };
+    header.next_multiple_of(4)..end
 }

@@ -49,6 +49,8 @@ pub struct Plan {
     pub folded: BTreeMap<WeightId, Form>,
     /// Name of the data file, which lies beside the converted model.
     pub data_file_name: String,
+    /// The greatest format version, major and minor, of a blob that the model needs; 1.0 if there is none.
+    pub format: (u8, u8),
     /// Further `metadata_props`; those named `nz.format`, `nz.tool`, `nz.source_sha256` and `nz.restore` are
     /// added by [`super::build`].
     pub metadata: Vec<(String, String)>,

@@ -1,4 +1,4 @@
-//! Symbols of whole groups where tier 0 has codes of 3 bits: three bitmaps, whose marks need no look-up.
+//! Symbols of whole groups where tier 0 has codes of 3 bits or of 1: bitmaps, whose marks need no look-up.
 
 use std::arch::x86_64::*;
 
@@ -51,23 +51,61 @@ impl<'a> Bitmaps<'a> {
         let (b, marks_b) = named(word::<1>(low), word::<1>(middle), word::<1>(high), table);
         let (c, marks_c) = named(word::<2>(low), word::<2>(middle), word::<2>(high), table);
         let (d, marks_d) = named(word::<3>(low), word::<3>(middle), word::<3>(high), table);
-        // All that the groups before can have used up.
-        let at = self.next.min(BLOCK - GROUP);
-        let at_b = at + marks_a.count_ones() as usize;
-        let at_c = at_b + marks_b.count_ones() as usize;
-        let at_d = at_c + marks_c.count_ones() as usize;
-        self.next = at_d + marks_d.count_ones() as usize;
-        let escapes = |at: usize| {
-            // SAFETY: `at` is at most BLOCK - GROUP and three times 64, and 64 bytes are there from BLOCK on.
-            in_register(unsafe { _mm512_loadu_si512(self.escapes.as_ptr().add(at).cast()) })
-        };
-        [
-            _mm512_mask_expand_epi8(a, marks_a, escapes(at)),
-            _mm512_mask_expand_epi8(b, marks_b, escapes(at_b)),
-            _mm512_mask_expand_epi8(c, marks_c, escapes(at_c)),
-            _mm512_mask_expand_epi8(d, marks_d, escapes(at_d)),
-        ]
+        expanded([a, b, c, d], [marks_a, marks_b, marks_c, marks_d], self.escapes, &mut self.next)
     }
+}
+
+/// The same with codes of 1 bit: all weights that are no escapes have one symbol.
+#[derive(Clone, Copy)]
+pub(super) struct Marks<'a> {
+    symbol: u8,
+    plane: &'a [[u8; GROUP / 8]],
+    escapes: &'a Symbols,
+    next: usize,
+}
+
+impl<'a> Marks<'a> {
+    /// As [`Bitmaps::new`].
+    pub fn new(tier: &TierTable, codes: &'a [u8], escapes: &'a Symbols) -> Self {
+        Marks { symbol: tier.symbols[0], plane: codes.as_chunks().0, escapes, next: 0 }
+    }
+
+    /// As [`super::first::First::group`].
+    #[inline]
+    #[target_feature(
+        enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+    )]
+    #[expect(clippy::extra_unused_type_parameters, reason = "makes a copy for each caller")]
+    pub fn group<Caller>(&mut self, g: usize) -> [__m512i; 4] {
+        let plane = &self.plane[g];
+        let marks = [word::<0>(plane), word::<1>(plane), word::<2>(plane), word::<3>(plane)];
+        let named = _mm512_set1_epi8(self.symbol as i8);
+        expanded([named; 4], marks, self.escapes, &mut self.next)
+    }
+}
+
+/// The symbols of a group, those of its escapes taken from `escapes` in turn, the first of them at `next`.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
+)]
+fn expanded(named: [__m512i; 4], marks: [u64; 4], escapes: &Symbols, next: &mut usize) -> [__m512i; 4] {
+    // All that the groups before can have used up.
+    let at = (*next).min(BLOCK - GROUP);
+    let at_b = at + marks[0].count_ones() as usize;
+    let at_c = at_b + marks[1].count_ones() as usize;
+    let at_d = at_c + marks[2].count_ones() as usize;
+    *next = at_d + marks[3].count_ones() as usize;
+    let below = |at: usize| {
+        // SAFETY: `at` is at most BLOCK - GROUP and three times 64, and 64 bytes are there from BLOCK on.
+        in_register(unsafe { _mm512_loadu_si512(escapes.as_ptr().add(at).cast()) })
+    };
+    [
+        _mm512_mask_expand_epi8(named[0], marks[0], below(at)),
+        _mm512_mask_expand_epi8(named[1], marks[1], below(at_b)),
+        _mm512_mask_expand_epi8(named[2], marks[2], below(at_c)),
+        _mm512_mask_expand_epi8(named[3], marks[3], below(at_d)),
+    ]
 }
 
 /// The bitmap of quarter `J`.

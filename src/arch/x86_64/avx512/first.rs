@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::bitmaps::Bitmaps;
+use super::bitmaps::{Bitmaps, Marks};
 use super::lane::{in_register, load};
 use super::symbols::{Symbols, named};
 use super::whole::{GROUP, vector};
@@ -19,6 +19,8 @@ pub(super) enum First<'a> {
     Coded(Coded<'a>),
     /// The same, of codes of 3 bits.
     Bitmaps(Bitmaps<'a>),
+    /// The same, of codes of 1 bit.
+    Marks(Marks<'a>),
     /// As they are.
     Named(&'a Symbols),
 }
@@ -52,6 +54,7 @@ impl<'a> First<'a> {
         let log = match tier.width {
             2 if tier.top_marks => 0,
             4 if tier.top_marks => 1,
+            1 => return First::Marks(Marks::new(tier, codes, escapes)),
             3 => return First::Bitmaps(Bitmaps::new(tier, codes, escapes)),
             _ => return First::Named(named(tier, codes, n, escapes, room)),
         };
@@ -65,10 +68,10 @@ impl<'a> First<'a> {
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    #[expect(clippy::extra_unused_type_parameters, reason = "makes a copy for each caller")]
     pub fn group<Caller>(&mut self, g: usize) -> [__m512i; 4] {
         let coded = match self {
             First::Coded(coded) => coded,
+            First::Marks(marks) => return marks.group::<Caller>(g),
             First::Bitmaps(bitmaps) => return bitmaps.group::<Caller>(g),
             First::Named(symbols) => {
                 let quarters = &symbols[g * GROUP..(g + 1) * GROUP];
