@@ -18,11 +18,22 @@ pub(super) fn is_for(record: &Record<'_>, levels: &Grid<'_>) -> bool {
     let last = levels.place((record.len / STRIP).saturating_sub(1));
     // Bits below the 16 of symbol and head have no place.
     let fits = |place| levels.at(place).centre & 0x7fff == 0;
-    is_x86_feature_detected!("avx512bf16")
+    has_instruction()
         && levels.dtype == Dtype::Bf16
         && !levels.has_tables()
         && record.m <= 7
         && (0..=last).all(fits)
+}
+
+#[cfg(not(test))]
+fn has_instruction() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+/// The same, unless a test wants what other processors do.
+#[cfg(test)]
+fn has_instruction() -> bool {
+    is_x86_feature_detected!("avx512bf16") && !tests::WITHOUT.get()
 }
 
 /// Writes the elements of a block.
@@ -113,4 +124,60 @@ fn elements(
 fn rounded(first: __m512, last: __m512) -> __m512i {
     // SAFETY: both are vectors of 512 bits, of which all values are valid.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(last, first)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use crate::arch::Backend;
+    use crate::codec::{Decoder, EncodeOptions, GridStep, encode, reference};
+    use crate::format::{Dtype, TensorSpec};
+
+    thread_local! {
+        pub(super) static WITHOUT: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Levels of all numbers of raw bits, with units of one tensor, of rows and of blocks, centred and with zeros.
+    #[test]
+    fn with_and_without_the_instruction_elements_are_those_of_the_reference() {
+        let Some(backend) = Backend::available().into_iter().find(|backend| backend.name == "avx512") else {
+            eprintln!("SKIPPED: no AVX-512 here");
+            return;
+        };
+        for raw_bits in 0..=12 {
+            for zeros in [false, true] {
+                for spec in [
+                    TensorSpec::row_major(Dtype::Bf16, &[16, 1024]),
+                    TensorSpec::column_tiles(Dtype::Bf16, 128, 256, 128),
+                ] {
+                    let blob = encode(&weights(&spec, zeros), &spec, &options(raw_bits)).expect("encodes");
+                    let expected = reference::decode(&blob).expect("whole");
+                    for without in [true, false] {
+                        WITHOUT.set(without);
+                        let decoder = Decoder::with_backend(&blob, backend).expect("whole");
+                        let found = decoder.decode_bytes(&blob).expect("whole");
+                        WITHOUT.set(false);
+                        assert!(found == expected, "{raw_bits} {zeros} {spec:?} {without}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn options(raw_bits: u8) -> EncodeOptions {
+        EncodeOptions { grid: Some(GridStep { cell: 1, raw_bits }), block_len: 1024, ..Default::default() }
+    }
+
+    /// Weights of many sizes, one in nine of them zero if there are `zeros`.
+    fn weights(spec: &TensorSpec, zeros: bool) -> Vec<u8> {
+        let mut state = 1u32;
+        let weight = |i: u64| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let uniform = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            let weight = uniform * uniform * uniform * (1.0 + (i / 1000) as f32);
+            half::bf16::from_f32(if zeros && i.is_multiple_of(9) { 0.0 } else { weight }).to_le_bytes()
+        };
+        (0..spec.elements().expect("small")).flat_map(weight).collect()
+    }
 }
