@@ -127,7 +127,8 @@ def convert(
             ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly. Every third
             input is left out, and the model taken whose outputs are closest on these: ``trial`` in the result.
         compensate: "auto", the default, "on" or "off": round weights on a grid so that each makes good what others of its sum
-            have lost, on the inputs of ``calibrate``; with "auto" where outputs are closer for it on inputs left out.
+            have lost; "auto": by a rule, or by the inputs of ``calibrate`` where outputs are closer for it on inputs left out;
+            "on": by the inputs.
         profile: "compact", the default, "fast": faster to decode without AVX-512, 1.1 bits a weight larger; or "gpu".
         layers: Put the lower bits of weights into layers that a session need not read (``enable(weights_mib=...)``); up to three
             numbers say how many bits are above each. True: 3, 7 and 15.

@@ -50,12 +50,14 @@ requirement; bytes then go where they spare the outputs the most error.
 --calibrate runs the model in ONNX Runtime twice for each weight and input, on a
 copy in the folder for temporary files. Every third input is left out. Up to four
 models of the size asked for are then run on these, and the one is written whose
-outputs are closest: bytes allotted by what calibration has found or evenly, each with
-and without compensation (--compensate=on or off: with or without only). Compensation
-is for weights on a grid that MatMul, Gemm and Conv multiply with. They are rounded
-together, so that one may be further from the original's than half a step; verify says
-which, and how far they are. With one or two inputs there is nothing to choose by;
-16 are better. plan shows what calibration has found, and does not choose.
+outputs are closest: bytes allotted by what calibration has found or evenly, each
+compensated by inputs or by a rule (--compensate=on or off: by inputs only, or not).
+Compensation is for weights on a grid that MatMul, Gemm and Conv multiply with. They
+are rounded together, so that one may be further from the original's than half a step;
+verify says which, and how far they are. Without inputs it goes by the rule: that the
+errors of a sum, and of a convolution's window, should add up to nothing. With one or
+two inputs there is nothing to choose by; 16 are better. plan shows what calibration
+has found, and does not choose.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it
 cannot do with compressed weights later. It loads the model whole, so convert then
@@ -276,9 +278,10 @@ pub struct CodingArgs {
     /// so that those of them that were left out of it come out closest: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
-    /// Round weights on a grid (--transform grid or auto) so that each makes good what others of its sum have lost, on the
-    /// inputs of --calibrate: auto (where outputs are closer for it on inputs left out), on or off [default: auto]
-    #[arg(long, value_name = "WHEN", requires = "calibrate", hide_possible_values = true, num_args = 0..=1,
+    /// Round weights on a grid (--transform grid or auto) so that each makes good what others of its sum have lost: auto (by
+    /// a rule, or on the inputs of --calibrate where outputs are closer for it on those left out), on (by inputs) or off
+    /// [default: auto]
+    #[arg(long, value_name = "WHEN", hide_possible_values = true, num_args = 0..=1,
         require_equals = true, default_missing_value = "on")]
     pub compensate: Option<CompensateArg>,
     /// Cut weights of 64 KiB and more after so many bits each behind the sign (mantissa bits; on a grid, bits below a level's

@@ -160,12 +160,18 @@ impl Talk<'_> {
             inputs: inputs.clone(),
             ort_lib: ort.ort_lib.clone(),
             threads: self.global.threads,
-            compensate: match coding.compensate {
-                None | Some(CompensateArg::Auto) => Compensate::Auto,
-                Some(CompensateArg::On) => Compensate::On,
-                Some(CompensateArg::Off) => Compensate::Off,
-            },
         });
+        let compensate = match coding.compensate {
+            None | Some(CompensateArg::Auto) => Compensate::Auto,
+            Some(CompensateArg::On) => Compensate::On,
+            Some(CompensateArg::Off) => Compensate::Off,
+        };
+        if coding.compensate == Some(CompensateArg::On) && coding.calibrate.is_none() {
+            return Err(Error::Usage(
+                "--compensate=on goes by inputs\nhelp: add --calibrate, or leave it to the rule that is there without"
+                    .to_string(),
+            ));
+        }
         if coding.compensate == Some(CompensateArg::On)
             && !matches!(rounding, Rounding::Grid | Rounding::Auto)
         {
@@ -173,7 +179,7 @@ impl Talk<'_> {
                 "--compensate is for weights on a grid\nhelp: add --transform grid or auto".to_string(),
             ));
         }
-        Ok(Options { target, rules, profile, rounding, calibrate, layers })
+        Ok(Options { target, rules, profile, rounding, calibrate, compensate, layers })
     }
 
     fn inspect(&self, args: &InspectArgs) -> Result<Outcome> {

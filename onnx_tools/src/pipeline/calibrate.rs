@@ -8,11 +8,8 @@ use std::path::PathBuf;
 use nz_onnx::codec;
 
 use super::allocation::Encoding;
+use super::apart::{Energies, Expected, mean_share};
 use super::replica::Replica;
-use super::runtime::Array;
-use super::runtime::array::is_float;
-use super::runtime::compare::Distance;
-use super::runtime::session::Ran;
 use super::survey::Group;
 use crate::onnx::{Error, Model, Result, Weight};
 use crate::report::Progress;
@@ -41,17 +38,15 @@ pub struct CalibrateOptions {
     pub ort_lib: Option<PathBuf>,
     /// Threads of a session.
     pub threads: Option<u16>,
-    /// Whether weights on a grid are rounded with compensation.
-    pub compensate: Compensate,
 }
 
 /// When weights on a grid are rounded with compensation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compensate {
-    /// Where outputs are closer for it on inputs left out.
+    /// By a rule without inputs, or by inputs where outputs are closer for it on those left out.
     #[default]
     Auto,
-    /// In any case.
+    /// By inputs in any case, if there are any.
     On,
     /// Never.
     Off,
@@ -68,8 +63,9 @@ pub(super) fn calibrate(
     replica: &Replica,
     progress: &Progress,
 ) -> Result<Vec<f64>> {
-    let expected = replica.run_seen()?;
-    if !expected.iter().flat_map(|ran| &ran.outputs).any(|(_, output)| is_float_array(output)) {
+    let runs = replica.run_seen()?;
+    let expected = Expected::new(&runs);
+    if !expected.has_floats() {
         return Err(Error::unsupported(model.path(), "to calibrate, an output must be a float tensor"));
     }
     let mut step = progress.step("calibrating", groups.iter().map(|g| g.candidate.bytes).sum());
@@ -95,12 +91,10 @@ pub(super) fn calibrate(
                 };
                 let Some((rounded, noise)) = probe else { continue };
                 write(&rounded)?;
-                let ran = replica.run_seen()?;
-                shares.push(share(&expected, &ran) / noise);
-                let runs = expected.iter().zip(&ran);
-                single.extend(
-                    runs.map(|(a, b)| share(std::slice::from_ref(a), std::slice::from_ref(b)) / noise),
-                );
+                let energies = expected.energies(&replica.run_seen()?);
+                shares.push(share(&energies) / noise);
+                let of_run = |outputs: &Vec<_>| mean_share(outputs.iter().flatten().copied());
+                single.extend(energies.iter().filter_map(of_run).map(|share| share / noise));
             }
             write(&source)?;
             Measured::new(&shares, &single)
@@ -197,32 +191,14 @@ fn probe(
     Ok(Some((codec::decode(&blob)?, noise)))
 }
 
-fn is_float_array(output: &std::result::Result<Array, String>) -> bool {
-    output.as_ref().is_ok_and(|array| is_float(array.dtype))
-}
-
-/// The energy of the outputs' errors over theirs: of several outputs the mean.
-fn share(expected: &[Ran], found: &[Ran]) -> f64 {
-    let outputs = expected.first().map_or(0, |ran| ran.outputs.len());
-    let (mut sum, mut count) = (0.0, 0);
-    for output in 0..outputs {
-        let mut distance = Distance::default();
-        for (expected, found) in expected.iter().zip(found) {
-            let pair = expected.outputs.get(output).zip(found.outputs.get(output));
-            if let Some(((_, Ok(before)), (_, Ok(after)))) = pair
-                && is_float(before.dtype)
-                // A shape that depends on what the model computes may change; such an output tells nothing.
-                && distance.add(before, after).is_err()
-            {
-                continue;
-            }
-        }
-        if let Some(share) = distance.share().filter(|share| share.is_finite()) {
-            sum += share;
-            count += 1;
-        }
-    }
-    if count > 0 { sum / f64::from(count) } else { f64::NAN }
+/// The energy of the outputs' errors over theirs, of all runs: of several outputs the mean.
+fn share(energies: &[Vec<Option<Energies>>]) -> f64 {
+    let outputs = energies.iter().map(Vec::len).max().unwrap_or(0);
+    let of_output = |output: usize| {
+        let runs = energies.iter().filter_map(|run| *run.get(output)?);
+        runs.reduce(|a, b| Energies { noise: a.noise + b.noise, signal: a.signal + b.signal })
+    };
+    mean_share((0..outputs).filter_map(of_output).filter(|all| all.share().is_finite())).unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use super::layering::Layers;
 use super::optimize::{OptimizeOptions, Optimized, optimize};
 use super::overlap::{Budget, Share};
 use super::paths::OutputFiles;
-use super::planning::{Choice, Options, Prepared, prepare};
-use super::trial::{Tried, best};
+use super::planning::{Choice, Options, Prepared};
+use super::trial::{Tried, best, only};
 use super::writer::{Task, Writer};
 use super::{check, constants};
 use crate::delta::shared::{Shared, SharedBase, delta_name};
@@ -88,7 +88,7 @@ fn convert_to(
     let base = options.base.as_deref().map(|base| SharedBase::open(base, files)).transpose()?;
     let Tried { prepared, compensated, document: trial } = match &options.plan.calibrate {
         Some(how) => best(path, &options.plan, how, progress)?,
-        None => Tried::only(prepare(path, &options.plan, progress)?),
+        None => only(path, &options.plan, progress)?,
     };
     let compensated = compensated.as_ref();
     let writer = Writer::new(files, options.dry_run);

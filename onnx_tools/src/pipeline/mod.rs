@@ -1,5 +1,6 @@
 //! What the commands do, without how they talk: each takes options and gives a document of [`crate::report`].
 
+mod apart;
 pub mod calibrate;
 pub mod check;
 mod compensate;
@@ -16,6 +17,7 @@ pub mod paths;
 pub mod planning;
 mod replica;
 pub mod restore;
+mod roles;
 pub mod runtime;
 pub mod survey;
 mod trial;

@@ -8,10 +8,11 @@ use nz_onnx::format::Dtype;
 use super::allocation::{Allocation, Candidate, DEFAULT_RATIO, Encoding, Target, allocate, curve, floor};
 use super::calibrate::{CalibrateOptions, Compensate, calibrate};
 use super::check::{Match, error_bound};
-use super::compensate::make_room;
+use super::compensate::{Compensation, make_room};
 use super::inspect::Coded;
 use super::layering::Layers;
 use super::replica::Replica;
+use super::roles;
 use super::survey::{Group, Surveyed, survey};
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::{Progress, json, units};
@@ -31,6 +32,8 @@ pub struct Options {
     pub rounding: Rounding,
     /// Measure how much each weight matters, if it is to be measured.
     pub calibrate: Option<CalibrateOptions>,
+    /// Whether weights on a grid are rounded with compensation.
+    pub compensate: Compensate,
     /// Where to cut weights into layers, if they are to be cut.
     pub layers: Option<Layers>,
 }
@@ -137,15 +140,24 @@ impl Known {
         calibrate(&self.model, &self.decisions, &self.groups, replica, progress)
     }
 
-    /// Chooses an encoding for each weight: by these sensitivities, or as if all weights mattered alike; `room`: such that
+    /// Chooses an encoding for each weight: by these sensitivities, or by what their places in
+    /// the model say; `room`: such that
     /// weights may be compensated.
-    pub fn choose(&self, sensitivities: Option<&[f64]>, room: bool, target: Target) -> Chosen {
+    pub fn choose(
+        &self,
+        sensitivities: Option<&[f64]>,
+        room: Option<Compensation>,
+        target: Target,
+    ) -> Chosen {
         let mut groups = self.groups.clone();
-        for (group, sensitivity) in groups.iter_mut().zip(sensitivities.unwrap_or_default()) {
-            group.candidate.sensitivity = *sensitivity;
+        match sensitivities {
+            Some(found) => {
+                groups.iter_mut().zip(found).for_each(|(group, found)| group.candidate.sensitivity = *found);
+            }
+            None => roles::judge(&self.model, &mut groups),
         }
-        if room {
-            make_room(&self.model, &self.decisions, &mut groups);
+        if let Some(how) = room {
+            make_room(&self.model, &self.decisions, &mut groups, how);
         }
         let candidates: Vec<_> = groups.iter().map(|g| g.candidate.clone()).collect();
         let allocation = allocate(&candidates, self.kept_bytes, target);
@@ -180,8 +192,7 @@ pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Pr
         Some(how) => Some(known.measure(&Replica::make(&known.model, how)?, progress)?),
         None => None,
     };
-    let room = options.calibrate.as_ref().is_some_and(|how| how.compensate == Compensate::On);
-    let chosen = known.choose(sensitivities.as_deref(), room && options.may_compensate(), options.target);
+    let chosen = known.choose(sensitivities.as_deref(), options.rule(), options.target);
     known.prepared(chosen, options.target)
 }
 

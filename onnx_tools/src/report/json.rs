@@ -40,9 +40,9 @@ pub struct Optimized {
 /// One of the models of a size that convert chose among.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Candidate {
-    /// Whether bytes were allotted by what calibration had found; else as if all weights mattered alike.
+    /// Whether bytes were allotted by what calibration had found; else by weights' places in the model.
     pub calibrated: bool,
-    /// Whether weights on a grid were rounded with compensation.
+    /// Whether weights on a grid were compensated by the inputs, not by the rule that is there without.
     pub compensated: bool,
     /// How far outputs are above their errors on the inputs left out, in decibels, on average over inputs; none if there
     /// are no such inputs, or no errors.

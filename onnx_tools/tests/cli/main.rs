@@ -17,3 +17,4 @@ mod real_models;
 mod tool;
 mod trial;
 mod verify;
+mod without_inputs;

@@ -7,6 +7,7 @@
 mod gram;
 mod reads;
 mod round;
+mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -22,6 +23,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use self::gram::Gram;
 use self::reads::{Reads, Vectors};
 use self::round::{Factor, damage};
+use self::rule::Rule;
 use super::allocation::{Encoding, Target};
 use super::calibrate::Compensate;
 use super::planning::{Chosen, Known, Options, Rounding};
@@ -47,13 +49,21 @@ const AT_ONCE: usize = 1 << 29;
 const ROOM: u64 = 256;
 
 impl Options {
-    /// Whether weights may be rounded with compensation: where there are inputs and grids, and no bound is promised for
-    /// weights.
+    /// Whether weights may be rounded with compensation: where there are grids, and no bound is promised for weights.
     pub(super) fn may_compensate(&self) -> bool {
         let free =
             matches!(self.target, Target::Default | Target::Ratio(_) | Target::Size(_) | Target::Bits(_));
-        let wanted = self.calibrate.as_ref().is_some_and(|how| how.compensate != Compensate::Off);
-        wanted && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
+        self.compensate != Compensate::Off && free && matches!(self.rounding, Rounding::Grid | Rounding::Auto)
+    }
+}
+
+impl Options {
+    /// How weights are compensated without a choice.
+    pub(super) fn rule(&self) -> Option<Compensation> {
+        self.may_compensate().then_some(match self.compensate {
+            Compensate::On => Compensation::ByInputs,
+            Compensate::Auto | Compensate::Off => Compensation::ByRule,
+        })
     }
 }
 
@@ -66,10 +76,20 @@ fn reads_of(model: &Model, decisions: &[Decision], group: &Group) -> Option<Read
     reads::of(model, weights)
 }
 
+/// How weights may be compensated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compensation {
+    /// By what activations mostly have in common.
+    ByRule,
+    /// By those that inputs give.
+    ByInputs,
+}
+
 /// Adds to the sizes of weights that may be compensated what that may cost.
-pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group]) {
+pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group], how: Compensation) {
     for group in groups {
-        if reads_of(model, decisions, group).is_some() {
+        let may = |reads: Reads| how == Compensation::ByInputs || reads.has_rule(model);
+        if reads_of(model, decisions, group).is_some_and(may) {
             let grids = group.candidate.grids.iter_mut();
             grids.flat_map(|grids| &mut grids.steps).for_each(|(_, size, _)| *size += *size / ROOM);
         }
@@ -148,8 +168,16 @@ impl Batch {
     }
 }
 
-/// Rounds the weights that are to be on a grid, and fits their codings; `None` if there are none to round so. The
-/// copy of the model must be as the model is.
+/// What weights are rounded by.
+#[derive(Clone, Copy)]
+pub(super) enum By<'a> {
+    /// What activations mostly have in common.
+    Rule,
+    /// Those that the inputs give. The copy of the model must be as the model is.
+    Inputs(&'a Replica<'a>),
+}
+
+/// Rounds the weights that are to be on a grid, and fits their codings; `None` if there are none to round so.
 ///
 /// # Errors
 /// The model does not run, or there is no room in the folder for temporary files.
@@ -157,7 +185,7 @@ pub(super) fn compensate(
     known: &Known,
     chosen: &mut Chosen,
     options: &Options,
-    replica: &Replica,
+    by: By,
     progress: &Progress,
 ) -> Result<Option<Compensated>> {
     let mut batches: Vec<Batch> = Vec::new();
@@ -191,18 +219,13 @@ pub(super) fn compensate(
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (now, later) = rest.split_at(count);
-        for (batch, grams) in now.iter().zip(grams_of(replica, now)?) {
-            if let Some(grams) = grams {
-                codings.extend(round_batch(
-                    known,
-                    chosen,
-                    options,
-                    batch,
-                    &grams,
-                    &mut compensated,
-                    progress,
-                )?);
-            }
+        let grams = match by {
+            By::Inputs(replica) => grams_of(replica, now)?,
+            By::Rule => vec![None; now.len()],
+        };
+        for (batch, grams) in now.iter().zip(grams) {
+            let round = Round { known, chosen, options, batch, grams: grams.as_deref(), progress };
+            codings.extend(round.run(&mut compensated)?);
             step.advance(bytes(batch));
         }
         rest = later;
@@ -211,47 +234,67 @@ pub(super) fn compensate(
     Ok(Some(compensated).filter(|compensated| !compensated.places.is_empty()))
 }
 
-/// Rounds the weights of one batch, as far as that helps; gives the groups that it did for and their codings.
-fn round_batch(
-    known: &Known,
-    chosen: &Chosen,
-    options: &Options,
-    batch: &Batch,
-    grams: &[Gram],
-    compensated: &mut Compensated,
-    progress: &Progress,
-) -> Result<Vec<(usize, Coding)>> {
-    let mut codings = Vec::new();
-    let judges = Judges::new(grams);
-    for &number in &batch.members {
-        let (id, coding) = (chosen.groups[number].weights[0], chosen.groups[number].coding()?.clone());
-        let weight = known.model.weight(id);
-        let Decision::Compress(compression) = &known.decisions[id.0] else { continue };
-        let source = known.model.read_weight(weight)?;
-        let failed = |e| Error::codec(known.model.path(), &weight.name, e);
-        let Some(matrix) = Matrix::new(&source, compression, &coding, batch).map_err(failed)? else {
-            continue;
-        };
-        let Some((rounded, gain)) = matrix.rounded(grams, &judges) else {
-            progress.note(&format!("{}: rounded each weight by itself", weight.name));
-            continue;
-        };
-        let encode = EncodeOptions {
-            block_len: compression.block_len,
-            profile: options.profile,
-            ..EncodeOptions::default()
-        };
-        let fitted = codec::recode(&rounded, &compression.spec, &encode, &coding).map_err(failed)?;
-        let most = coding.size() + coding.size() / ROOM;
-        let Some(fitted) = fitted.filter(|fitted| fitted.size() <= most) else {
-            progress.note(&format!("{}: rounded each weight by itself, which is smaller", weight.name));
-            continue;
-        };
-        progress.note(&format!("{}: {gain:.1} dB closer on inputs not seen", weight.name));
-        compensated.push(id, &source, &rounded)?;
-        codings.push((number, fitted));
+/// The weights of one batch, and what there is to round them by.
+struct Round<'a> {
+    known: &'a Known,
+    chosen: &'a Chosen,
+    options: &'a Options,
+    batch: &'a Batch,
+    /// What inputs say, for each group; without, rounding is by the rule.
+    grams: Option<&'a [Gram]>,
+    progress: &'a Progress,
+}
+
+impl Round<'_> {
+    /// Rounds them, as far as that helps; gives the groups that it did for and their codings.
+    fn run(&self, compensated: &mut Compensated) -> Result<Vec<(usize, Coding)>> {
+        let Round { known, chosen, batch, progress, .. } = self;
+        let mut codings = Vec::new();
+        let has_rule = batch.reads.has_rule(&known.model);
+        let rule = has_rule.then(|| Rule::new(batch.reads.len, batch.reads.window()));
+        if rule.is_none() && self.grams.is_none() {
+            return Ok(codings);
+        }
+        let judges = self.grams.map(Judges::new);
+        for &number in &batch.members {
+            let (id, coding) = (chosen.groups[number].weights[0], chosen.groups[number].coding()?.clone());
+            let weight = known.model.weight(id);
+            let Decision::Compress(compression) = &known.decisions[id.0] else { continue };
+            let source = known.model.read_weight(weight)?;
+            let failed = |e| Error::codec(known.model.path(), &weight.name, e);
+            let Some(matrix) = Matrix::new(&source, compression, &coding, batch).map_err(failed)? else {
+                continue;
+            };
+            let (rounded, gain) = match self.grams.zip(judges.as_ref()) {
+                Some((grams, judges)) => match matrix.rounded(grams, judges, rule.as_ref()) {
+                    Some((rounded, gain)) => (rounded, Some(gain)),
+                    None => (None, None),
+                },
+                None => (matrix.rounded_by(|_| rule.as_ref().into()), None),
+            };
+            let Some(rounded) = rounded else {
+                progress.note(&format!("{}: rounded each weight by itself", weight.name));
+                continue;
+            };
+            let encode = EncodeOptions {
+                block_len: compression.block_len,
+                profile: self.options.profile,
+                ..EncodeOptions::default()
+            };
+            let fitted = codec::recode(&rounded, &compression.spec, &encode, &coding).map_err(failed)?;
+            let most = coding.size() + coding.size() / ROOM;
+            let Some(fitted) = fitted.filter(|fitted| fitted.size() <= most) else {
+                progress.note(&format!("{}: rounded each weight by itself, which is smaller", weight.name));
+                continue;
+            };
+            if let Some(gain) = gain {
+                progress.note(&format!("{}: {gain:.1} dB closer on inputs not seen", weight.name));
+            }
+            compensated.push(id, &source, &rounded)?;
+            codings.push((number, fitted));
+        }
+        Ok(codings)
     }
-    Ok(codings)
 }
 
 /// At each damping, of each half of the inputs.
@@ -268,6 +311,20 @@ impl Judges {
             DAMPINGS.map(|damping| [0, 1].map(|half: usize| Factor::new(&gram.halves[half], damping)))
         };
         Judges { factors: grams.par_iter().map(of).collect() }
+    }
+}
+
+/// What of errors is made good by the weights that are rounded later.
+#[derive(Clone, Copy)]
+enum Feedback<'a> {
+    Nothing,
+    Rule(&'a Rule),
+    Inputs(&'a Factor),
+}
+
+impl<'a> From<Option<&'a Rule>> for Feedback<'a> {
+    fn from(rule: Option<&'a Rule>) -> Self {
+        rule.map_or(Feedback::Nothing, Feedback::Rule)
     }
 }
 
@@ -308,44 +365,43 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Some columns as they are, and with `factor` or each by itself as they are rounded.
-    fn columns(
-        &self,
-        group: usize,
-        columns: &[usize],
-        factor: Option<&Factor>,
-    ) -> (Array2<f64>, Array2<f64>) {
+    /// Some columns as they are, and as they are rounded.
+    fn columns(&self, group: usize, columns: &[usize], feedback: Feedback) -> (Array2<f64>, Array2<f64>) {
         let element = |(row, column): (usize, usize)| self.element(group, row, columns[column]);
         let wanted = Array2::from_shape_fn((self.rows, columns.len()), |at| self.values[element(at)]);
         let round = |row: usize, column: usize, value: f64| {
             f64::from(self.rounding.round(element((row, column)), value))
         };
-        let rounded = match factor {
-            Some(factor) => factor.compensated(wanted.view(), round),
-            None => {
+        let rounded = match feedback {
+            Feedback::Inputs(factor) => factor.compensated(wanted.view(), round),
+            Feedback::Rule(rule) => rule.compensated(wanted.view(), round),
+            Feedback::Nothing => {
                 Array2::from_shape_fn(wanted.dim(), |(row, column)| round(row, column, wanted[(row, column)]))
             }
         };
         (wanted, rounded)
     }
 
-    /// The damping of the least error on the half of the inputs that it does not know, and by how many decibels that
-    /// is less than with each weight by itself; `None` if it is not.
-    fn judge(&self, grams: &[Gram], judges: &Judges) -> Option<(f64, f64)> {
+    /// What makes the least error on the half of the inputs that it does not know, the rule or a damping, and by how many
+    /// decibels that is less than with each weight by itself; `None` if it is not.
+    fn judge(&self, grams: &[Gram], judges: &Judges, rule: Option<&Rule>) -> Option<(Option<f64>, f64)> {
         let count = self.columns.min(COLUMNS);
         let columns: Vec<usize> = (0..count).map(|i| i * self.columns / count).collect();
-        let errors = |group: usize, factor: Option<&Factor>| {
-            let (wanted, rounded) = self.columns(group, &columns, factor);
+        let errors = |group: usize, feedback: Feedback| {
+            let (wanted, rounded) = self.columns(group, &columns, feedback);
             wanted - rounded
         };
-        // By itself, then at each damping.
+        // By itself, by the rule, then at each damping.
         let of_group = |(group, (gram, factors)): (usize, (&Gram, &OfDampings))| {
-            let alone = errors(group, None);
-            let mut found = vec![damage(&gram.halves[0], &alone) + damage(&gram.halves[1], &alone)];
+            let unlearnt = |feedback: Feedback| {
+                let errors = errors(group, feedback);
+                damage(&gram.halves[0], &errors) + damage(&gram.halves[1], &errors)
+            };
+            let mut found = vec![unlearnt(Feedback::Nothing), unlearnt(rule.into())];
             found.extend(factors.iter().map(|halves| {
                 let of_half = |half: usize| {
                     let factor = halves[half].as_ref()?;
-                    Some(damage(&gram.halves[1 - half], &errors(group, Some(factor))))
+                    Some(damage(&gram.halves[1 - half], &errors(group, Feedback::Inputs(factor))))
                 };
                 of_half(0).zip(of_half(1)).map_or(f64::INFINITY, |(a, b)| a + b)
             }));
@@ -355,18 +411,33 @@ impl<'a> Matrix<'a> {
             grams.par_iter().zip(&judges.factors).enumerate().map(of_group).collect();
         // In order: sums must not depend on the number of threads.
         let sum = |place: usize| of_groups.iter().map(|found| found[place]).sum::<f64>();
-        let alone = sum(0);
-        let best = (0..DAMPINGS.len()).map(|i| (DAMPINGS[i], sum(i + 1))).min_by(|a, b| a.1.total_cmp(&b.1));
-        best.filter(|(_, error)| *error < (1.0 - LEAST_GAIN) * alone && *error > 0.0)
-            .map(|(damping, error)| (damping, 10.0 * (alone / error).log10()))
+        let (alone, by_rule) = (sum(0), sum(1));
+        let dampings = (0..DAMPINGS.len()).map(|i| (Some(DAMPINGS[i]), sum(i + 2)));
+        let best = dampings.min_by(|a, b| a.1.total_cmp(&b.1));
+        let gains = |error: f64, beside: f64| error < (1.0 - LEAST_GAIN) * beside && error > 0.0;
+        best.filter(|(_, error)| gains(*error, alone.min(by_rule)))
+            .or(Some((None, by_rule)).filter(|_| gains(by_rule, alone)))
+            .map(|(how, error)| (how, 10.0 * (alone / error).log10()))
     }
 
-    /// The elements rounded with compensation, and the decibels that it is worth; `None` if it does not help.
-    fn rounded(&self, grams: &[Gram], judges: &Judges) -> Option<(Vec<u8>, f64)> {
-        let (damping, gain) = self.judge(grams, judges)?;
+    /// The elements rounded with compensation by inputs, if they can be, and the decibels that it is worth; `None` if it does
+    /// not help.
+    fn rounded(
+        &self,
+        grams: &[Gram],
+        judges: &Judges,
+        rule: Option<&Rule>,
+    ) -> Option<(Option<Vec<u8>>, f64)> {
+        let (how, gain) = self.judge(grams, judges, rule)?;
+        let Some(damping) = how else { return Some((self.rounded_by(|_| rule.into()), gain)) };
         let factors: Vec<Factor> =
             grams.par_iter().map(|gram| Factor::new(&gram.whole(), damping)).collect::<Option<_>>()?;
-        let parts: Vec<(usize, Vec<usize>)> = (0..grams.len())
+        Some((self.rounded_by(|group| Feedback::Inputs(&factors[group])), gain))
+    }
+
+    /// The elements rounded so, with the feedback of each group; `None` if they would not stay as they are.
+    fn rounded_by<'b>(&self, feedback: impl Fn(usize) -> Feedback<'b> + Sync) -> Option<Vec<u8>> {
+        let parts: Vec<(usize, Vec<usize>)> = (0..self.values.len() / (self.rows * self.columns))
             .flat_map(|group| {
                 let columns = (0..self.columns).step_by(COLUMNS);
                 columns.map(move |first| (group, (first..self.columns.min(first + COLUMNS)).collect()))
@@ -374,7 +445,7 @@ impl<'a> Matrix<'a> {
             .collect();
         let found: Vec<Array2<f64>> = parts
             .par_iter()
-            .map(|(group, columns)| self.columns(*group, columns, Some(&factors[*group])).1)
+            .map(|(group, columns)| self.columns(*group, columns, feedback(*group)).1)
             .collect();
         let mut words = vec![0; self.values.len()];
         for ((group, columns), found) in parts.iter().zip(&found) {
@@ -390,7 +461,7 @@ impl<'a> Matrix<'a> {
         let spec = &self.compression.spec;
         let mut bytes = vec![0; words.len() * spec.dtype.size()];
         word::store(spec.dtype, &words, &mut bytes);
-        words.par_iter().enumerate().all(stays).then_some((bytes, gain))
+        words.par_iter().enumerate().all(stays).then_some(bytes)
     }
 }
 

@@ -54,6 +54,64 @@ pub(super) struct Reads {
     pub from: BTreeSet<(String, Vectors)>,
 }
 
+/// Ops that give what is mostly above 0.
+const POSITIVE: [&str; 11] = [
+    "Relu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Softmax",
+    "MaxPool",
+    "AveragePool",
+    "GlobalMaxPool",
+    "GlobalAveragePool",
+    "Exp",
+    "Softplus",
+];
+/// Ops that give what they take, in another shape.
+const SHAPING: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"];
+
+impl Reads {
+    /// Whether the rule without inputs is for these activations: those of convolutions, which have neighbours, and those that
+    /// are known to be above 0. What an LSTM or a normalisation gives has no mean to speak of.
+    pub fn has_rule(&self, model: &Model) -> bool {
+        let is_one = |(name, vectors): &(String, Vectors)| {
+            matches!(vectors, Vectors::Windows(_)) || is_positive(model, name)
+        };
+        self.from.iter().all(is_one)
+    }
+
+    /// Weights in a row that activations of one channel are multiplied with.
+    pub fn window(&self) -> usize {
+        let of = |vectors: &Vectors| match vectors {
+            Vectors::Windows(windows) => windows.kernel.iter().map(|[size, ..]| size).product(),
+            Vectors::Last | Vectors::LastButOne => 1,
+        };
+        let mut windows = self.from.iter().map(|(_, vectors)| of(vectors));
+        let first = windows.next().unwrap_or(1);
+        if windows.all(|window| window == first) { first } else { 1 }
+    }
+}
+
+fn is_positive(model: &Model, name: &str) -> bool {
+    let nodes = &model.graph(GraphId(0)).nodes;
+    let mut name = name;
+    // As many steps as there are nodes at most: the graph has no circles.
+    for _ in nodes {
+        let Some(node) = nodes.iter().find(|node| node.outputs.iter().any(|output| output == name)) else {
+            return false;
+        };
+        if POSITIVE.contains(&node.op.as_str()) {
+            return true;
+        }
+        match node.inputs.first() {
+            Some(input) if SHAPING.contains(&node.op.as_str()) => name = input,
+            _ => return false,
+        }
+    }
+    false
+}
+
 /// The reads of the weights `weights`, which have the same content; `None` if one is read in another way, or in a body.
 pub(super) fn of<'a>(
     model: &Model,

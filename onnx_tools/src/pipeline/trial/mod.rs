@@ -12,7 +12,7 @@ use nz_onnx::codec;
 
 use super::allocation::{Encoding, Target};
 use super::calibrate::{CalibrateOptions, Compensate};
-use super::compensate::{Compensated, compensate};
+use super::compensate::{By, Compensated, Compensation, compensate};
 use super::constants;
 use super::planning::{Choice, Chosen, Known, Options, Prepared};
 use super::replica::Replica;
@@ -32,8 +32,8 @@ pub(super) struct Tried {
 }
 
 impl Tried {
-    /// A model without a choice.
-    pub fn only(prepared: Prepared) -> Tried {
+    /// A model that nothing was changed in beyond what is planned.
+    fn planned(prepared: Prepared) -> Tried {
         Tried { prepared, compensated: None, document: None }
     }
 }
@@ -42,7 +42,7 @@ impl Tried {
 #[derive(Debug, Clone, Copy)]
 struct Way {
     calibrated: bool,
-    compensated: bool,
+    compensated: Option<Compensation>,
 }
 
 /// What came of a way.
@@ -52,14 +52,31 @@ struct Made {
 }
 
 /// The ways there are, the ones first that are taken where there is nothing to choose by.
-fn ways(options: &Options, how: &CalibrateOptions) -> Vec<Way> {
-    let compensated: &[bool] = match (options.may_compensate(), how.compensate) {
-        (false, _) => &[false],
-        (true, Compensate::On) => &[true],
-        (true, _) => &[false, true],
+fn ways(options: &Options) -> Vec<Way> {
+    let compensated: &[_] = match (options.may_compensate(), options.compensate) {
+        (false, _) => &[None],
+        (true, Compensate::On) => &[Some(Compensation::ByInputs)],
+        (true, _) => &[Some(Compensation::ByRule), Some(Compensation::ByInputs)],
     };
-    let of = |&compensated: &bool| [true, false].map(|calibrated| Way { calibrated, compensated });
+    let of = |&compensated: &Option<_>| [true, false].map(|calibrated| Way { calibrated, compensated });
     compensated.iter().flat_map(of).collect()
+}
+
+/// A model of the size asked for from the one at `path`, without inputs.
+///
+/// # Errors
+/// The model cannot be read or converted, or what the user asked for is out of reach.
+pub(super) fn only(path: &Path, options: &Options, progress: &Progress) -> Result<Tried> {
+    let known = Known::survey(path, options, progress)?;
+    let mut chosen = known.choose(None, options.rule(), options.target);
+    let mut compensated = None;
+    if !chosen.allocation.reached {
+        // What compensation may cost can be too much for the size.
+        chosen = known.choose(None, None, options.target);
+    } else if options.may_compensate() {
+        compensated = compensate(&known, &mut chosen, options, By::Rule, progress)?;
+    }
+    Ok(Tried { prepared: known.prepared(chosen, options.target)?, compensated, document: None })
 }
 
 /// Makes models of the size asked for from the one at `path`, and takes the closest.
@@ -73,11 +90,11 @@ pub(super) fn best(
     progress: &Progress,
 ) -> Result<Tried> {
     let known = Known::survey(path, options, progress)?;
-    let mut ways = ways(options, how);
+    let mut ways = ways(options);
     // What cannot be reached need not be calibrated.
     let first = known.choose(None, ways[0].compensated, options.target);
     if !first.allocation.reached && options.target != Target::Default {
-        return known.prepared(first, options.target).map(Tried::only);
+        return known.prepared(first, options.target).map(Tried::planned);
     }
     let replica = Replica::make(&known.model, how)?;
     let sensitivities = known.measure(&replica, progress)?;
@@ -99,13 +116,18 @@ pub(super) fn best(
         if !chosen.allocation.reached && options.target != Target::Default {
             continue;
         }
-        let mut compensated = None;
-        if way.compensated {
-            stage.clear()?;
-            compensated = compensate(&known, &mut chosen, options, &replica, progress)?;
-            if compensated.is_none() && taken.is_some() {
-                continue;
+        let by = match way.compensated {
+            None => None,
+            Some(Compensation::ByRule) => Some(By::Rule),
+            Some(Compensation::ByInputs) => {
+                stage.clear()?;
+                Some(By::Inputs(&replica))
             }
+        };
+        let compensated = by.map(|by| compensate(&known, &mut chosen, options, by, progress)).transpose()?;
+        let compensated = compensated.flatten();
+        if way.compensated == Some(Compensation::ByInputs) && compensated.is_none() && taken.is_some() {
+            continue;
         }
         let made = Made { chosen, compensated };
         let snr_db = match expected.is_empty() {
@@ -115,7 +137,7 @@ pub(super) fn best(
         let place = document.candidates.len();
         document.candidates.push(json::Candidate {
             calibrated: way.calibrated,
-            compensated: made.compensated.is_some(),
+            compensated: way.compensated == Some(Compensation::ByInputs) && made.compensated.is_some(),
             snr_db,
             taken: false,
         });

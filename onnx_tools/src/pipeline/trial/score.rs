@@ -3,24 +3,21 @@
 //! Inputs count alike, by their decibels: else the few that a saturated classifier is unsure of would decide alone. For
 //! the same reason probabilities that add up to 1 are compared as what they were before the softmax.
 
-use super::super::runtime::array::{Array, is_float};
+use super::super::apart::{Expected, mean_share};
 use super::super::runtime::session::Ran;
 
 /// So many decibels closer a model must be than one that comes before it.
 const LEAST_GAIN: f64 = 0.1;
 /// Errors below this part of an output are none.
 const EXACT: f64 = 1e-15;
-/// Probabilities add up to 1 within this.
-const UNIT: f64 = 1e-3;
 
 /// The energy of outputs over that of their errors, in decibels: the mean over runs, of several outputs the mean of the
 /// shares of a run. `None` if nothing differs, or nothing can be compared.
 pub(super) fn snr_db(expected: &[Ran], found: &[Ran]) -> Option<f64> {
-    let outputs = expected.first().map_or(0, |ran| ran.outputs.len());
-    let softmaxes: Vec<Option<usize>> = (0..outputs)
-        .map(|output| softmax(expected.iter().filter_map(|ran| ran.outputs.get(output)?.1.as_ref().ok())))
-        .collect();
-    let runs: Vec<f64> = expected.iter().zip(found).filter_map(|(a, b)| share(a, b, &softmaxes)).collect();
+    let expected = Expected::new(expected);
+    let energies = expected.energies(found);
+    let runs: Vec<f64> =
+        energies.iter().filter_map(|outputs| mean_share(outputs.iter().flatten().copied())).collect();
     if runs.iter().all(|&share| share <= EXACT) {
         return None;
     }
@@ -37,92 +34,13 @@ pub(super) fn is_closer(snr_db: Option<f64>, than: Option<f64>) -> bool {
     }
 }
 
-/// The energy of a run's errors over that of its outputs; of several the mean.
-fn share(expected: &Ran, found: &Ran, softmaxes: &[Option<usize>]) -> Option<f64> {
-    let mut shares = Vec::new();
-    for (((_, expected), (_, found)), softmax) in expected.outputs.iter().zip(&found.outputs).zip(softmaxes) {
-        let (Ok(expected), Ok(found)) = (expected, found) else { continue };
-        if !is_float(expected.dtype) || expected.shape != found.shape {
-            continue;
-        }
-        let (a, b) = (before(expected, *softmax), before(found, *softmax));
-        let pairs = || a.iter().zip(&b).filter(|(x, _)| x.is_finite());
-        let energy: f64 = pairs().map(|(x, _)| x * x).sum();
-        let noise: f64 = pairs().map(|(x, y)| (x - y) * (x - y)).sum();
-        if energy > 0.0 {
-            shares.push(if noise.is_finite() { noise / energy } else { f64::INFINITY });
-        }
-    }
-    (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
-}
-
-/// The dimension along which an output is probabilities in all runs, if there is one.
-fn softmax<'a>(runs: impl Iterator<Item = &'a Array> + Clone) -> Option<usize> {
-    let rank = runs.clone().next()?.shape.len();
-    (0..rank).rev().find(|&axis| runs.clone().all(|array| adds_up(array, axis)))
-}
-
-fn adds_up(array: &Array, axis: usize) -> bool {
-    let Some(lines) = Lines::of(array, axis) else { return false };
-    let values = array.numbers();
-    values.iter().all(|value| (0.0..=1.0 + UNIT).contains(value))
-        && (0..lines.count()).all(|line| (lines.sum(line, &values) - 1.0).abs() < UNIT)
-}
-
-/// An output's values, those of a softmax as they were before it. What it does not tell, a constant of each line, is such
-/// that the line's mean is 0.
-fn before(array: &Array, softmax: Option<usize>) -> Vec<f64> {
-    let mut values = array.numbers();
-    if let Some(lines) = softmax.and_then(|axis| Lines::of(array, axis)) {
-        let least = f64::from(f32::MIN_POSITIVE);
-        // A value that is not finite stays so.
-        values.iter_mut().for_each(|p| *p = if *p < least { least.ln() } else { p.ln() });
-        for line in 0..lines.count() {
-            let mean = lines.sum(line, &values) / lines.length as f64;
-            lines.places(line).for_each(|place| values[place] -= mean);
-        }
-    }
-    values
-}
-
-/// The lines of an array along one of its dimensions.
-struct Lines {
-    length: usize,
-    /// From an element to the next.
-    step: usize,
-    all: usize,
-}
-
-impl Lines {
-    /// `None` if lines are of one element, or there are none.
-    fn of(array: &Array, axis: usize) -> Option<Lines> {
-        let size = |d: &i64| usize::try_from(*d).ok();
-        let sizes: Vec<usize> = array.shape.iter().map(size).collect::<Option<_>>()?;
-        let (length, all) = (*sizes.get(axis)?, sizes.iter().product());
-        let step = sizes[axis + 1..].iter().product();
-        (is_float(array.dtype) && length > 1 && all > 0).then_some(Lines { length, step, all })
-    }
-
-    fn count(&self) -> usize {
-        self.all / self.length
-    }
-
-    fn sum(&self, line: usize, values: &[f64]) -> f64 {
-        self.places(line).map(|place| values[place]).sum()
-    }
-
-    fn places(&self, line: usize) -> impl Iterator<Item = usize> + use<> {
-        let (first, step) = (line / self.step * self.step * self.length + line % self.step, self.step);
-        (0..self.length).map(move |i| first + i * step)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use ort::value::TensorElementType;
 
+    use super::super::super::runtime::Array;
     use super::*;
 
     fn ran(shape: &[i64], values: &[f32]) -> Ran {
@@ -169,15 +87,6 @@ mod tests {
             assert!((found - 20.0).abs() < 1e-4, "{found}");
         }
         assert_eq!(score(&[1, 2], &[(&[1.0, 0.0], &[1.0, f32::NAN])]), Some(f64::NEG_INFINITY));
-    }
-
-    #[test]
-    fn lines_are_those_of_a_dimension() {
-        let Ran { outputs, .. } = ran(&[2, 3, 2], &[0.0; 12]);
-        let array = outputs[0].1.as_ref().expect("an array");
-        let lines = Lines::of(array, 1).expect("lines");
-        let found: Vec<Vec<usize>> = (0..lines.count()).map(|line| lines.places(line).collect()).collect();
-        assert_eq!(found, [vec![0, 2, 4], vec![1, 3, 5], vec![6, 8, 10], vec![7, 9, 11]]);
     }
 
     #[test]
