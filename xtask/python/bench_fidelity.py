@@ -5,6 +5,7 @@ usage: bench_fidelity.py --report OUT.json --tool NZ_ONNX --library LIB --scratc
                          [--minilm MODEL.onnx --wheel FILE.whl] [--espeak FOLDER] [--only NAME] [--quick]
 """
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from bench_common import MIB, parser, reason, remove, table, target, value, writ
 from bench_generate import transformer  # noqa: E402
 
 # Ways of rounding that are measured, and the one that verdicts are about.
-TRANSFORMS = ["cut", "grid", "auto"]
+TRANSFORMS = ["cut", "auto"]
 OURS = "auto"
 # Bits a weight at which calibration is measured, and the most inputs that it gets.
 BITS = [4.5, 6, 8]
@@ -49,6 +50,33 @@ class Subject:
     runs: list
     calibration: Path
     expected: list = field(default_factory=list)
+
+
+class Kept:
+    """What was measured of a model, on disk: a run that is broken off goes on where it was, as long as all is the same."""
+
+    def __init__(self, arguments, subject, path):
+        made_of = [arguments.tool, arguments.library, Path(__file__), Path(alternatives.__file__), subject.path]
+        data = Path(f"{subject.path}.data")
+        digest = hashlib.sha256(ort.__version__.encode())
+        for part in made_of + [data] * data.exists():
+            digest.update(Path(part).read_bytes())
+        runs = [*subject.runs, *(np.load(file) for file in sorted(subject.calibration.glob("*.npz")))]
+        for name, array in (item for run in runs for item in run.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        self.path, self.of, self.values = path, digest.hexdigest(), {}
+        if path.exists():
+            kept = json.loads(path.read_text())
+            self.values = kept["values"] if kept["of"] == self.of else {}
+
+    def get(self, name, make):
+        """The value of this name: as it was measured, or measured now."""
+        if name not in self.values:
+            self.values[name] = make()
+            partial = self.path.with_suffix(".part")
+            partial.write_text(json.dumps({"of": self.of, "values": self.values}))
+            partial.replace(self.path)
+        return self.values[name]
 
 
 class Nz:
@@ -203,37 +231,40 @@ def same_closeness(nz, subject, row, kept, options):
     return x0 + (row.snr - y0) * (x1 - x0) / (y1 - y0) if abs(y1 - y0) > 0.05 else x0
 
 
-def rows_of(nz, subject, folder):
+def rows_of(nz, subject, folder, kept):
     """One row for each of the others; reasons for those that there are not."""
     weights = {}
     for tensor in alternatives.onnx.load(str(subject.path)).graph.initializer:
         weights[tensor.name] = alternatives._bytes_of(tensor)
     whole = sum(weights.values())
-    rows, missing = [], []
-    for kind in alternatives.KINDS.values():
+
+    def beside(kind):
         path = folder / "alternative.onnx"
         try:
             made = kind.make(subject.path, path)
             found = alternatives.closeness(subject.expected, alternatives.run(path, subject.runs))
         except Exception as error:
-            missing.append((kind.title, reason(error)))
-            continue
+            return reason(error)
         finally:
             remove(path)
         before = sum(weights[name] for name in made.changed)
-        rows.append(
-            measure(nz, subject, kind.title, whole - before, made.weight_bytes, before, made.changed, found.snr_db)
-        )
-    for bits in NEUZIP:
-        options = ["--mantissa-bits", bits]
-        report, found = nz.convert(subject, *options)
+        rest = whole - before
+        return asdict(measure(nz, subject, kind.title, rest, made.weight_bytes, before, made.changed, found.snr_db))
+
+    def beside_neuzip(bits, name):
+        report, found = nz.convert(subject, "--mantissa-bits", bits)
         totals = report["totals"]
         changed = [t["name"] for t in report["tensors"] if t["decision"] == "compressed"]
         before = sum(t["bytes_before"] for t in report["tensors"] if t["decision"] == "compressed")
-        kept = totals["bytes_before"] - before
+        rest = totals["bytes_before"] - before
+        return asdict(measure(nz, subject, name, rest, totals["bytes_after"], before, changed, found.snr_db))
+
+    found = {kind.title: kept.get(kind.title, lambda: beside(kind)) for kind in alternatives.KINDS.values()}
+    for bits in NEUZIP:
         name = f"NeuZip {bits}-bit (mantissa cut, k = {bits})"
-        rows.append(measure(nz, subject, name, kept, totals["bytes_after"], before, changed, found.snr_db))
-    return rows, missing
+        found[name] = kept.get(name, lambda: beside_neuzip(bits, name))
+    rows = [Row(**row) for row in found.values() if isinstance(row, dict)]
+    return rows, [(title, why) for title, why in found.items() if isinstance(why, str)]
 
 
 def decibels(number):
@@ -287,6 +318,23 @@ def summary(rows, label, title):
     return table(title, columns, lines)
 
 
+def by_model(rows):
+    """All of the others together, for each model."""
+    of_models = {}
+    for row in rows:
+        of_models.setdefault(row.model, []).append(row)
+    labels = [OURS, CALIBRATED]
+    lines = []
+    for model, of in of_models.items():
+        line = [model, value(len(of), 0)]
+        for label in labels:
+            gains = [gain for gain, _ in gains_of(of, label)]
+            line += [value(min(gains), 1), value(float(np.mean(gains)), 1)] if gains else ["-", "-"]
+        lines.append(line)
+    columns = ["model", "others", *(f"{what}, {label}, dB" for label in labels for what in ("least", "mean"))]
+    return table("The same by model", columns, lines)
+
+
 def halved(nz, subject):
     """What the default conversion does to the answers."""
     report, found = nz.convert(subject)
@@ -295,19 +343,20 @@ def halved(nz, subject):
     return [subject.name, value(report["totals"]["ratio"], 3), decibels(found.snr_db), cosine, *agreement]
 
 
-def calibrated(nz, subject):
+def calibrated(nz, subject, kept):
     """What the user's inputs buy, at a few sizes, and which model was taken."""
-    line = [subject.name]
-    for bits in BITS:
+
+    def at(bits):
         options = ["--transform", OURS, "--bits", bits]
         plain = nz.convert(subject, *options)
         # One thread: the models are small, and several are measured at a time.
         measured = nz.convert(subject, *options, "--calibrate", subject.calibration, "--threads", 1)
-        line += [decibels(found and found[1].snr_db) for found in (plain, measured)]
+        part = [decibels(found and found[1].snr_db) for found in (plain, measured)]
         gain = measured[1].snr_db - plain[1].snr_db if plain and measured else math.nan
-        line.append(value(gain, 1) if math.isfinite(gain) else "-")
-        line.append(way(measured[0]["trial"]) if measured else "-")
-    return line
+        part.append(value(gain, 1) if math.isfinite(gain) else "-")
+        return [*part, way(measured[0]["trial"]) if measured else "-"]
+
+    return [subject.name, *(cell for bits in BITS for cell in kept.get(f"{bits} bits", lambda: at(bits)))]
 
 
 def way(trial):
@@ -359,8 +408,10 @@ def measure_one(arguments, name):
     path, make = sources(arguments)[name]
     subject = subject_of(name, path, make, folder)
     nz = Nz(arguments, folder)
-    rows, missing = rows_of(nz, subject, folder)
-    return rows, missing, table_of(subject, rows), halved(nz, subject), calibrated(nz, subject)
+    kept = Kept(arguments, subject, folder / "found.json")
+    rows, missing = rows_of(nz, subject, folder, kept)
+    default = kept.get("default", lambda: halved(nz, subject))
+    return rows, missing, table_of(subject, rows), default, calibrated(nz, subject, kept)
 
 
 ABOUT = (
@@ -392,6 +443,7 @@ def report(path, found, neuzip):
     tables = [
         summary(rows, OURS, f"Output SNR of nz --transform {OURS} above the others', same weights, same bytes"),
         summary(rows, CALIBRATED, f"The same of nz --transform {OURS} --calibrate"),
+        by_model(rows),
     ]
     tables.append(table("Default conversion (half the bytes)", columns, [one[3] for one in found.values()]))
     tables += [calibration_table([one[4] for one in found.values()]), neuzip]
@@ -409,13 +461,23 @@ def main():
     folder = arguments.scratch / "fidelity"
     folder.mkdir(exist_ok=True)
     neuzip = neuzip_figures(arguments.tool, folder)
-    names, found = list(sources(arguments)), {}
+    of, found, failed = sources(arguments), {}, []
+    names = list(of)
+    # The largest first, so that none is left to run alone.
+    by_size = sorted(names, key=lambda name: -of[name][0].stat().st_size)
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        started = {pool.submit(measure_one, arguments, name): name for name in names}
+        started = {pool.submit(measure_one, arguments, name): name for name in by_size}
         for done in as_completed(started):
+            if done.exception():
+                # The others are measured all the same, and kept for the next time.
+                failed.append(done.exception())
+                print(f"{started[done]}: failed", file=sys.stderr, flush=True)
+                continue
             found[started[done]] = done.result()
             print(f"{started[done]}: {len(done.result()[0])} rows", file=sys.stderr, flush=True)
             report(arguments.report, {name: found[name] for name in names if name in found}, neuzip)
+    if failed:
+        raise failed[0]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+import fidelity_files
 
 HERE = Path(__file__).resolve().parent
 SENTENCES = [line for line in (HERE / "sentences.txt").read_text("utf-8").splitlines() if line]
@@ -105,23 +107,29 @@ def rendered(text, width, height, size, angle=0):
     return page.rotate(angle, fillcolor=(246, 243, 235)) if angle else page
 
 
-def text_pages(count=16):
+def text_pages(count=24):
     """Pages for a text detector."""
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     runs = []
     for i in range(count):
         text = "\n".join(SENTENCES[(5 * i + j) % len(SENTENCES)][: 24 + 6 * j] for j in range(4))
-        page = np.asarray(rendered(text, 480, 320, 18 + 3 * i, (0, 2, -3)[i % 3]), np.float64) / 255
+        page = np.asarray(rendered(text, 480, 320, 18 + 5 * i % 48, (0, 2, -3)[i % 3]), np.float64) / 255
         runs.append({"x": ((page - mean) / deviation).transpose(2, 0, 1)[None].astype(np.float32)})
     return runs
 
 
-def text_lines(count=32):
-    """Lines for a classifier of their direction: every other one is upside down."""
+def text_lines(count=96):
+    """Lines for a classifier of their direction: every other one is upside down. Some are slanted, blurred or faint, so that
+    not all are easy."""
+    rng = np.random.default_rng(0)
     runs = []
     for i in range(count):
-        line = rendered(SENTENCES[i % len(SENTENCES)][: 10 + i], 192, 48, 24, 180 * (i % 2))
+        text = SENTENCES[i % len(SENTENCES)][i // len(SENTENCES) * 12 :][: 10 + i % 32]
+        line = rendered(text, 192, 48, 16 + i % 4 * 4, 180 * (i % 2) + (0, 0, 2, -4)[i // 2 % 4])
+        line = line.filter(ImageFilter.GaussianBlur((0, 0.7, 1.5)[i // 2 % 3]))
         page = np.asarray(line, np.float32).transpose(2, 0, 1)[None]
+        page = (page - 128) * np.float32((1, 0.6, 0.3, 0.8, 0.45)[i // 2 % 5]) + 128
+        page += np.float32((0, 4, 12)[i % 3]) * rng.standard_normal(page.shape).astype(np.float32)
         runs.append({"x": page / np.float32(127.5) - 1})
     return runs
 
@@ -139,12 +147,16 @@ def pictures():
 
 
 def image_runs(name, width, height, transform):
+    """Of each picture the square in its middle, and two corners."""
     runs = []
     for picture in pictures():
         side = min(picture.size)
         left, top = (picture.size[0] - side) // 2, (picture.size[1] - side) // 2
-        square = picture.crop((left, top, left + side, top + side)).resize((width, height), Image.BICUBIC)
-        runs.append({name: np.ascontiguousarray(transform(np.asarray(square, np.float32))[None])})
+        part = 2 * side // 3
+        right, bottom = picture.size[0] - part, picture.size[1] - part
+        for box in ((left, top, left + side, top + side), (0, 0, part, part), (right, bottom, right + part, bottom + part)):
+            square = picture.crop(box).resize((width, height), Image.BICUBIC)
+            runs.append({name: np.ascontiguousarray(transform(np.asarray(square, np.float32))[None])})
     return runs
 
 
@@ -167,19 +179,10 @@ def classifications():
 
 
 def files():
-    """Beginnings and ends of files of several kinds, as the classifier of their types takes them."""
-    import skimage.data
-
-    here = [HERE / "sentences.txt", HERE / "inputs.py", HERE.parent / "src/main.rs", HERE.parent / "Cargo.toml"]
-    root = HERE.parent.parent
-    here += [root / "README.md", root / "cpp/cuda/decode.cuh", root / "cpp/include/nz_cuda.h", root / "Cargo.lock"]
-    here += [root / "tests/golden/v1_0_f32_k3.nzb", root / ".gitignore", root / "pyproject.toml"]
-    folder = Path(skimage.data.__file__).parent
-    here += [folder / "astronaut.png", folder / "rocket.jpg", folder / "multipage.tif", folder / "lfw_subset.npy"]
-    here += [folder / "lbpcascade_frontalface_opencv.xml", folder / "no_time_for_that_tiny.gif"]
+    """Beginnings and ends of files of many kinds, as the classifier of their types takes them."""
     runs = []
-    for path in here:
-        content = path.read_bytes().strip(b" \n\r\t")
+    for content in fidelity_files.contents(SENTENCES, pictures()):
+        content = content.strip(b" \n\r\t")
         ids = np.full((1, 2048), 256, np.int32)
         begin, end = content[:1024], content[-1024:]
         ids[0, : len(begin)] = list(begin)
