@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The modules under `cpp/ptx`.
-const MODULES: [&str; 4] = ["decode", "delta", "encode", "gemv"];
+const MODULES: [&str; 5] = ["decode", "delta", "encode", "gemv", "tensor"];
+/// The one that takes capability 8.0.
+const TENSOR: &str = "tensor";
 /// What machine code is made for: compute capabilities, as major and minor.
 const CAPABILITIES: [(u32, u32); 3] = [(7, 5), (8, 0), (9, 0)];
 /// Names the assembler.
@@ -60,7 +62,9 @@ fn make() -> Result<(), String> {
         ),
         Some(ptxas) => {
             for module in MODULES {
-                for (major, minor) in CAPABILITIES {
+                for (major, minor) in
+                    CAPABILITIES.into_iter().filter(|&made_for| module != TENSOR || made_for >= (8, 0))
+                {
                     let cubin = out.join(format!("{module}-sm_{major}{minor}.cubin"));
                     let mut command = Command::new(&ptxas);
                     command.arg(format!("--gpu-name=sm_{major}{minor}")).arg("-o").arg(&cubin);

@@ -20,6 +20,7 @@ use nz_onnx::codec::{self, EncodeOptions, Profile};
 use nz_onnx::cuda;
 use nz_onnx::cuda::device::{Kernels, is_driver_present};
 use nz_onnx::cuda::job::{DeviceWeight, Output, WeightMemory, check_status};
+use nz_onnx::cuda::port::Device as _;
 use nz_onnx::cuda::product::{MOST_ROWS, Operands};
 use nz_onnx::format::{Dtype, Header, TensorSpec};
 use serde_json::{Value, json};
@@ -304,13 +305,25 @@ fn products(gpu: &Gpu, side: u64, dtype: Dtype) -> Outcome<Value> {
         for (name, profile, mantissa_bits) in PRODUCTS {
             let options = EncodeOptions { profile, mantissa_bits, ..Default::default() };
             let weight = gpu.weight(&src, &spec, &options)?;
-            for m in [1u32, 2, 4, 8, 16, 128] {
+            for m in [1u32, 2, 4, 8, 16, 32, 64, 128] {
                 let x = gpu.put(&weights(m as usize * side as usize, dtype, dtype))?;
                 let (y, status) = (gpu.room(u64::from(m) * side * 2)?, gpu.room(4)?);
                 let [x_at, y_at, status_at] = [&x, &y, &status].map(|memory| gpu.at(memory));
                 let partial;
-                let ours: Side<'_> = if m <= MOST_ROWS {
-                    let product = weight.plan.product(m)?;
+                let with_tensor_cores = match gpu.kernels.has_tensor_cores() {
+                    true => weight.plan.tensor_product(m, dtype),
+                    false => None,
+                };
+                let how = match with_tensor_cores {
+                    Some(_) => "from the blob, tensor cores",
+                    None if m <= MOST_ROWS => "from the blob",
+                    None => "decoded, cuBLAS",
+                };
+                let from_blob = match with_tensor_cores {
+                    None if m <= MOST_ROWS => Some(weight.plan.product(m)?),
+                    product => product,
+                };
+                let ours: Side<'_> = if let Some(product) = from_blob {
                     partial = gpu.room(product.partial_bytes())?;
                     let (partial, weight) = (gpu.at(&partial), &weight);
                     Box::new(move |i| {
@@ -363,7 +376,7 @@ fn products(gpu: &Gpu, side: u64, dtype: Dtype) -> Outcome<Value> {
                     name,
                     { "value": weight.bits, "digits": 2 },
                     m.to_string(),
-                    if m <= MOST_ROWS { "from the blob" } else { "decoded, cuBLAS" },
+                    how,
                     micros(&times[0]),
                     times.get(1).map_or(json!("no cuBLAS"), micros),
                     gain,

@@ -14,6 +14,7 @@ use nz_onnx::cuda::encode;
 use nz_onnx::cuda::job::{
     DeltaMemory, DeviceDelta, DeviceWeight, Indices, Output, WeightMemory, check_status,
 };
+use nz_onnx::cuda::port::Device as _;
 use nz_onnx::cuda::product::Operands;
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 
@@ -383,6 +384,63 @@ fn products_are_exact_from_a_captured_graph() {
             };
             let sums: Vec<f32> = floats(&device.get(&y));
             assert_eq!(sums, expected, "{spec:?}, {m} rows");
+        }
+    }
+}
+
+/// The same with tensor cores, from 1 to 64 rows; and decoded in the way that they decode.
+#[test]
+fn products_with_tensor_cores_are_exact() {
+    let Some(device) = device() else { return };
+    if !device.kernels.has_tensor_cores() {
+        eprintln!(
+            "SKIPPED: the device has no kernels with tensor cores, which are for compute capability 8.0"
+        );
+        return;
+    }
+    let mut rng = Rng(5);
+    for (n, k) in [(100, 4096), (35, 8192), (64, 1024), (33 * 8, 512)] {
+        // Of many exponents, so that there are escapes of escapes.
+        let powers = [1.0f32, 0.5, 2.0, 4.0, 1.5, 0.25, 8.0, 0.125];
+        let w: Vec<f32> = (0..n * k)
+            .map(|_| {
+                powers[((rng.next() >> 61) * (rng.next() >> 61) / 7) as usize]
+                    * [1.0, -1.0][(rng.next() >> 63) as usize]
+            })
+            .collect();
+        let bits = |values: &[f32]| -> Vec<u8> {
+            values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect()
+        };
+        let spec = TensorSpec::row_major(Dtype::Bf16, &[n as u64, k as u64]);
+        let options = EncodeOptions { profile: Profile::Gpu, ..Default::default() };
+        let weight = Weight::new(&device, &codec::encode(&bits(&w), &spec, &options).expect("encodes"));
+        for m in [1usize, 2, 8, 9, 16, 17, 32, 33, 64] {
+            let Some(product) = weight.device_weight.tensor_product(m as u32, Dtype::Bf16) else {
+                assert!(m > 1 && k == 512, "[{n}, {k}], {m} rows");
+                continue;
+            };
+            let x: Vec<f32> = (0..m * k).map(|_| if rng.next() >> 58 == 0 { 1.0 } else { 0.0 }).collect();
+            let (x_memory, status) = (device.put(&bits(&x)), device.put(&[0; 4]));
+            let y = device.put(&vec![0x5a; m * n * 2]);
+            let partial = device.put(&vec![0xff; product.partial_bytes() as usize]);
+            let operands = Operands {
+                dtype: Dtype::Bf16,
+                x: device.address(&x_memory),
+                y: device.address(&y),
+                partial: device.address(&partial),
+                status: device.address(&status),
+                alpha: 1.0,
+                addend: None,
+            };
+            for launch in &product.launches(weight.memory, operands).expect("aligned") {
+                // SAFETY: all memory lives until it is read back on the same stream.
+                unsafe { device.kernels.launch(device.raw_stream(), launch) }.expect("launched");
+            }
+            device.verdict(&status).expect("whole");
+            let sums: Vec<f32> = (0..m * n)
+                .map(|at| x[at / n * k..][..k].iter().zip(&w[at % n * k..][..k]).map(|(x, w)| x * w).sum())
+                .collect();
+            assert!(device.get(&y) == bits(&sums), "[{n}, {k}], {m} rows");
         }
     }
 }

@@ -2,6 +2,7 @@
 #ifndef NZ_CUDA_DECODE_CUH
 #define NZ_CUDA_DECODE_CUH
 
+#include "lean.cuh"
 #include "octets.cuh"
 
 namespace nz {
@@ -177,10 +178,11 @@ struct EvenTask {
     u32 tile_columns;
 };
 
-NZ_DEVICE EvenTask even_task(const NzCudaDecode& job) {
+// `x` is its place in the launch, or in its tile.
+NZ_DEVICE EvenTask even_task(const NzCudaDecode& job, u32 x) {
     constexpr u32 N = NZ_MAX_BLOCK_LENGTH;
     if (job.order == NZ_CUDA_STORED) {
-        const u32 block = job.first_block + blockIdx.x;
+        const u32 block = job.first_block + x;
         const u64 start = job.weight.blocks[block].first_slot, end = job.weight.blocks[block + 1].first_slot;
         const bool is_wanted = start >= job.first_slot && end - start == N && end - job.first_slot <= job.slots;
         const u64 first = start - job.first_slot;
@@ -190,16 +192,16 @@ NZ_DEVICE EvenTask even_task(const NzCudaDecode& job) {
     const u64 first_column = (u64)blockIdx.y * job.tile_width, left = job.columns - first_column;
     const u32 columns = left < job.tile_width ? (u32)left : job.tile_width;
     const u32 log_columns = columns == 64 ? 6 : columns == 128 ? 7 : columns == 256 ? 8 : 0;
-    const u32 block = job.first_block + blockIdx.y * job.weight.blocks_per_tile + blockIdx.x;
-    const bool is_whole = ((u64)blockIdx.x + 1) * N <= job.rows << log_columns;
+    const u32 block = job.first_block + blockIdx.y * job.weight.blocks_per_tile + x;
+    const bool is_whole = ((u64)x + 1) * N <= job.rows << log_columns;
     if (log_columns == 0 || !is_whole || job.columns % 8 != 0) return {block, -1, 0};
-    return {block, (long long)((blockIdx.x * N >> log_columns) * job.columns + first_column), columns};
+    return {block, (long long)((x * N >> log_columns) * job.columns + first_column), columns};
 }
 
 // Decodes this thread block's block the short way, if it can. Says whether it could.
 template <class Element>
 NZ_DEVICE bool decode_short(const NzCudaDecode& job, u8* memory) {
-    const EvenTask task = even_task(job);
+    const EvenTask task = even_task(job, blockIdx.x);
     if (task.first < 0) return false;
     StrideStore<Element> strides((typename Element::Bits*)job.out + task.first, task.tile_columns, job.columns);
     if (!decode_even(job.weight, job.weight.blocks[task.block], Shared(memory, job.weight), strides)) {
@@ -230,6 +232,74 @@ NZ_DEVICE void decode_blocks(const NzCudaDecode& job, Source& source, Store& sto
             }
         }
         __syncthreads();  // the next block takes the same shared memory
+    }
+}
+
+// Where the passes of a block go that a warp decodes on its own.
+template <class Element>
+struct LeanStore {
+    typename Element::Bits* out;   // where this lane's first eight weights go
+    u64 next, after_next, passes;  // from there to stride 1, to stride 2, and to the next pass
+
+    // As StrideStore.
+    NZ_DEVICE LeanStore(typename Element::Bits* first, u32 tile_columns, u64 columns)
+        : out(first), next(STRIDE), after_next(2 * STRIDE), passes(PASS_SLOTS) {
+        const u32 group = lane_id() / GROUP_LANES;
+        if (tile_columns == 0) {
+            out += group * GROUP_SLOTS + first_in_stride();
+            return;
+        }
+        out += group * (GROUP_SLOTS / tile_columns) * columns + first_in_stride();
+        passes = PASS_SLOTS / tile_columns * columns;
+        if (tile_columns <= 2 * STRIDE) after_next = 2 * STRIDE / tile_columns * columns;
+        if (tile_columns == STRIDE) next = columns;
+    }
+
+    template <u32 P, u32 S>
+    NZ_DEVICE void take(const u32 words[4]) {
+        Element::store_pairs(words, out + P * passes + (S % 2 == 0 ? 0 : next) + (S < 2 ? 0 : after_next));
+    }
+
+    template <u32 BITS>
+    NZ_DEVICE void take_all(const Lean& lean) {
+        lean.template give<0, BITS>(*this);
+        lean.template give<1, BITS>(*this);
+        lean.template give<2, BITS>(*this);
+        lean.template give<3, BITS>(*this);
+    }
+
+    template <u32 P>
+    NZ_DEVICE void clear() {
+        const u32 zeros[4] = {};
+        take<P, 0>(zeros);
+        take<P, 1>(zeros);
+        take<P, 2>(zeros);
+        take<P, 3>(zeros);
+    }
+};
+
+// Decodes a block with each warp: all blocks are as lean.cuh has them, and wanted whole.
+template <class Element>
+NZ_DEVICE void decode_lean(const NzCudaDecode& job, u8* memory) {
+    constexpr u32 WARPS = NZ_CUDA_LEAN_THREADS / 32;
+    const u32 wanted = blockIdx.x * WARPS + warp_id(), last = job.lean_blocks - 1;
+    const EvenTask task = even_task(job, smaller(wanted, last));
+    Lean lean;
+    const bool is_whole = open_lean(job.weight, task.block, WARPS, memory, lean);
+    if (wanted > last) return;
+    LeanStore<Element> store((typename Element::Bits*)job.out + task.first, task.tile_columns, job.columns);
+    if (!is_whole) {
+        if (lane_id() == 0) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
+        store.template clear<0>();
+        store.template clear<1>();
+        store.template clear<2>();
+        store.template clear<3>();
+        return;
+    }
+    switch (lean.kind()) {
+        case 8: store.template take_all<8>(lean); break;
+        case 5: store.template take_all<5>(lean); break;
+        default: store.template take_all<0>(lean);
     }
 }
 

@@ -118,6 +118,14 @@ NZ_DEVICE void split_words_of(const Quad& quad, bool has_rest, u32 words[4]) {
 // Element types: how four of them come out of a quad, and how they are stored.
 struct Float32 {
     typedef u32 Bits;
+    // Eight neighbours, of four words of two bfloat16.
+    static NZ_DEVICE void store_pairs(const u32 words[4], Bits* out) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i += 2) {
+            *(Vector16*)(out + 2 * i) = {{words[i] << 16, words[i] & 0xffff0000U, words[i + 1] << 16,
+                                          words[i + 1] & 0xffff0000U}};
+        }
+    }
     static constexpr bool HAS_REST = true;   // mantissa bits behind the head
     static constexpr bool HAS_SHORT = true;  // whole blocks of two tiers of 2-bit codes
     struct Four {
@@ -171,6 +179,9 @@ struct Float16 {
 
 struct Bfloat16 {
     typedef u16 Bits;
+    static NZ_DEVICE void store_pairs(const u32 words[4], Bits* out) {
+        *(Vector16*)out = {{words[0], words[1], words[2], words[3]}};
+    }
     static constexpr bool HAS_REST = false;
     static constexpr bool HAS_SHORT = true;
     struct Four : Halves {

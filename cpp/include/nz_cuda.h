@@ -15,6 +15,15 @@
 /* Threads of a block that decode the short way: where all blocks go that way, no others are launched. */
 #define NZ_CUDA_EVEN_THREADS 128
 
+/* Threads of a block of nz_tensor_row and nz_decode_lean_*, each warp of which decodes a block of the blob. */
+#define NZ_CUDA_LEAN_THREADS 128
+/* The same of nz_tensor_rows_*: a warp for each of 16 rows of W. Bytes of shared memory for what they have decoded, behind the
+ * tails; literals take the same place before. */
+#define NZ_CUDA_TENSOR_THREADS 512
+#define NZ_CUDA_TENSOR_TILE 17408
+/* Bytes of the table that four codes are looked up in: a word for each byte of codes. */
+#define NZ_CUDA_SELECTORS_SIZE 1024
+
 /* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then which units the block has. */
 #define NZ_CUDA_COUNTS_SIZE 144
 #define NZ_CUDA_PLACE_SIZE 16
@@ -96,9 +105,14 @@ typedef struct NzCudaWeight {
     unsigned int joined_at;  /* where in it mantissas go that are put together, a multiple of 16 */
     unsigned int known_bits; /* on a grid: raw bits that are known; k, if there are no layers */
     unsigned int padding;
+    /* With two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH bfloat16 weights, all of them whole:
+     * NZ_CUDA_SELECTORS_SIZE bytes, else null. The word of four codes, the first in the lowest bits, has a half byte for each: the code or, of an
+     * escape, 4 and the escapes before it; above them a byte with the escapes, and one with eight times as many. Behind
+     * it the symbols of both tiers, 4 bytes each, the lowest bit of each on top. */
+    const unsigned int *selectors;
 } NzCudaWeight;
 
-/* Arguments of nz_decode_float32, nz_decode_float16, nz_decode_bfloat16 and nz_decode_integer. */
+/* Arguments of nz_decode_float32, nz_decode_float16, nz_decode_bfloat16, nz_decode_integer and nz_decode_lean_*. */
 typedef struct NzCudaDecode {
     NzCudaWeight weight;
     void *out;            /* aligned to 16 bytes */
@@ -119,7 +133,9 @@ typedef struct NzCudaDecode {
     unsigned long long rows;
     unsigned long long row_len; /* weights */
     unsigned int index_size;    /* bytes: 4 or 8 */
-    unsigned int padding;
+    /* nz_decode_lean_*: blocks of each tile, or all that are wanted in stored order. A thread block has
+     * NZ_CUDA_LEAN_THREADS / 32. */
+    unsigned int lean_blocks;
 } NzCudaDecode;
 
 /* Rows of X that nz_gemv_* take, at most; those that a thread block of nz_gemv_tiles_4 takes. */
@@ -133,7 +149,7 @@ typedef struct NzCudaDecode {
 #define NZ_CUDA_SUMS_SIZE 8192
 #define NZ_CUDA_WEIGHTS_SIZE 16384
 
-/* Arguments of nz_gemv_rows_*, nz_gemv_tiles_* and nz_gemv_sum: the product of X and W, or of X and W^T where W is
+/* Arguments of nz_gemv_*, and nz_tensor_*: the product of X and W, or of X and W^T where W is
  * stored as [N, K]. */
 typedef struct NzCudaProduct {
     NzCudaWeight weight;
@@ -143,7 +159,7 @@ typedef struct NzCudaProduct {
     unsigned int *status;
     unsigned long long k;
     unsigned long long n;
-    unsigned int m;       /* 1 to NZ_CUDA_MAX_ROWS */
+    unsigned int m;       /* 1 to NZ_CUDA_MAX_ROWS; of nz_tensor_rows_N to N */
     unsigned int x_type;  /* NZ_CUDA_FLOAT32 ...: of X and Y */
     unsigned int is_rows; /* 1: W is row-major, [N, K]; 0: in column tiles, [K, N] */
     /* Rows: a chunk is what a warp decodes. partial is [chunk][segment][m], the sums over the part of each row of W in
@@ -164,6 +180,10 @@ typedef struct NzCudaProduct {
     unsigned long long c_column_stride;
     float alpha;
     float beta;
+    /* nz_tensor_rows_*: partial is [split][m][n], as of tiles. Rows of W have `splits` blocks each, or a block has several
+     * rows; thread block x has of 16 rows, or blocks, those numbered x / splits * 16 ..., block x % splits of each row. */
+    unsigned int items;      /* rows, or blocks where a block has several rows */
+    unsigned int row_passes; /* of 1024 slots: those of a row that a block has, 1, 2 or 4 */
 } NzCudaProduct;
 
 /* The most that a base's exponent adds to the length of a residual. */

@@ -12,6 +12,7 @@
 #include "delta.cu"
 #include "encode.cu"
 #include "gemv.cu"
+#include "tensor.cu"
 
 namespace simt {
 
@@ -33,6 +34,8 @@ inline const Kernel kernels[] = {
     {"nz_decode_float32", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float32>},
     {"nz_decode_float16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_float16>},
     {"nz_decode_bfloat16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_bfloat16>},
+    {"nz_decode_lean_float32", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_lean_float32>},
+    {"nz_decode_lean_bfloat16", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_lean_bfloat16>},
     {"nz_decode_integer", sizeof(NzCudaDecode), call<const NzCudaDecode, nz_decode_integer>},
     {"nz_delta_decode", sizeof(NzCudaDeltaDecode), call<const NzCudaDeltaDecode, nz_delta_decode>},
     {"nz_delta_rows_1", sizeof(NzCudaDeltaProduct), call<const NzCudaDeltaProduct, nz_delta_rows_1>},
@@ -47,6 +50,11 @@ inline const Kernel kernels[] = {
     {"nz_gemv_tiles_1", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_gemv_tiles_1>},
     {"nz_gemv_tiles_4", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_gemv_tiles_4>},
     {"nz_gemv_sum", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_gemv_sum>},
+    {"nz_tensor_row", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_row>},
+    {"nz_tensor_rows_8", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_8>},
+    {"nz_tensor_rows_16", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_16>},
+    {"nz_tensor_rows_32", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_32>},
+    {"nz_tensor_rows_64", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_64>},
 };
 
 // Runs the kernel `name`. What went wrong, or nothing.

@@ -5,7 +5,10 @@
 // other. What a GPU leaves open is chosen by a seed: which warp goes next, and its lanes in which order. Shared memory
 // starts as poison. Any number of launches may run at the same time on different threads of the process.
 //
-// Not shown: tensor cores, asynchronous copies, the memory model between barriers, anything about speed.
+// Tensor cores: what a warp multiplies is added one product after the other, by K, each sum rounded to float32. A GPU
+// adds in another way.
+//
+// Not shown: asynchronous copies, the memory model between barriers, anything about speed.
 #pragma once
 
 #include <algorithm>
@@ -40,14 +43,31 @@ struct Config {
     std::uint64_t seed = 0;     // 0: warps and lanes in order
 };
 
-enum class Op { run, shuffle, shuffle_up, shuffle_xor, ballot, warp_barrier, barrier, named_barrier, exited };
+enum class Op {
+    run,
+    shuffle,
+    shuffle_up,
+    shuffle_xor,
+    ballot,
+    warp_barrier,
+    multiply_add,
+    barrier,
+    named_barrier,
+    exited
+};
 
 inline const char* name(Op op) {
     static const char* const names[] = {"no collective", "__shfl_sync",  "__shfl_up_sync", "__shfl_xor_sync",
-                                        "__ballot_sync", "__syncwarp",   "__syncthreads",  "barrier.sync",
-                                        "exit"};
+                                        "__ballot_sync", "__syncwarp",   "mma.sync",       "__syncthreads",
+                                        "barrier.sync",  "exit"};
     return names[static_cast<int>(op)];
 }
+
+// A lane's part of a product of 16 x 16 and 16 x 8 bfloat16 numbers, and of the sums that it is added to.
+struct MultiplyAdd {
+    float* sums;
+    std::uint32_t a[4], b[2];
+};
 
 // A CUDA thread, and what it waits for.
 struct Thread {
@@ -55,6 +75,7 @@ struct Thread {
     Dim index;
     Op op = Op::run;
     std::uint32_t mask = 0, value = 0, argument = 0, result = 0;
+    const MultiplyAdd* operands = nullptr;
 };
 
 class Engine {
@@ -83,6 +104,11 @@ class Engine {
         self.argument = argument;
         self.fibre.pause();
         return self.result;
+    }
+
+    void multiply_add(const MultiplyAdd& operands) {
+        running_->operands = &operands;
+        collective(Op::multiply_add, 0xffffffffU);
     }
 
     unsigned char* shared() { return shared_.get(); }
@@ -165,7 +191,7 @@ class Engine {
         for (unsigned i = first; i < end && error_.empty(); ++i) {
             const Thread& lane = threads_[i];
             if (lane.op != Op::shuffle && lane.op != Op::shuffle_up && lane.op != Op::shuffle_xor &&
-                lane.op != Op::ballot && lane.op != Op::warp_barrier) {
+                lane.op != Op::ballot && lane.op != Op::warp_barrier && lane.op != Op::multiply_add) {
                 continue;
             }
             if ((lane.mask >> (i - first) & 1) == 0) return fail(i, "is not in its own mask");
@@ -187,6 +213,7 @@ class Engine {
     }
 
     void complete(unsigned first, Op op, std::uint32_t mask) {
+        if (op == Op::multiply_add) complete_product(first);
         std::uint32_t votes = 0;
         for (unsigned l = 0; l < warp_size; ++l) {
             if ((mask >> l & 1) != 0) votes |= std::uint32_t{threads_[first + l].value != 0} << l;
@@ -204,6 +231,30 @@ class Engine {
         }
         for (unsigned l = 0; l < warp_size; ++l) {
             if ((mask >> l & 1) != 0) threads_[first + l].op = Op::run;
+        }
+    }
+
+    // Of a word of two bfloat16 numbers the one that is asked for.
+    static float bfloat16(std::uint32_t two, unsigned which) {
+        const std::uint32_t bits = which == 0 ? two << 16 : two & 0xffff0000U;
+        float value;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
+    void complete_product(unsigned first) {
+        // Where K is: in which of four lanes, in which of two words, in which half of it.
+        const auto operands = [&](unsigned lane) -> const MultiplyAdd& { return *threads_[first + lane].operands; };
+        for (unsigned row = 0; row < 16; ++row) {
+            for (unsigned column = 0; column < 8; ++column) {
+                float& sum = operands(row % 8 * 4 + column / 2).sums[row / 8 * 2 + column % 2];
+                for (unsigned k = 0; k < 16; ++k) {
+                    const unsigned lane = k % 8 / 2;
+                    const float a = bfloat16(operands(row % 8 * 4 + lane).a[k / 8 * 2 + row / 8], k % 2);
+                    const float b = bfloat16(operands(column * 4 + lane).b[k / 8], k % 2);
+                    sum = std::fma(a, b, sum);
+                }
+            }
         }
     }
 
@@ -304,6 +355,11 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 
 inline void __syncwarp(unsigned mask = 0xffffffffU) {
     simt::Engine::current->collective(simt::Op::warp_barrier, mask);
+}
+
+inline void nz_simt_multiply_add(float sums[4], const unsigned a[4], unsigned b_low, unsigned b_high) {
+    const simt::MultiplyAdd operands = {sums, {a[0], a[1], a[2], a[3]}, {b_low, b_high}};
+    simt::Engine::current->multiply_add(operands);
 }
 
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }

@@ -16,16 +16,21 @@ use super::layout::{
 };
 use super::nvrtc;
 use super::port::{Device, RowCopy, StatusWord};
+use super::product::tensor::SHARED_LIMIT;
 
 pub use super::port::DeviceError;
 
-/// The kernels as PTX for compute capability 7.5: drivers from 520 on make code for their device of it.
-const MODULES: [(&str, &str); 4] = [
+/// The kernels as PTX for compute capability 7.5, but for [`TENSOR`]: drivers from 520 on make code for their device of it.
+const MODULES: [(&str, &str); 5] = [
     ("decode", include_str!("../../cpp/ptx/decode.ptx")),
     ("delta", include_str!("../../cpp/ptx/delta.ptx")),
     ("encode", include_str!("../../cpp/ptx/encode.ptx")),
     ("gemv", include_str!("../../cpp/ptx/gemv.ptx")),
+    (TENSOR, include_str!("../../cpp/ptx/tensor.ptx")),
 ];
+/// The module that is for this compute capability or a later one.
+const TENSOR: &str = "tensor";
+const TENSOR_CAPABILITY: (i32, i32) = (8, 0);
 
 /// Whether this machine has a CUDA driver.
 pub fn is_driver_present() -> bool {
@@ -70,6 +75,9 @@ impl Kernels {
         let compiled = nvrtc::is_wanted()?;
         let capability = driver("the device's capability", || context.compute_capability())?;
         for (name, source) in MODULES {
+            if name == TENSOR && capability < TENSOR_CAPABILITY {
+                continue;
+            }
             let load = |code| driver("loading the kernels", || context.load_module(code));
             let module = if compiled {
                 load(nvrtc::compile(name, capability)?)?
@@ -86,6 +94,12 @@ impl Kernels {
                 Kernel::ALL.into_iter().filter(|kernel| source.contains(&format!(" {}(", kernel.name())))
             {
                 let function = driver("finding a kernel", || module.load_function(kernel.name()))?;
+                if name == TENSOR {
+                    let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                    driver("asking for shared memory", || {
+                        function.set_attribute(limit, SHARED_LIMIT as i32)
+                    })?;
+                }
                 functions.insert(kernel, function);
             }
         }
@@ -155,6 +169,10 @@ impl Kernels {
 }
 
 impl Device for Kernels {
+    fn has_tensor_cores(&self) -> bool {
+        self.functions.contains_key(&Kernel::TensorRow)
+    }
+
     fn allocate(&self, bytes: u64) -> Result<u64, DeviceError> {
         // SAFETY: new memory that nobody reads before it is written.
         self.bound("taking device memory", || unsafe { result::malloc_sync(bytes as usize) })

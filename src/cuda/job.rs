@@ -6,8 +6,9 @@ mod table;
 
 use super::layout::{
     BlockEntry, COUNTS_SIZE, CUT, DAMAGED_RECORD, DecodeArguments, EVEN_THREADS, GATHER, INDEX_OUT_OF_RANGE,
-    ROW_MAJOR, STORED, WARP_SLOTS, WeightArguments,
+    LEAN_THREADS, ROW_MAJOR, SELECTORS_SIZE, STORED, WARP_SLOTS, WeightArguments,
 };
+use super::product::SHARED_LIMIT;
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Header, Layout, MAX_BLOCK, Transform, Units};
 
@@ -23,6 +24,8 @@ pub(super) const MAX_GRID_Y: u64 = 65_535;
 pub enum Kernel {
     /// Decodes to floats of this type.
     Decode(Dtype),
+    /// The same to bfloat16 or float32, where a warp decodes each block on its own.
+    DecodeLean(Dtype),
     /// Decodes integers of 8 bits.
     Integers,
     /// Decodes deltas.
@@ -49,6 +52,10 @@ pub enum Kernel {
     },
     /// Adds up the parts of a product.
     Sum,
+    /// Sums up parts of a product of one row with tensor cores.
+    TensorRow,
+    /// The same of up to so many rows: 8, 16, 32 or 64.
+    TensorRows(u32),
     /// Counts what the words of a tensor are like.
     Survey,
     /// Measures the records that blocks are coded in.
@@ -59,10 +66,12 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 17] = [
+    pub const ALL: [Kernel; 24] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
+        Kernel::DecodeLean(Dtype::F32),
+        Kernel::DecodeLean(Dtype::Bf16),
         Kernel::Integers,
         Kernel::Delta,
         Kernel::Rows { many: false },
@@ -74,6 +83,11 @@ impl Kernel {
         Kernel::DeltaTiles { many: false },
         Kernel::DeltaTiles { many: true },
         Kernel::Sum,
+        Kernel::TensorRow,
+        Kernel::TensorRows(8),
+        Kernel::TensorRows(16),
+        Kernel::TensorRows(32),
+        Kernel::TensorRows(64),
         Kernel::Survey,
         Kernel::Measure,
         Kernel::Write,
@@ -85,6 +99,8 @@ impl Kernel {
             Kernel::Decode(Dtype::F32) => "nz_decode_float32",
             Kernel::Decode(Dtype::F16) => "nz_decode_float16",
             Kernel::Decode(Dtype::Bf16) => "nz_decode_bfloat16",
+            Kernel::DecodeLean(Dtype::F32) => "nz_decode_lean_float32",
+            Kernel::DecodeLean(_) => "nz_decode_lean_bfloat16",
             Kernel::Integers | Kernel::Decode(Dtype::U8 | Dtype::I8) => "nz_decode_integer",
             Kernel::Delta => "nz_delta_decode",
             Kernel::Rows { many: false } => "nz_gemv_rows_1",
@@ -96,6 +112,11 @@ impl Kernel {
             Kernel::DeltaTiles { many: false } => "nz_delta_tiles_1",
             Kernel::DeltaTiles { many: true } => "nz_delta_tiles_4",
             Kernel::Sum => "nz_gemv_sum",
+            Kernel::TensorRow => "nz_tensor_row",
+            Kernel::TensorRows(..=8) => "nz_tensor_rows_8",
+            Kernel::TensorRows(..=16) => "nz_tensor_rows_16",
+            Kernel::TensorRows(..=32) => "nz_tensor_rows_32",
+            Kernel::TensorRows(_) => "nz_tensor_rows_64",
             Kernel::Survey => "nz_survey",
             Kernel::Measure => "nz_measure",
             Kernel::Write => "nz_write",
@@ -265,7 +286,7 @@ impl DeviceWeight {
         }
         Ok(DeviceWeight {
             arguments,
-            table: Table::new(header, depth, &entries),
+            table: Table::new(header, depth, &entries, is_lean(header)),
             blocks: entries,
             dtype: spec.dtype,
             layout: spec.layout,
@@ -334,9 +355,7 @@ impl DeviceWeight {
         }
         let mut launch = self.launch(memory, out)?;
         launch.grid = (self.arguments.blocks_per_tile, tiles as u32);
-        if self.is_all_even() && matches!(width, 64 | 128 | 256) && columns.is_multiple_of(width) {
-            launch.threads = EVEN_THREADS;
-        }
+        let is_whole = matches!(width, 64 | 128 | 256) && columns.is_multiple_of(width);
         launch.arguments = DecodeArguments {
             order: ROW_MAJOR,
             first_block: (first / width) as u32 * self.arguments.blocks_per_tile,
@@ -346,6 +365,9 @@ impl DeviceWeight {
             rows,
             ..launch.arguments
         };
+        if is_whole {
+            self.shorten(&mut launch, out.dtype);
+        }
         Ok(launch)
     }
 
@@ -370,9 +392,6 @@ impl DeviceWeight {
         let mut launch = self.launch(memory, out)?;
         launch.grid = ((last_block - first_block + 1) as u32, 1);
         let block_len = u64::from(self.arguments.block_len);
-        if self.is_all_even() && first.is_multiple_of(block_len) && slots.is_multiple_of(block_len) {
-            launch.threads = EVEN_THREADS;
-        }
         launch.arguments = DecodeArguments {
             order: STORED,
             first_block: first_block as u32,
@@ -380,6 +399,9 @@ impl DeviceWeight {
             slots,
             ..launch.arguments
         };
+        if first.is_multiple_of(block_len) && slots.is_multiple_of(block_len) {
+            self.shorten(&mut launch, out.dtype);
+        }
         Ok(launch)
     }
 
@@ -427,6 +449,20 @@ impl DeviceWeight {
         Ok(launch)
     }
 
+    /// Has whole blocks decoded in a shorter way, if there is one to this type.
+    fn shorten(&self, launch: &mut Launch<DecodeArguments>, dtype: Dtype) {
+        let shared = lean_shared(&self.arguments);
+        if self.is_lean() && matches!(dtype, Dtype::Bf16 | Dtype::F32) && shared <= SHARED_LIMIT {
+            launch.kernel = Kernel::DecodeLean(dtype);
+            launch.threads = LEAN_THREADS;
+            launch.shared = shared;
+            launch.arguments.lean_blocks = launch.grid.0;
+            launch.grid.0 = launch.grid.0.div_ceil(LEAN_THREADS / 32);
+        } else if self.is_all_even() {
+            launch.threads = EVEN_THREADS;
+        }
+    }
+
     fn launch(&self, memory: WeightMemory, out: Output) -> Result<Launch<DecodeArguments>> {
         let integers = self.dtype.is_integer();
         if out.dtype != self.dtype && (integers || out.dtype != Dtype::F32) {
@@ -459,17 +495,23 @@ impl DeviceWeight {
             books: at(self.table.books),
             groups: at(self.table.groups),
             layer_offsets: at(self.table.layer_offsets),
+            selectors: at(self.table.selectors),
             ..self.arguments
         })
     }
 
-    /// Threads that decode a block.
     /// Whether every block can go the short way: what asks for whole blocks then needs no more than [`EVEN_THREADS`].
     pub(super) fn is_all_even(&self) -> bool {
         let slots = u64::from(self.block_count()) * u64::from(self.arguments.block_len);
         self.arguments.is_even == 1 && self.elements() == slots
     }
 
+    /// Whether a warp can decode each block on its own (`cpp/cuda/lean.cuh`).
+    pub(super) fn is_lean(&self) -> bool {
+        self.table.selectors.is_some()
+    }
+
+    /// Threads that decode a block.
     pub(super) fn threads(&self) -> u32 {
         32 * self.arguments.block_len.div_ceil(WARP_SLOTS)
     }
@@ -478,6 +520,11 @@ impl DeviceWeight {
     pub(super) fn shared(&self) -> u32 {
         self.arguments.record_room + 2 * self.arguments.tail_room + COUNTS_SIZE as u32
     }
+}
+
+/// Bytes of shared memory of kernels with [`LEAN_THREADS`] threads, each warp of which has a block: tails and literals.
+pub(super) fn lean_shared(weight: &WeightArguments) -> u32 {
+    SELECTORS_SIZE + LEAN_THREADS / 32 * 2 * weight.tail_room
 }
 
 pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> {
@@ -515,6 +562,17 @@ fn is_even(header: &Header) -> bool {
         && layers.is_empty()
         && tiers.len() <= 2
         && tiers.iter().all(|tier| tier.width == 2)
+}
+
+/// Whether a warp can decode each of its blocks on its own.
+fn is_lean(header: &Header) -> bool {
+    is_even(header)
+        && header.tiers.len() == 2
+        && header.spec.dtype == Dtype::Bf16
+        && (0..header.blocks().count()).all(|block| {
+            let slots = header.blocks().slots(block);
+            slots.end - slots.start == u64::from(MAX_BLOCK)
+        })
 }
 
 /// Slots of a whole tile.

@@ -8,6 +8,13 @@ use crate::format::MAX_LAYERS;
 pub(super) const WARP_SLOTS: u32 = 512;
 /// `NZ_CUDA_EVEN_THREADS`.
 pub(super) const EVEN_THREADS: u32 = 128;
+/// `NZ_CUDA_LEAN_THREADS`.
+pub(super) const LEAN_THREADS: u32 = 128;
+/// `NZ_CUDA_TENSOR_THREADS` and `NZ_CUDA_TENSOR_TILE`.
+pub(super) const TENSOR_THREADS: u32 = 512;
+pub(super) const TENSOR_TILE: u32 = 17_408;
+/// `NZ_CUDA_SELECTORS_SIZE`.
+pub(super) const SELECTORS_SIZE: u32 = 1024;
 /// Bytes of shared memory for counts of escapes, a verdict, and which units the block has.
 pub(super) const COUNTS_SIZE: usize = 144 + 16;
 /// Bytes behind a record or tail in shared memory.
@@ -125,6 +132,8 @@ pub struct WeightArguments {
     pub known_bits: u32,
     /// Zero.
     pub padding: u32,
+    /// What four codes are looked up in, where a warp can decode each block on its own; else 0.
+    pub selectors: u64,
 }
 
 /// `NzCudaDecode`: the argument of the decode kernels.
@@ -161,8 +170,8 @@ pub struct DecodeArguments {
     pub row_len: u64,
     /// Gather: bytes an index.
     pub index_size: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Where a warp decodes each block on its own: blocks of each tile, or all that are wanted.
+    pub lean_blocks: u32,
 }
 
 /// `NzCudaProduct`: the argument of the product kernels.
@@ -213,6 +222,10 @@ pub struct ProductArguments {
     pub alpha: f32,
     /// Factor of C.
     pub beta: f32,
+    /// Many rows with tensor cores: rows of W, or blocks where a block has several rows.
+    pub items: u32,
+    /// The same: parts of 1024 slots that a block has of a row, 1, 2 or 4.
+    pub row_passes: u32,
 }
 
 /// `NzCudaDelta`: a delta to a blob, whose weight has units in place of blocks.

@@ -11,11 +11,14 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 20] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
     ("delta.cu", include_str!("../../cpp/cuda/delta.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
+    ("tensor.cu", include_str!("../../cpp/cuda/tensor.cu")),
+    ("tensor.cuh", include_str!("../../cpp/cuda/tensor.cuh")),
+    ("lean.cuh", include_str!("../../cpp/cuda/lean.cuh")),
     ("decode.cuh", include_str!("../../cpp/cuda/decode.cuh")),
     ("delta.cuh", include_str!("../../cpp/cuda/delta.cuh")),
     ("gemv.cuh", include_str!("../../cpp/cuda/gemv.cuh")),
@@ -100,7 +103,7 @@ mod tests {
 
     #[test]
     fn sources_are_whole_without_their_includes() {
-        for module in ["decode", "delta", "encode", "gemv"] {
+        for module in ["decode", "delta", "encode", "gemv", "tensor"] {
             let source = flattened(&format!("{module}.cu"), &mut Vec::new()).expect("all files are here");
             assert!(!source.contains("#include \""), "{module}");
             for text in ["typedef struct NzCudaWeight {", "#define NZ_MAX_TIERS", "struct Sixteen {"] {
@@ -117,8 +120,10 @@ mod tests {
             ("delta", "nz_delta_decode"),
             ("encode", "nz_write"),
             ("gemv", "nz_gemv_rows_1"),
+            ("tensor", "nz_tensor_row"),
         ] {
-            for capability in [(7, 5), (9, 0)] {
+            let oldest = if module == "tensor" { (8, 0) } else { (7, 5) };
+            for capability in [oldest, (9, 0)] {
                 match compile(module, capability) {
                     Ok(ptx) => assert!(ptx.to_src().contains(&format!(".entry {kernel}("))),
                     Err(error) => {

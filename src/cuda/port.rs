@@ -76,6 +76,9 @@ pub trait StatusWord: Send + Sync {
 /// Only [`Device::allocate`] and [`Device::status`] take memory, and only [`Device::free`], [`Device::read`],
 /// [`Device::write`] and [`Device::wait`] wait, so all else can be captured in a CUDA graph.
 pub trait Device: Send + Sync {
+    /// Whether it has the kernels that multiply with tensor cores.
+    fn has_tensor_cores(&self) -> bool;
+
     /// `bytes` bytes of the device's memory, at a multiple of 256.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Products of few rows with a weight that stays compressed: sums of parts, then their sum.
 
+pub(super) mod tensor;
+
 use super::job::{
     DeviceWeight, Kernel, Launch, MAX_GRID_Y, WeightMemory, check_address, element, unsupported,
 };
@@ -15,8 +17,10 @@ pub(super) const SHARED_LIMIT: u32 = 48 << 10;
 /// Threads of a block that multiplies tiles: one for each column.
 const TILE_THREADS: u32 = MAX_TILE;
 
-/// Rows of X that a product straight from the blob has, at most.
+/// Rows of X that a product straight from the blob has, at most, without tensor cores.
 pub const MOST_ROWS: u32 = MAX_ROWS;
+/// The same of one with tensor cores.
+pub const MOST_TENSOR_ROWS: u32 = tensor::MOST_ROWS;
 
 /// Device memory of a product's operands: addresses, as integers.
 #[derive(Clone, Copy, Debug)]
@@ -58,14 +62,15 @@ pub struct Product<'w> {
     arguments: ProductArguments,
     blocks: u32,
     tiles: u32,
+    is_tensor: bool,
 }
 
 impl DeviceWeight {
     /// Plans a product of `m` rows.
     ///
     /// # Errors
-    /// The weight is no matrix, or of integers, or `m` is not 1 to 8. [`Error::Unsupported`]: it has to be decoded and multiplied then,
-    /// since tiles are wider than 256, or sums longer than 2^31.
+    /// The weight is no matrix, or of integers, or `m` is not 1 to 8. [`Error::Unsupported`]: it has to be decoded and
+    /// multiplied then, since tiles are wider than 256, or sums longer than 2^31.
     pub fn product(&self, m: u32) -> Result<Product<'_>> {
         if !(1..=MAX_ROWS).contains(&m) {
             return Err(Error::invalid(format!("a product of {m} rows, 1 to {MAX_ROWS} can be")));
@@ -105,11 +110,24 @@ impl DeviceWeight {
                 tiles as u32
             }
         };
-        let product = Product { weight: self, arguments, blocks: self.block_count(), tiles };
+        let product =
+            Product { weight: self, arguments, blocks: self.block_count(), tiles, is_tensor: false };
         if product.shared() > SHARED_LIMIT {
             return Err(unsupported("records and a product in the shared memory of 48 KiB"));
         }
         Ok(product)
+    }
+}
+
+impl DeviceWeight {
+    /// Plans a product of `m` rows of `dtype` with tensor cores, if there is one: of bfloat16, for a device that has
+    /// [`Device::has_tensor_cores`](super::port::Device::has_tensor_cores). The sums are another order's than those of
+    /// [`DeviceWeight::product`].
+    pub fn tensor_product(&self, m: u32, dtype: Dtype) -> Option<Product<'_>> {
+        let arguments = tensor::plan(self, m, dtype)?;
+        let product =
+            Product { weight: self, arguments, blocks: self.block_count(), tiles: 1, is_tensor: true };
+        (product.shared() <= tensor::SHARED_LIMIT).then_some(product)
     }
 }
 
@@ -154,6 +172,7 @@ impl Product<'_> {
         }
         let many = arguments.m > 1;
         let (kernel, grid, threads) = match arguments.is_rows {
+            _ if self.is_tensor => tensor::launch(&arguments, self.blocks),
             1 => (Kernel::Rows { many }, (self.blocks, 1), self.row_threads()),
             _ => (
                 Kernel::Tiles { many },
@@ -185,6 +204,9 @@ impl Product<'_> {
 
     /// Bytes of shared memory of the first launch.
     fn shared(&self) -> u32 {
+        if self.is_tensor {
+            return tensor::shared(&self.arguments, &self.weight.arguments);
+        }
         let Layout::ColumnTiles { tile } = self.weight.layout else { return self.weight.shared() };
         // As in the kernel: tiles of other widths put the weights of a block there.
         let block_len = u64::from(self.weight.arguments.block_len);

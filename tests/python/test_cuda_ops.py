@@ -157,6 +157,23 @@ def test_bfloat16_is_a_type_of_the_products(encode, rng):
     assert_close(made.run(None, {"X": x})[0], x @ w, 8e-3)
 
 
+@pytest.mark.parametrize("k, n", [(4096, 40), (1024, 64)])
+def test_bfloat16_with_tensor_cores(encode, rng, k, n):
+    """Straight from the blob up to 32 rows; for more there is no Gemm of bfloat16 on the CPU, and the message says so."""
+    blob, w = encode(random_weight(rng, n, k), "bfloat16", profile="gpu")
+    nodes = [
+        helper.make_node("Cast", ["X"], ["X16"], to=BFLOAT16),
+        nz_node("DecodeMatMul", ["X16", "W.nz"], w.shape, outputs=["Y16"], transB=1),
+        helper.make_node("Cast", ["Y16"], ["Y"], to=FLOAT),
+    ]
+    made = session(model(nodes, [value("X")], {"W.nz": blob}), LIBRARY)
+    for m in (1, 2, 9, 32):
+        x = rng.integers(-4, 4, (m, k)).astype(np.float32)
+        assert_close(made.run(None, {"X": x})[0], x @ w.T, 8e-3)
+    with pytest.raises(Exception, match="ONNX Runtime's own Gemm"):
+        made.run(None, {"X": np.ones((33, k), np.float32)})
+
+
 @pytest.mark.parametrize("name, element", [("Int8", INT8), ("Uint8", UINT8)])
 def test_integers(encode, rng, name, element):
     """Whole, and rows of them."""

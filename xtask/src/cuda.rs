@@ -17,16 +17,30 @@ const PACKAGES: &[&str] = &[
     "nvidia-cuda-nvdisasm==13.2.51", // the first that there is
 ];
 /// `cpp/cuda/<name>.cu` becomes `cpp/ptx/<name>.ptx`.
-const MODULES: &[&str] = &["decode", "delta", "encode", "gemv"];
-/// The oldest compute capability that the PTX is for.
-const TARGET: &str = "compute_75";
+const MODULES: &[Module] = &[
+    Module { name: "decode", target: "compute_75", architectures: ARCHITECTURES },
+    Module { name: "delta", target: "compute_75", architectures: ARCHITECTURES },
+    Module { name: "encode", target: "compute_75", architectures: ARCHITECTURES },
+    Module { name: "gemv", target: "compute_75", architectures: ARCHITECTURES },
+    Module { name: "tensor", target: "compute_80", architectures: &["sm_80", "sm_90"] },
+];
+
+/// Kernels that are compiled together.
+struct Module {
+    name: &'static str,
+    /// The oldest compute capability that the PTX is for.
+    target: &'static str,
+    /// What it has to assemble for without spills.
+    architectures: &'static [&'static str],
+}
+
 /// The PTX version that goes with it, and with drivers from 520 on. The kernels use nothing newer.
 const PTX_VERSION: &str = ".version 7.8";
 /// A hint that nvcc 13 gives with loads; PTX 7.8 does not know it, and it changes no result.
 const NEWER_HINT: &str = "\"used_bytes_mask";
 /// The first line of each file.
 const HEAD: &str = "// Made from cpp/cuda by `cargo xtask cuda` with nvcc 13.0.88. Do not edit.\n";
-/// What the PTX has to assemble for without spills.
+/// What most of the PTX has to assemble for.
 const ARCHITECTURES: &[&str] = &["sm_75", "sm_80", "sm_90"];
 /// What instructions are counted for.
 const COUNTED: &str = "sm_90";
@@ -36,7 +50,8 @@ const REGISTERS: [&str; 2] =
 const ROOFLINES: [&str; 2] =
     ["<!-- rooflines: written by `cargo xtask cuda` -->\n", "<!-- end of rooflines -->"];
 /// The kernels' tests that are run with machine code, too.
-const MACHINE_TESTS: &[&str] = &["kernels", "kernel_products", "kernel_integers"];
+const MACHINE_TESTS: &[&str] =
+    &["kernels", "kernel_lean", "kernel_tensor", "kernel_products", "kernel_integers"];
 
 /// Writes the PTX and the tables of registers and instructions.
 ///
@@ -106,15 +121,15 @@ fn make(workspace: &Workspace, count: bool) -> Result<Vec<(PathBuf, String)>> {
     let mut table = String::from(
         "| kernel | architecture | registers | stack, bytes | spilled, bytes |\n|---|---|---|---|---|\n",
     );
-    for module in MODULES {
+    for &Module { name: module, target, architectures } in MODULES {
         let raw = scratch.join(format!("{module}.ptx"));
         let mut nvcc = Command::new(toolkit.join("bin/nvcc"));
-        nvcc.args(["-ptx", "-O3", "-std=c++17", "-arch", TARGET, "-I"]).arg(sources.join("include"));
+        nvcc.args(["-ptx", "-O3", "-std=c++17", "-arch", target, "-I"]).arg(sources.join("include"));
         nvcc.arg(sources.join(format!("cuda/{module}.cu"))).arg("-o").arg(&raw);
         workspace::run(with_tools(&mut nvcc, &toolkit)?)?;
         let ptx = lowered(&std::fs::read_to_string(&raw).context("could not read nvcc's PTX")?)?;
         std::fs::write(&raw, &ptx).context("could not write PTX")?;
-        for architecture in ARCHITECTURES {
+        for architecture in architectures {
             let rows = assemble(&toolkit, &raw, architecture)?;
             ensure!(!rows.is_empty(), "ptxas names no kernel of {module}");
             for row in rows {

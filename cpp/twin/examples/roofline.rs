@@ -153,6 +153,17 @@ struct Stored {
     is_tiled: bool,
 }
 
+/// What of a product is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Parts,
+    Sums,
+    /// Parts, of a delta.
+    Delta,
+    /// Parts, with tensor cores.
+    TensorCores,
+}
+
 const GPU: (Profile, &str) = (Profile::Gpu, "gpu");
 const COMPACT: (Profile, &str) = (Profile::Compact, "compact");
 
@@ -243,8 +254,9 @@ impl Bench {
             indices.len() as u64 * row_len
         } else if stored.is_tiled {
             // The first blocks of the first tile.
+            let of_launch = if launch.arguments.lean_blocks > 0 { launch.threads / 32 } else { 1 };
             launch.grid = (BLOCKS, 1);
-            u64::from(BLOCKS) * 4096
+            u64::from(BLOCKS * of_launch) * 4096
         } else {
             launch.grid.0 = launch.grid.0.min(BLOCKS);
             (SIDE * SIDE) * u64::from(launch.grid.0) / blocks
@@ -269,9 +281,10 @@ impl Bench {
         self.tell(what, &[&blob], done as f64, 0.0)
     }
 
-    /// Multiplies `m` rows with part of a weight; `whole` adds up the sums, of all.
-    fn multiply(&self, stored: Stored, m: u32, tuned: bool, whole: bool) -> Outcome<()> {
+    /// Multiplies `m` rows with part of a weight, or adds up the sums of all of it.
+    fn multiply(&self, stored: Stored, m: u32, what: What) -> Outcome<()> {
         let device = &self.device;
+        let (tuned, whole) = (what == What::Delta, what == What::Sums);
         let spec = stored.spec(SIDE, SIDE);
         let [src, changed] = weights(stored.dtype.0, SIDE * SIDE, 0.004);
         let base = codec::encode(&src, &spec, &stored.options())?;
@@ -312,7 +325,12 @@ impl Bench {
             let plan = DeviceWeight::new(&header)?;
             let table = Memory::holding(device, plan.table())?;
             let memory = WeightMemory { blob: base_at.1, table: table.1 };
-            let product = plan.product(m)?;
+            let product = match what {
+                What::TensorCores => {
+                    plan.tensor_product(m, Dtype::Bf16).ok_or("no product with tensor cores")?
+                }
+                _ => plan.product(m)?,
+            };
             let partial = Memory::room(device, product.partial_bytes())?;
             let [mut parts, sum] = product.launches(memory, operands(&partial))?;
             if whole {
@@ -405,10 +423,13 @@ fn main() -> Outcome<()> {
         [float16, float32, integers].map(|dtype| [GPU, COMPACT].map(|p| Stored::new(dtype, p)));
     let [plain, compact] = [GPU, COMPACT].map(|profile| Stored::new(BF16, profile));
     let cut = Stored { mantissa_bits: Some(4), ..plain };
-    if bench.wants("nz_decode_bfloat16") {
-        for stored in [plain, compact, cut, plain.tiled()] {
+    if bench.wants("nz_decode_lean_bfloat16") {
+        for stored in [plain, cut, plain.tiled()] {
             bench.decode(stored, BF16, SIDE, false)?;
         }
+    }
+    if bench.wants("nz_decode_bfloat16") {
+        bench.decode(compact, BF16, SIDE, false)?;
         for row_len in [SIDE, 1024] {
             bench.decode(plain, BF16, row_len, true)?;
         }
@@ -424,8 +445,10 @@ fn main() -> Outcome<()> {
             bench.decode(gpu, out, SIDE, true)?;
         }
     }
-    if bench.wants("nz_decode_float32") {
+    if bench.wants("nz_decode_lean_float32") {
         bench.decode(plain, float32, SIDE, false)?;
+    }
+    if bench.wants("nz_decode_float32") {
         bench.decode(plain, float32, SIDE, true)?;
     }
     for (kernel, all, m) in [
@@ -436,12 +459,27 @@ fn main() -> Outcome<()> {
         ("nz_gemv_tiles_4", &[plain.tiled(), compact.tiled()], 8),
     ] {
         for &stored in all.iter().filter(|_| bench.wants(kernel)) {
-            bench.multiply(stored, m, false, false)?;
+            bench.multiply(stored, m, What::Parts)?;
+        }
+    }
+    if bench.wants("nz_tensor_row") {
+        for stored in [plain, cut] {
+            bench.multiply(stored, 1, What::TensorCores)?;
+        }
+    }
+    for (kernel, m) in [
+        ("nz_tensor_rows_8", 8),
+        ("nz_tensor_rows_16", 16),
+        ("nz_tensor_rows_32", 32),
+        ("nz_tensor_rows_64", 64),
+    ] {
+        for stored in [plain, cut].into_iter().filter(|_| bench.wants(kernel)) {
+            bench.multiply(stored, m, What::TensorCores)?;
         }
     }
     for (stored, m) in [(plain, 1), (plain, 8), (plain.tiled(), 1), (plain.tiled(), 8)] {
         if bench.wants("nz_gemv_sum") {
-            bench.multiply(stored, m, false, true)?;
+            bench.multiply(stored, m, What::Sums)?;
         }
     }
     for stored in [plain, compact] {
@@ -456,7 +494,7 @@ fn main() -> Outcome<()> {
         ("nz_delta_tiles_4", plain.tiled(), 8),
     ] {
         if bench.wants(kernel) {
-            bench.multiply(stored, m, true, false)?;
+            bench.multiply(stored, m, What::Delta)?;
         }
     }
     if bench.wants("nz_survey") {

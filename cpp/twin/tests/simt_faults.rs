@@ -25,9 +25,18 @@ fn sample() -> (Vec<u8>, Vec<u8>) {
     (src, blob)
 }
 
-/// The same with two tiers of 2-bit codes.
+/// The same with two tiers of 2-bit codes: float16, whose blocks a thread block each decodes.
 fn even_sample() -> (Vec<u8>, Vec<u8>) {
-    let spec = TensorSpec::row_major(Dtype::Bf16, &[2, 4096]);
+    two_tiers(Dtype::F16)
+}
+
+/// And bfloat16, whose blocks a warp each decodes.
+fn lean_sample() -> (Vec<u8>, Vec<u8>) {
+    two_tiers(Dtype::Bf16)
+}
+
+fn two_tiers(dtype: Dtype) -> (Vec<u8>, Vec<u8>) {
+    let spec = TensorSpec::row_major(dtype, &[2, 4096]);
     let src = source(Fill::Weights, &spec, &mut Rng(74));
     let options = EncodeOptions { profile: Profile::Gpu, ..Default::default() };
     let blob = codec::encode(&src, &spec, &options).expect("encodes");
@@ -52,10 +61,17 @@ fn payloads_under_sanitizers() {
     }
     let program = sources.build(&["-O1", "-g", SANITIZERS[0], SANITIZERS[1]]);
     let mut rng = Rng(71);
-    let (mut damaged, mut products) = (0, 0);
+    let (mut damaged, mut products, mut with_tensor_cores) = (0, 0, 0);
     for round in 0..120 {
         let dtype = DTYPES[rng.below(3)];
-        let (spec, plan) = if round < 80 {
+        // Whole blocks, which a warp decodes on its own.
+        let is_lean = round >= 80 && rng.below(3) == 0;
+        let dtype = if is_lean { Dtype::Bf16 } else { dtype };
+        let (spec, plan) = if is_lean && rng.below(3) == 0 {
+            (TensorSpec::column_tiles(dtype, 64, 256, 128), even_plan())
+        } else if is_lean {
+            (TensorSpec::row_major(dtype, &[8, 1024]), even_plan())
+        } else if round < 80 {
             (specs(dtype).swap_remove(rng.below(13)), Plan::random(&mut rng))
         } else if rng.below(2) == 0 {
             (TensorSpec::row_major(dtype, &[9, 1024]), even_plan())
@@ -85,7 +101,12 @@ fn payloads_under_sanitizers() {
             program.run(&case.bytes(rng.next())).unwrap_or_else(|e| panic!("{spec:?}, round {round}: {e:?}"));
             products += 1;
         }
+        for case in Case::tensor_product(&header, &changed, [1, 9][rng.below(2)]).into_iter().flatten() {
+            program.run(&case.bytes(rng.next())).unwrap_or_else(|e| panic!("{spec:?}, round {round}: {e:?}"));
+            with_tensor_cores += 1;
+        }
     }
+    assert!(with_tensor_cores > 8, "only {with_tensor_cores} products with tensor cores were tried");
     assert!(products > 20, "only {products} products were tried");
     assert!(damaged > 15, "only {damaged} payloads were found to be damaged");
 
@@ -150,6 +171,25 @@ fn missing_barriers_are_caught() {
         let program = Sources::copy().plant("cuda/even.cuh", call, nth, without).build(&["-O0"]);
         assert!(is_caught(&program, &even, &even_src, 0..60), "{call} {nth} of even.cuh");
     }
+    // Between the two barriers of a warp in lean.cuh's tails all lanes come together in shuffles: the first is not seen to miss.
+    let (lean_src, lean_blob) = lean_sample();
+    let lean = Case::decode(&Header::parse(&lean_blob).expect("whole"), &lean_blob, &[], 0);
+    assert_eq!(lean.kernel, "nz_decode_lean_bfloat16");
+    assert!(!is_caught(&intact, &lean, &lean_src, 0..12));
+    assert_eq!((count("cuda/lean.cuh"), count("cuda/tensor.cuh")), (1, 5), "all barriers are tried below");
+    for (call, nth) in [(barrier, 0), ("__syncwarp();", 1)] {
+        let program = Sources::copy().plant("cuda/lean.cuh", call, nth, "").build(&["-O0"]);
+        assert!(is_caught(&program, &lean, &lean_src, 0..60), "{call} of lean.cuh");
+    }
+    let header = Header::parse(&lean_blob).expect("whole");
+    let [product, _] = Case::tensor_product(&header, &lean_blob, 17).expect("a product with tensor cores");
+    // All buffers follow each other: Y is not written by this launch, and the sums are the fifth.
+    let sums = intact.run(&product.bytes(0)).expect("runs");
+    assert!(!is_caught(&intact, &product, &sums, 0..6));
+    for nth in 0..5 {
+        let program = Sources::copy().plant("cuda/tensor.cuh", barrier, nth, "").build(&["-O0"]);
+        assert!(is_caught(&program, &product, &sums, 0..60), "barrier {nth} of tensor.cuh");
+    }
     let program = Sources::copy().plant("cuda/decode.cuh", barrier, 0, "").build(&["-O0"]);
     assert!(is_caught(&program, &gather, &gathered, 0..60), "the barrier between rows");
 }
@@ -166,6 +206,15 @@ fn divergent_collectives_are_caught() {
         let (status, said) = program.fails(&case.bytes(seed));
         assert!(status == Some(EXIT_FAILED) && said.contains("_sync, waits for"), "{said}");
     }
+    let (_, blob) = lean_sample();
+    let header = Header::parse(&blob).expect("whole");
+    let [product, _] = Case::tensor_product(&header, &blob, 1).expect("a product with tensor cores");
+    let multiply = "multiply_add(lower, eight.word, words[1], words[3]);";
+    let program = Sources::copy()
+        .plant("cuda/tensor.cuh", multiply, 0, &format!("if (lane_id() < 30) {multiply}"))
+        .build(&["-O0"]);
+    let (status, said) = program.fails(&product.bytes(0));
+    assert!(status == Some(EXIT_FAILED) && said.contains("waits for"), "{said}");
 }
 
 /// A barrier that some threads leave out is named, too.

@@ -3,11 +3,34 @@
 use super::super::layout::BlockEntry;
 use crate::format::{Header, Layer};
 
+/// What four codes of 2 bits are looked up in: a half byte for each, the code or, of an escape, 4 and the escapes before it; from
+/// bit 16 on the escapes, and from bit 24 on eight times as many.
+fn selectors() -> impl Iterator<Item = u32> {
+    (0..256u32).map(|codes| {
+        (0..4).fold(0, |entry, i| {
+            let (code, escapes) = (codes >> (2 * i) & 3, entry >> 16 & 255);
+            if code == 3 { (entry | (4 + escapes) << (4 * i)) + 0x0801_0000 } else { entry | code << (4 * i) }
+        })
+    })
+}
+
+/// The symbols of the first two tiers, with the lowest bit of each on top.
+fn turned_symbols(header: &Header) -> impl Iterator<Item = u8> {
+    header.tiers.iter().take(2).flat_map(|tier| {
+        let mut four = [0; 4];
+        for (turned, symbol) in four.iter_mut().zip(&tier.symbols) {
+            *turned = symbol.rotate_right(1);
+        }
+        four
+    })
+}
+
 /// The table's bytes, and where in them each part starts that is not at the front.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    /// Blocks, where they are in layers, codebooks, units, and the codebook of each unit.
+    /// Blocks, what codes are looked up in, where blocks are in layers, codebooks, units, and the codebook of each unit.
     pub bytes: Vec<u8>,
+    pub selectors: Option<u64>,
     pub layer_offsets: Option<u64>,
     pub books: Option<u64>,
     pub units: Option<u64>,
@@ -15,9 +38,13 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// That of the blob whose header is given, of which `depth` layers are read.
-    pub fn new(header: &Header, depth: usize, blocks: &[BlockEntry]) -> Self {
+    /// That of the blob whose header is given, of which `depth` layers are read; `is_lean`: with what four codes are looked up in.
+    pub fn new(header: &Header, depth: usize, blocks: &[BlockEntry], is_lean: bool) -> Self {
         let mut table = Table::of_blocks(blocks);
+        if is_lean {
+            table.selectors = Some(table.add(selectors().flat_map(u32::to_le_bytes)));
+            table.add(turned_symbols(header));
+        }
         if depth > 0 {
             let count = blocks.len() - 1;
             let place = |block: usize, layer: &Layer| match block.checked_sub(count) {
@@ -48,7 +75,7 @@ impl Table {
     /// That of blocks alone.
     pub fn of_blocks(blocks: &[BlockEntry]) -> Self {
         let bytes = bytemuck::cast_slice(blocks).to_vec();
-        Table { bytes, layer_offsets: None, books: None, units: None, groups: None }
+        Table { bytes, selectors: None, layer_offsets: None, books: None, units: None, groups: None }
     }
 
     /// Adds bytes at the end; where they start.
@@ -56,5 +83,19 @@ impl Table {
         let at = self.bytes.len() as u64;
         self.bytes.extend(bytes);
         at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::selectors;
+
+    #[test]
+    fn codes_name_symbols_and_escapes_in_order() {
+        let table: Vec<u32> = selectors().collect();
+        assert_eq!(table[0], 0);
+        assert_eq!(table[0b11_00_10_01], 0x0801_4021);
+        assert_eq!(table[0b11_01_11_11], 0x1803_6154);
+        assert_eq!(table[255], 0x2004_7654);
     }
 }

@@ -20,6 +20,10 @@ use crate::ort::weight::Stored;
 /// Bytes of decoded weights that a set of tiles has, unless one tile has more.
 const SET_BYTES: usize = 64 << 20;
 
+/// Rows of a product straight from the blob with tensor cores, at most. Kernels take 64; what they read of X with more than these
+/// makes them, on paper, no faster than decoding and a product (docs/cuda.md, "The roofline").
+const TENSOR_ROWS: u32 = 32;
+
 /// A node's product.
 struct Multiply {
     weight: Weight,
@@ -58,8 +62,11 @@ impl Multiply {
         let Matrix { k, n, .. } = Matrix::of(weight.shape(), attributes.trans_b)?;
         let gemm = HostGemm::new(info, dtype, attributes, addend);
         if let Some(resident) = weight.constant() {
-            let few = resident.weight().product(MOST_ROWS).map_or(0, |product| product.partial_bytes());
-            resident.shared.reserve(few.max(weight_room(resident, dtype, k, n)));
+            let planned = resident.weight();
+            let few = planned.product(MOST_ROWS).map_or(0, |product| product.partial_bytes());
+            let more =
+                planned.tensor_product(TENSOR_ROWS, dtype).map_or(0, |product| product.partial_bytes());
+            resident.shared.reserve(few.max(more).max(weight_room(resident, dtype, k, n)));
         }
         Ok(Multiply { weight, k, n, attributes, gemm })
     }
@@ -78,10 +85,13 @@ impl Multiply {
     /// The plan of a product straight from the blob, if there is one.
     fn few_rows<'w>(&self, resident: &'w Resident, call: &Call<'_>) -> Option<Product<'w>> {
         let in_order = call.m == 1 || !self.attributes.trans_a;
-        if !in_order || call.m > MOST_ROWS as usize || !call.x.address().is_multiple_of(16) {
+        if !in_order || call.m > TENSOR_ROWS as usize || !call.x.address().is_multiple_of(16) {
             return None;
         }
-        resident.weight().product(call.m as u32).ok()
+        let (weight, m) = (resident.weight(), call.m as u32);
+        let has_tensor_cores = resident.device().has_tensor_cores();
+        let with_them = if has_tensor_cores { weight.tensor_product(m, call.dtype) } else { None };
+        with_them.or_else(|| weight.product(m).ok())
     }
 
     fn multiply(

@@ -57,6 +57,7 @@ pub enum Op {
     AtomicShared { or: bool, increment: bool },
     ReduceGlobal { bytes: u32, or: bool },
     Shuffle(Shuffle),
+    MultiplyMatrices,
     Ballot,
     VoteAll,
     ReduceWarp { or: bool },
@@ -124,6 +125,9 @@ impl Op {
         };
         Some(match (base, modifiers) {
             ("NOP" | "YIELD" | "ENDCOLLECTIVE", _) => Op::Nothing,
+            // A hint that memory will be read.
+            ("CCTL", ["E", "PF2"]) => Op::Nothing,
+            ("HMMA", ["16816", "F32", "BF16"]) => Op::MultiplyMatrices,
             ("MOV", []) => Op::Move,
             ("IADD3", []) => Op::Add { extended: false },
             ("IADD3", ["X"]) => Op::Add { extended: true },
@@ -222,7 +226,7 @@ pub enum Kind {
     Integer,
     /// Integer products, which the compiler also takes for sums, moves and shifts.
     Product,
-    /// float32.
+    /// float32, and products of matrices.
     Real,
     /// Conversions, reciprocals, counts of bits.
     Slow,
@@ -238,12 +242,11 @@ impl Kind {
     /// The kind of an instruction, by the first part of its name.
     pub fn named(base: &str) -> Self {
         match base {
-            "FADD" | "FMUL" | "FFMA" | "HFMA2" => Kind::Real,
+            "FADD" | "FMUL" | "FFMA" | "HFMA2" | "HMMA" => Kind::Real,
             "IMAD" | "IDP" => Kind::Product,
             "MUFU" | "I2F" | "F2I" | "POPC" | "FLO" | "S2R" => Kind::Slow,
-            "LDG" | "STG" | "LDS" | "STS" | "LDC" | "ATOMS" | "REDG" | "SHFL" | "VOTE" | "REDUX" | "BAR" => {
-                Kind::Memory
-            }
+            "LDG" | "STG" | "LDS" | "STS" | "LDC" | "ATOMS" | "REDG" | "SHFL" | "VOTE" | "REDUX" | "BAR"
+            | "CCTL" => Kind::Memory,
             "BRA" | "BSSY" | "BSYNC" | "BREAK" | "CALL" | "RET" | "EXIT" | "WARPSYNC" | "ENDCOLLECTIVE"
             | "YIELD" | "NOP" => Kind::Control,
             "R2UR" | "S2UR" | "VOTEU" => Kind::Uniform,

@@ -176,6 +176,7 @@ impl Warp {
         match step.op {
             Op::Nothing => return Ok(()),
             Op::Shuffle(shuffle) => return self.shuffle(step, shuffle, machine, active),
+            Op::MultiplyMatrices => return self.multiply_matrices(step, active),
             Op::Ballot | Op::VoteAll => {
                 let votes = self.predicate(step.from_predicates[0]) & active;
                 if let Some(to) = step.to {
@@ -238,6 +239,45 @@ impl Warp {
         for lane in lanes_of(active) {
             self.put(to, 0, lane, results[lane].0);
             self.set_predicate(step.to_predicates.first(), lane, results[lane].1);
+        }
+        Ok(())
+    }
+
+    /// Adds a product of 16 x 16 and 16 x 8 bfloat16 numbers to 16 x 8 float32 ones: one product after the other, by K. What a
+    /// GPU rounds, and when, is not known.
+    fn multiply_matrices(&mut self, step: &Step, active: u32) -> Result<(), String> {
+        if active != u32::MAX {
+            return Err("lanes take no part in a product of matrices".to_owned());
+        }
+        let register = |operand: Option<&Operand>| match operand {
+            Some(&Operand::Register(n, sign)) if sign == Sign::default() => Ok(n),
+            other => Err(format!("{other:?} of a product of matrices")),
+        };
+        let (a, b, c) =
+            (register(step.from.first())?, register(step.from.get(1))?, register(step.from.get(2))?);
+        let to = destination(step)?;
+        let word = |first: u8, i: usize, lane: usize| match first {
+            ZERO => 0,
+            _ => self.registers[usize::from(first) + i][lane],
+        };
+        let half = |word: u32, k: usize| {
+            f32::from_bits(if k.is_multiple_of(2) { word << 16 } else { word & 0xffff_0000 })
+        };
+        let mut sums = [[0u32; 32]; 4];
+        for row in 0..16 {
+            for column in 0..8 {
+                let (lane, i) = (row % 8 * 4 + column / 2, row / 8 * 2 + column % 2);
+                let mut sum = f32::from_bits(word(c, i, lane));
+                for k in 0..16 {
+                    let left = word(a, k / 8 * 2 + row / 8, row % 8 * 4 + k % 8 / 2);
+                    let right = word(b, k / 8, column * 4 + k % 8 / 2);
+                    sum = half(left, k).mul_add(half(right, k), sum);
+                }
+                sums[i][lane] = sum.to_bits();
+            }
+        }
+        for (i, lanes) in sums.iter().enumerate() {
+            each(active, |lane| self.put(to, i as u8, lane, lanes[lane]));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::compiler::{STRICT, compile, cpp_folder, text};
 use nz_onnx::cuda::job::{
     DeltaMemory, DeviceDelta, DeviceWeight, Indices, Launch, Output as Memory, WeightMemory,
 };
-use nz_onnx::cuda::product::Operands;
+use nz_onnx::cuda::product::{Operands, Product};
 use nz_onnx::cuda::{
     DecodeArguments, DeltaArguments, DeltaDecodeArguments, DeltaProductArguments, ProductArguments,
     WeightArguments,
@@ -147,24 +147,41 @@ impl Case {
     pub fn product(header: &Header, blob: &[u8], m: u32) -> Option<[Self; 2]> {
         let weight = DeviceWeight::new(header).expect("a header of ours");
         let product = weight.product(m).ok()?;
+        Some(Case::of_product(&weight, &product, header, blob, (m, Dtype::F16)))
+    }
+
+    /// The same with tensor cores, of bfloat16 ones.
+    pub fn tensor_product(header: &Header, blob: &[u8], m: u32) -> Option<[Self; 2]> {
+        let weight = DeviceWeight::new(header).expect("a header of ours");
+        let product = weight.tensor_product(m, Dtype::Bf16)?;
+        Some(Case::of_product(&weight, &product, header, blob, (m, Dtype::Bf16)))
+    }
+
+    /// Y is the first buffer, the partial sums the fifth.
+    fn of_product(
+        weight: &DeviceWeight,
+        product: &Product<'_>,
+        header: &Header,
+        blob: &[u8],
+        (m, dtype): (u32, Dtype),
+    ) -> [Self; 2] {
         let (outer, inner) = (header.spec.shape[0], header.spec.shape[1]);
         let (k, n) = if header.spec.layout == Layout::RowMajor { (inner, outer) } else { (outer, inner) };
-        let operands =
-            Operands { dtype: Dtype::F16, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
-        let halves = |count: u64| 0x3c00u16.to_le_bytes().repeat((count * u64::from(m)) as usize);
-        let cases = product.launches(NOWHERE, operands).expect("aligned").map(|launch| {
+        let operands = Operands { dtype, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
+        let one: u16 = if dtype == Dtype::F16 { 0x3c00 } else { 0x3f80 };
+        let ones = |count: u64| one.to_le_bytes().repeat((count * u64::from(m)) as usize);
+        product.launches(NOWHERE, operands).expect("aligned").map(|launch| {
             let mut buffers = vec![
-                (offset_of!(ProductArguments, y), 0, halves(n)),
+                (offset_of!(ProductArguments, y), 0, ones(n)),
                 (offset_of!(ProductArguments, status), 0, vec![0; 4]),
                 (offset_of!(ProductArguments, weight.blob), 0, blob.to_vec()),
-                (offset_of!(ProductArguments, x), 0, halves(k)),
+                (offset_of!(ProductArguments, x), 0, ones(k)),
                 (offset_of!(ProductArguments, partial), 0, vec![0; product.partial_bytes() as usize]),
             ];
             let at = offset_of!(ProductArguments, weight);
-            buffers.extend(table_buffers(&weight, &launch.arguments.weight, at));
+            buffers.extend(table_buffers(weight, &launch.arguments.weight, at));
             Case::new(&launch, buffers)
-        });
-        Some(cases)
+        })
     }
 
     /// The whole of a delta; `shift` is 0 or 8. The output is the first buffer.
@@ -247,6 +264,7 @@ fn parts_of(
 ) -> Vec<(usize, usize, Vec<u8>)> {
     let parts = [
         (offset_of!(WeightArguments, blocks), first),
+        (offset_of!(WeightArguments, selectors), arguments.selectors),
         (offset_of!(WeightArguments, layer_offsets), arguments.layer_offsets),
         (offset_of!(WeightArguments, books), arguments.books),
         (offset_of!(WeightArguments, units), arguments.units),

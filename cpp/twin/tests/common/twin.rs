@@ -124,6 +124,10 @@ impl StatusWord for Word {
 }
 
 impl Device for Twin {
+    fn has_tensor_cores(&self) -> bool {
+        true
+    }
+
     fn allocate(&self, bytes: u64) -> Result<u64, DeviceError> {
         let refusal =
             || DeviceError::Driver { what: "taking device memory", reason: format!("{bytes} bytes") };

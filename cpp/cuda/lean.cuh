@@ -1,0 +1,391 @@
+// Decoding a whole block of 4096 bfloat16 weights that has two tiers of 2-bit codes: a warp on its own, 128 weights a
+// lane, straight from global memory. Only what is behind tier 0 comes to shared memory.
+//
+// A pass is four groups of 256 slots. As in even.cuh, eight lanes have a group, a lane eight neighbours in each of its
+// four strides of 64. What is told by four neighbours' codes, which symbols are theirs and how many are escapes, is
+// looked up at once: 256 words in shared memory, a permute's selector with the escapes above it.
+//
+// Symbols are bytes with the lowest bit on top: so a bfloat16's upper byte is theirs but for the top bit, and its lower
+// byte has their top bit.
+#ifndef NZ_CUDA_LEAN_CUH
+#define NZ_CUDA_LEAN_CUH
+
+#include "even.cuh"
+
+namespace nz {
+
+constexpr u32 PASSES = 4;
+constexpr u32 PASS_SLOTS = NZ_MAX_BLOCK_LENGTH / PASSES;
+// Codes of tier 1 that a warp decodes at once: sixteen lanes have a group, a lane four neighbours in each stride.
+constexpr u32 TAIL_SLOTS = 2 * GROUP_SLOTS;
+constexpr u32 TAIL_LANES = 16;
+
+// The lowest bit of each byte on top of the others.
+NZ_DEVICE u32 turned(u32 bytes) { return select_bits(127 * ONES, bytes >> 1, bytes << 7); }
+
+// What the table, at the start of `memory`, says of the four codes that a word has of stride `S`.
+template <u32 S>
+NZ_DEVICE u32 looked_up(const u8* memory, u32 codes) {
+    const u32 fours = (S == 0 ? codes << 2 : codes >> (2 * S - 2)) & 12 * ONES;
+    return *(const u32*)(memory + __dp4a(fours, 0x40100401U, 0U));
+}
+
+// The escapes that words of the table have, or sums of two, one for each stride: a byte each.
+NZ_DEVICE u32 escapes_of(u32 stride_0, u32 stride_1, u32 stride_2, u32 stride_3) {
+    return __byte_perm(__byte_perm(stride_0, stride_1, 0x62), __byte_perm(stride_2, stride_3, 0x62), 0x5410);
+}
+
+// `value` and, unless this is among the first `STEP` of `LANES` lanes, that of the lane `STEP` before.
+template <u32 LANES, u32 STEP>
+NZ_DEVICE u32 with_lane_before(u32 value) {
+#ifdef NZ_SIMT
+    const u32 other = __shfl_up_sync(ALL_LANES, value, STEP);
+    return lane_id() % LANES >= STEP ? value + other : value;
+#else
+    // The shuffle itself says whether there is such a lane.
+    asm volatile(
+        "{ .reg .u32 other; .reg .pred is_there;\n"
+        "shfl.sync.up.b32 other|is_there, %0, %1, %2, 0xffffffff;\n"
+        "@is_there add.u32 %0, %0, other; }"
+        : "+r"(value) : "n"(STEP), "n"((32 - LANES) << 8));
+    return value;
+#endif
+}
+
+// The escapes of a group in front of each stride's part of this lane, a byte each, where `LANES` have the group;
+// `group` becomes those of the group.
+template <u32 LANES>
+NZ_DEVICE u32 escapes_before(u32 counts, u32& group) {
+    u32 sums = with_lane_before<LANES, 1>(counts);
+    sums = with_lane_before<LANES, 2>(sums);
+    sums = with_lane_before<LANES, 4>(sums);
+    if constexpr (LANES == 16) sums = with_lane_before<LANES, 8>(sums);
+    const u32 all = __shfl_sync(ALL_LANES, sums, lane_id() | (LANES - 1));  // 64 at most, a byte
+    group = __dp4a(all, ONES, 0U);
+    return all * (ONES << 8) + sums - counts;
+}
+
+// Where a warp's block is: in global memory, of which its words are read once, and in shared memory.
+struct LeanPlace {
+    const u8* record;  // in global memory
+    u8* memory;        // the thread block's; from there on:
+    u32 tail;          // symbols behind tier 0
+    u32 literals;      // as they are stored
+    u32 tail_room;     // bytes of each
+};
+
+// The table's words that four codes of each stride have.
+struct Entries {
+    u32 stride[4];
+
+    NZ_DEVICE Entries() {}
+    NZ_DEVICE Entries(const u8* memory, u32 codes)
+        : stride{looked_up<0>(memory, codes), looked_up<1>(memory, codes), looked_up<2>(memory, codes),
+                 looked_up<3>(memory, codes)} {}
+};
+
+// Decodes two groups of tier 1, of which `IS_WHOLE` says that they are there in full, from slot `first` on.
+// `rank` is where in shared memory the first escape of them is, and then that behind the last.
+template <bool IS_WHOLE>
+NZ_DEVICE void decode_tail_groups(const LeanPlace& place, u32 symbols, const u8* plane, u32 first, u32 n, u32& rank) {
+    const u32 slot = first + lane_id() / TAIL_LANES * GROUP_SLOTS, byte = lane_id() % TAIL_LANES * 4;
+    const u32 stride = IS_WHOLE ? STRIDE : slot >= n ? 0 : smaller(STRIDE, (n - slot + 3) / 4);
+    u32 codes = 0;
+    if (IS_WHOLE) {
+        codes = *(const u32*)(plane + first / 4 + lane_id() * 4);
+    } else if (byte < stride) {
+        codes = first_bytes(*(const u32*)(plane + first / 4 + lane_id() * 4), stride - byte);
+    }
+    const Entries entries(place.memory, codes);
+    u32 group;
+    const u32 before = escapes_before<TAIL_LANES>(
+        escapes_of(entries.stride[0], entries.stride[1], entries.stride[2], entries.stride[3]), group);
+    const u32 other = __shfl_xor_sync(ALL_LANES, group, TAIL_LANES);
+    const u32 start = rank + (lane_id() & TAIL_LANES ? other : 0);
+    rank += group + other;
+    u32 decoded[4];
+#pragma unroll
+    for (u32 s = 0; s < 4; ++s) {
+        const u32 four = word_at(place.memory, __dp4a(before, 1U << 8 * s, start));
+        decoded[s] = select_bytes(symbols, four, entries.stride[s]);
+    }
+    u8* const to = place.memory + place.tail + slot + byte;
+    if (stride == STRIDE) {
+#pragma unroll
+        for (u32 s = 0; s < 4; ++s) *(u32*)(to + s * STRIDE) = decoded[s];
+    } else if (byte < stride) {
+        // Of the last group those that there are, and up to three in the padding.
+        const u32 here = stride - byte;
+#pragma unroll
+        for (u32 s = 0; s < 4; ++s) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                if (i < here) to[s * stride + i] = (u8)(decoded[s] >> 8 * i);
+            }
+        }
+    }
+}
+
+// Eight neighbours' symbols of stride `S`: those of `symbols`, or of the escapes in front of which `before` and `rank`
+// tell.
+template <u32 S>
+NZ_DEVICE Octet eight_symbols(const u8* memory, u32 symbols, u32 before, u32 rank, const Entries& first,
+                              const Entries& next) {
+    const Octet below = bytes_at(memory, __dp4a(before, 1U << 8 * S, rank));
+    // The next four's start behind the first four's: up to four bytes on, so clamped, not wrapped.
+    const u32 next_below = __funnelshift_rc(below.first, below.second, first.stride[S] >> 24);
+    return {select_bytes(symbols, below.first, first.stride[S]), select_bytes(symbols, next_below, next.stride[S])};
+}
+
+// The escapes of the group in front of each stride's part of this lane, a byte each; `group` becomes those of the
+// group.
+NZ_DEVICE u32 escapes_before(const Entries& first, const Entries& next, u32& group) {
+    const u32* const low = first.stride;
+    const u32* const high = next.stride;
+    return escapes_before<GROUP_LANES>(
+        escapes_of(low[0] + high[0], low[1] + high[1], low[2] + high[2], low[3] + high[3]), group);
+}
+
+// The same as decode_tail_groups of four whole groups: a pass, as of tier 0.
+NZ_DEVICE void decode_tail_pass(const LeanPlace& place, u32 symbols, const u8* plane, u32 slot, u32& rank) {
+    const u32* const codes = (const u32*)(plane + slot / 4 + lane_id() * 8);
+    const Entries first(place.memory, codes[0]), next(place.memory, codes[1]);
+    u32 group, all;
+    const u32 before = escapes_before(first, next, group);
+    const u32 start = rank + group_before(group, all);
+    rank += all;
+    u8* const to = place.memory + place.tail + slot + lane_id() / GROUP_LANES * GROUP_SLOTS + first_in_stride();
+    const Octet decoded[4] = {eight_symbols<0>(place.memory, symbols, before, start, first, next),
+                              eight_symbols<1>(place.memory, symbols, before, start, first, next),
+                              eight_symbols<2>(place.memory, symbols, before, start, first, next),
+                              eight_symbols<3>(place.memory, symbols, before, start, first, next)};
+#pragma unroll
+    for (u32 s = 0; s < 4; ++s) *(Vector8*)(to + s * STRIDE) = {{decoded[s].first, decoded[s].second}};
+}
+
+// Decodes tier 1, of `n` codes in a plane at `at` of the record, which ends at `end`, and what is behind it. False, to
+// all lanes: that does not fill the record.
+NZ_DEVICE bool decode_lean_tail(const LeanPlace& place, u32 symbols, u32 at, u32 end, u32 n) {
+    const u32 literals = at + plane_size(2, n);
+    if (literals > end || n + NZ_CUDA_PADDING > place.tail_room || end - literals > n + 3) return false;
+    const u32 words = literals & ~3U;
+#pragma unroll 1
+    for (u32 i = words + lane_id() * 4; i < end; i += 128) {
+        *(u32*)(place.memory + place.literals + (i - words)) = turned(*(const u32*)(place.record + i));
+    }
+    __syncwarp();
+    u32 rank = place.literals + (literals & 3), first = 0;
+    const u32 start = rank;
+#pragma unroll 1
+    for (; first + PASS_SLOTS <= n; first += PASS_SLOTS) {
+        decode_tail_pass(place, symbols, place.record + at, first, rank);
+    }
+#pragma unroll 1
+    for (; first + TAIL_SLOTS <= n; first += TAIL_SLOTS) {
+        decode_tail_groups<true>(place, symbols, place.record + at, first, n, rank);
+    }
+    if (first < n) decode_tail_groups<false>(place, symbols, place.record + at, first, n, rank);
+    const u32 count = rank - start;
+    return count <= end - literals && end - literals - count <= 3;
+}
+
+// Signs and mantissas of four weights: signs on top of each byte, mantissas below the top. Other bits may be anything.
+struct Heads {
+    u32 signs, mantissas;
+};
+
+// A block whose codes have been read.
+struct Lean {
+    Entries first[PASSES], next[PASSES];  // of four neighbours' codes, and of the next four's
+    u32 before[PASSES];                   // by stride, a byte each: escapes of the group in front of the lane's
+    u32 rank[PASSES];                     // where in shared memory the symbol of the group's first escape is
+    const u8* memory;                     // the thread block's shared memory
+    u32 symbols;                          // of tier 0
+    const u8* heads;                      // in global memory, the planes of signs and mantissas
+    u32 m;
+
+    // Reads tier 0 and decodes what is behind it. All lanes of a warp come here. False, to all of them: the planes do
+    // not fill the record.
+    NZ_DEVICE bool open(const NzCudaWeight& weight, const NzCudaBlock& info, const LeanPlace& place,
+                        const u32 codes[8]) {
+        u32 groups[PASSES];
+#pragma unroll
+        for (u32 pass = 0; pass < PASSES; ++pass) {
+            first[pass] = Entries(place.memory, codes[2 * pass]);
+            next[pass] = Entries(place.memory, codes[2 * pass + 1]);
+            before[pass] = escapes_before(first[pass], next[pass], groups[pass]);
+        }
+        // Two passes in a word: a pass has 1024 escapes at most.
+        u32 all[2];
+        const u32 low = group_before(groups[0] | groups[1] << 16, all[0]);
+        const u32 high = group_before(groups[2] | groups[3] << 16, all[1]);
+        const u32 half = (all[0] & 0xffff) + (all[0] >> 16), n = half + (all[1] & 0xffff) + (all[1] >> 16);
+        rank[0] = place.tail + (low & 0xffff);
+        rank[1] = place.tail + (all[0] & 0xffff) + (low >> 16);
+        rank[2] = place.tail + half + (high & 0xffff);
+        rank[3] = place.tail + half + (all[1] & 0xffff) + (high >> 16);
+
+        // Behind the table, not from constants: permutes do not take registers of the warp, and would copy them each
+        // time.
+        const Vector8 tables = ((const Vector8*)weight.selectors)[NZ_CUDA_SELECTORS_SIZE / 8];
+        symbols = tables.word[0];
+        m = info.m;
+        memory = place.memory;
+        heads = place.record + NZ_MAX_BLOCK_LENGTH / 4;
+        // Header::parse has seen to it that `at` is in the record.
+        const u32 at = NZ_MAX_BLOCK_LENGTH / 4 + NZ_MAX_BLOCK_LENGTH / 8 * (info.m + 1U), end = info.record * 4U;
+        const bool is_whole = n == 0 ? end - at <= 3 : decode_lean_tail(place, tables.word[1], at, end, n);
+        __syncwarp();
+        return is_whole;
+    }
+
+    // Gives pass `P` to `sink`: eight neighbours of each stride, as four words of two bfloat16. `BITS` is what kind()
+    // says.
+    template <u32 P, u32 BITS, class Sink>
+    NZ_DEVICE void give(Sink& sink) const {
+        give_half<P, BITS, 0>(sink);
+        give_half<P, BITS, 1>(sink);
+    }
+
+    // The first two strides of it, or the others.
+    template <u32 P, u32 BITS, u32 HALF, class Sink>
+    NZ_DEVICE void give_half(Sink& sink) const {
+        give_stride<P, BITS, 2 * HALF>(sink);
+        give_stride<P, BITS, 2 * HALF + 1>(sink);
+    }
+
+    // Raw bits that there are quick ways for, or 0.
+    NZ_DEVICE u32 kind() const { return m == 7 || m == 4 ? m + 1 : 0; }
+
+  private:
+    template <u32 P, u32 BITS, u32 S, class Sink>
+    NZ_DEVICE void give_stride(Sink& sink) const {
+        const Octet both = eight_symbols<S>(memory, symbols, before[P], rank[P], first[P], next[P]);
+        const u32 exponents[2] = {both.first, both.second};
+        Heads four[2];
+        heads_of<P, BITS, S>(four);
+        u32 words[4];
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            const u32 low = select_bits(127 * ONES, four[i].mantissas, exponents[i]);
+            const u32 high = select_bits(127 * ONES, exponents[i], four[i].signs);
+            words[2 * i] = __byte_perm(low, high, 0x5140);
+            words[2 * i + 1] = __byte_perm(low, high, 0x7362);
+        }
+        sink.template take<P, S>(words);
+    }
+
+    // Where in a plane of `BITS` bits, 1, 2, 4 or 8, this lane's eight weights of stride `S` are. What is the lane's
+    // comes first, so that all else is a constant.
+    template <u32 P, u32 BITS, u32 S>
+    NZ_DEVICE const u8* plane_at(const u8* plane) const {
+        const u32 in_group = BITS == 1 ? lane_in_group() : first_in_stride();
+        constexpr u32 STEP = BITS == 1 ? S * (STRIDE / 8) : S / (8 / BITS) * STRIDE;
+        const u32 of_lane = lane_id() / GROUP_LANES * (GROUP_SLOTS / 8 * BITS) + in_group;
+        return plane + of_lane + (P * (PASS_SLOTS / 8 * BITS) + STEP);
+    }
+
+    template <u32 P, u32 BITS, u32 S>
+    NZ_DEVICE void heads_of(Heads four[2]) const {
+        if (BITS == 5) {
+            // A plane of four bits, the mantissa; and one of signs.
+            const u32* const nibbles = (const u32*)plane_at<P, 4, S>(heads);
+            const u32 signs = *plane_at<P, 1, S>(heads + NZ_MAX_BLOCK_LENGTH / 2);
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i) {
+                four[i].mantissas = (S % 2 == 0 ? nibbles[i] << 3 : nibbles[i] >> 1) & 120 * ONES;
+                // The bit of each weight to the top of its byte.
+                four[i].signs = (signs >> 4 * i & 15) * 0x10204080U;
+            }
+            return;
+        }
+        Octet both;
+        if (BITS == 8) {
+            const u32* const eight = (const u32*)plane_at<P, 8, S>(heads);
+            both = {eight[0], eight[1]};
+        } else {
+            generic_plane<P, S>(both);
+        }
+        four[0] = {both.first << 7, both.first >> 1};
+        four[1] = {both.second << 7, both.second >> 1};
+    }
+
+    // The heads of any number of bits, with mantissas moved to the top.
+    template <u32 P, u32 S>
+    NZ_DEVICE void generic_plane(Octet& values) const {
+        const u8* plane = heads;
+        const u32 bits = m + 1;
+        values = {0, 0};
+        if (bits & 4) {
+            const u32* const eight = (const u32*)plane_at<P, 4, S>(plane);
+            values = {eight[0] >> S % 2 * 4 & 15 * ONES, eight[1] >> S % 2 * 4 & 15 * ONES};
+            plane += NZ_MAX_BLOCK_LENGTH / 2;
+        }
+        if (bits & 2) {
+            const u32* const eight = (const u32*)plane_at<P, 2, S>(plane);
+            values = {values.first << 2 | (eight[0] >> S * 2 & 3 * ONES),
+                      values.second << 2 | (eight[1] >> S * 2 & 3 * ONES)};
+            plane += NZ_MAX_BLOCK_LENGTH / 4;
+        }
+        if (bits & 1) {
+            const u32 eight = *plane_at<P, 1, S>(plane);
+            values = {values.first << 1 | spread(eight), values.second << 1 | spread(eight >> 4)};
+        }
+        values = {aligned_head(values.first, m), aligned_head(values.second, m)};
+    }
+};
+
+// This lane's words of tier 0.
+NZ_DEVICE void read_codes(const u8* record, u32 codes[8]) {
+#pragma unroll
+    for (u32 pass = 0; pass < PASSES; ++pass) {
+        const u32* const eight = (const u32*)(record + pass * (PASS_SLOTS / 4) + lane_id() * 8);
+        codes[2 * pass] = eight[0];
+        codes[2 * pass + 1] = eight[1];
+    }
+}
+
+// Has the memory of a record on its way before it is asked for.
+NZ_DEVICE void prefetch(const u8* record, u32 size) {
+#ifndef NZ_SIMT
+    // Lines of 128 bytes, behind the codes, which are read at once: most that a record may have.
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        const u32 at = NZ_MAX_BLOCK_LENGTH / 4 + (i * 32 + lane_id()) * 128;
+        if (at < size) asm volatile("prefetch.global.L2 [%0];" : : "l"(record + at));
+    }
+#else
+    (void)record, (void)size;
+#endif
+}
+
+// Where a warp's block is. In shared memory the table comes first, then the tails of `warps` warps, then their
+// literals.
+NZ_DEVICE LeanPlace lean_place(const NzCudaWeight& weight, const NzCudaBlock& info, u32 warps, u8* memory) {
+    const u32 room = weight.tail_room, tail = NZ_CUDA_SELECTORS_SIZE + warp_id() * room;
+    return {weight.blob + weight.payload + (u64)info.offset * 4, memory, tail, tail + warps * room, room};
+}
+
+// Brings the table of codes to shared memory. Others read it behind a barrier.
+NZ_DEVICE void stage_selectors(const NzCudaWeight& weight, u8* memory) {
+    if (threadIdx.x < NZ_CUDA_SELECTORS_SIZE / 8) {
+        ((Vector8*)memory)[threadIdx.x] = ((const Vector8*)weight.selectors)[threadIdx.x];
+    }
+}
+
+// Brings this warp's block, number `index`, and the table to shared memory. All threads come here; those of a warp
+// whose block there is not may take another one's. False: the block is damaged.
+NZ_DEVICE bool open_lean(const NzCudaWeight& weight, u32 index, u32 warps, u8* memory, Lean& lean) {
+    const NzCudaBlock info = weight.blocks[index];
+    const LeanPlace place = lean_place(weight, info, warps, memory);
+    prefetch(place.record, info.record * 4U);
+    u32 codes[8];
+    read_codes(place.record, codes);
+    stage_selectors(weight, memory);
+    __syncthreads();
+    return lean.open(weight, info, place, codes);
+}
+
+}  // namespace nz
+
+#endif  // NZ_CUDA_LEAN_CUH
