@@ -5,25 +5,9 @@ mod common;
 use std::collections::HashSet;
 
 use common::device::{Wanted, check_all, decode};
-use common::{DTYPES, Fill, Rng, encode_in_books, tensor, without_values};
+use common::{DTYPES, Fill, Rng, encode_in_books, rows_of_their_own, tensor, without_values};
 use nz_onnx::codec::{EncodeOptions, GridStep, Profile, reference};
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec, Transform};
-
-/// Weights whose rows have sizes and tails of their own, so that they go to several codebooks.
-fn source(spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
-    let row = *spec.shape.last().expect("a dimension") as usize;
-    let mut bytes = vec![];
-    for at in 0..spec.elements().expect("small") as usize {
-        let value = rng.weight() * (1.0 + (at / row) as f32 / 7.0);
-        let value = if (at / row).is_multiple_of(3) { value * value.abs() * 40.0 } else { value };
-        match spec.dtype {
-            Dtype::F32 => bytes.extend(value.to_le_bytes()),
-            Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
-            _ => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
-        }
-    }
-    bytes
-}
 
 /// One unit, units of blocks and of rows; one codebook and several; values of all sizes; ragged blocks and tiles.
 #[test]
@@ -42,8 +26,8 @@ fn codebooks_decode_as_the_reference_says() {
             for profile in [Profile::Compact, Profile::Fast, Profile::Gpu] {
                 let src = match rng.below(4) {
                     // A few values far out, and units that are large or small.
-                    0 => source(&spec, &mut rng).into_iter().rev().collect(),
-                    _ => source(&spec, &mut rng),
+                    0 => rows_of_their_own(&spec, &mut rng).into_iter().rev().collect(),
+                    _ => rows_of_their_own(&spec, &mut rng),
                 };
                 let block_len = [64, 192, 1024, 4096][rng.below(4)];
                 let options = EncodeOptions { block_len, profile, ..Default::default() };
@@ -70,7 +54,7 @@ fn parts_of_codebooks_are_those_of_the_whole() {
     for dtype in DTYPES {
         for spec in [TensorSpec::row_major(dtype, &[40, 300]), TensorSpec::column_tiles(dtype, 70, 320, 128)]
         {
-            let src = source(&spec, &mut rng);
+            let src = rows_of_their_own(&spec, &mut rng);
             let options = EncodeOptions { block_len: [256, 4096][rng.below(2)], ..Default::default() };
             let step = GridStep { cell: 0, raw_bits: 2 };
             let blob = encode_in_books(&src, &spec, &options, step).expect("finite weights");

@@ -105,6 +105,22 @@ pub fn tensor(fill: Fill, dtype: Dtype, n: usize, rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
+/// Weights whose rows have sizes and tails of their own, so that they go to several codebooks.
+pub fn rows_of_their_own(spec: &TensorSpec, rng: &mut Rng) -> Vec<u8> {
+    let row = spec.shape.last().map_or(1, |&row| row as usize);
+    let mut bytes = vec![];
+    for at in 0..spec.elements().expect("small") as usize {
+        let value = rng.weight() * (1.0 + (at / row) as f32 / 7.0);
+        let value = if (at / row).is_multiple_of(3) { value * value.abs() * 40.0 } else { value };
+        match spec.dtype {
+            Dtype::F32 => bytes.extend(value.to_le_bytes()),
+            Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+            _ => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+        }
+    }
+    bytes
+}
+
 /// A blob of codebooks; none if no codebook can hold `src`.
 pub fn encode_in_books(
     src: &[u8],
