@@ -168,14 +168,17 @@ impl Case {
         let (outer, inner) = (header.spec.shape[0], header.spec.shape[1]);
         let (k, n) = if header.spec.layout == Layout::RowMajor { (inner, outer) } else { (outer, inner) };
         let operands = Operands { dtype, x: 0, y: 0, partial: 0, status: 0, alpha: 1.0, addend: None };
+        // From 1 up: rows differ, so that a sum in another's place is seen.
         let one: u16 = if dtype == Dtype::F16 { 0x3c00 } else { 0x3f80 };
-        let ones = |count: u64| one.to_le_bytes().repeat((count * u64::from(m)) as usize);
+        let operand = |count: u64| -> Vec<u8> {
+            (0..count * u64::from(m)).flat_map(|i| (one + (i % 113) as u16).to_le_bytes()).collect()
+        };
         product.launches(NOWHERE, operands).expect("aligned").map(|launch| {
             let mut buffers = vec![
-                (offset_of!(ProductArguments, y), 0, ones(n)),
+                (offset_of!(ProductArguments, y), 0, operand(n)),
                 (offset_of!(ProductArguments, status), 0, vec![0; 4]),
                 (offset_of!(ProductArguments, weight.blob), 0, blob.to_vec()),
-                (offset_of!(ProductArguments, x), 0, ones(k)),
+                (offset_of!(ProductArguments, x), 0, operand(k)),
                 (offset_of!(ProductArguments, partial), 0, vec![0; product.partial_bytes() as usize]),
             ];
             let at = offset_of!(ProductArguments, weight);
