@@ -43,9 +43,10 @@ struct TierTable {
     width: u8,
     /// The symbol of each code; zero for the escape.
     symbols: [u8; 16],
-    /// The symbol of each code whatever the bits above it; the escape's entry is `mark`.
+    /// The symbol of each code whatever the bits above it; the escape's entry is `mark`. Then, of codes of 2 bits, the same
+    /// for those that have one and two other codes below them.
     #[cfg(target_arch = "x86_64")]
-    lookup: [u8; 64],
+    lookups: [[u8; 64]; 3],
     /// A byte that is no symbol of the tier.
     #[cfg(target_arch = "x86_64")]
     mark: u8,
@@ -80,8 +81,11 @@ impl TierTable {
             width: tier.width,
             symbols,
             #[cfg(target_arch = "x86_64")]
-            lookup: std::array::from_fn(|i| {
-                tier.symbols.get(i & ((1 << tier.width) - 1)).copied().unwrap_or(mark)
+            lookups: [0, 1, 2].map(|below| {
+                std::array::from_fn(|i| {
+                    let code = i >> (2 * below) & ((1 << tier.width) - 1);
+                    tier.symbols.get(code).copied().unwrap_or(mark)
+                })
             }),
             #[cfg(target_arch = "x86_64")]
             mark,
@@ -147,7 +151,7 @@ pub fn prefetch(bytes: &[u8]) {
 pub struct BadRecord;
 
 /// A block's record, and what a backend must know to read it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Record<'a> {
     /// The record's bytes.
     pub bytes: &'a [u8],

@@ -1,6 +1,7 @@
 //! Decoding: the production decoder, over a backend of [`crate::arch`].
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::encode::runs;
 use super::integer;
@@ -159,17 +160,19 @@ impl Decoder {
         SCRATCH.with_borrow_mut(|(scratch, words)| {
             let mut out = out;
             let mut parts = self.blocks(blob, first_slot, out.len() / size)?.peekable();
+            let mut records = [Record::default(); BATCH];
             while let Some(part) = parts.next() {
                 let here;
+                self.find(blob, &part, &mut records[0]);
                 if part.is_whole() {
                     // Whole blocks are decoded in place, some at a time.
-                    let (mut records, mut count, mut len) = ([part.record; BATCH], 1, part.record.len);
+                    let (mut count, mut len) = (1, part.len());
                     while count < BATCH
                         && let Some(next) = parts.next_if(Part::is_whole)
                     {
-                        records[count] = next.record;
+                        self.find(blob, &next, &mut records[count]);
                         count += 1;
-                        len += next.record.len;
+                        len += next.len();
                     }
                     (here, out) = out.split_at_mut(len * size);
                     if self.decode_in_place(dtype, &records[..count], scratch, here, store)? {
@@ -185,8 +188,8 @@ impl Decoder {
                     }
                 } else {
                     (here, out) = out.split_at_mut(part.range.len() * size);
-                    let words = &mut words[..part.record.len];
-                    self.decode_records(&[part.record], scratch, words, Store::Cached)?;
+                    let words = &mut words[..part.len()];
+                    self.decode_records(&records[..1], scratch, words, Store::Cached)?;
                     self.backend.store(dtype, &words[part.range], here);
                 }
             }
@@ -314,7 +317,10 @@ impl Decoder {
             if !part.is_whole() {
                 return Ok(false);
             }
-            records.push(part.record);
+            records.push(Record::default());
+            if let Some(record) = records.last_mut() {
+                self.find(blob, &part, record);
+            }
         }
         let done =
             SCRATCH.with_borrow_mut(|(scratch, _)| with(self.backend, &self.tables, &records, scratch, x, y));
@@ -368,12 +374,7 @@ impl Decoder {
     }
 
     /// The blocks that have the `len` slots from `first` on.
-    fn blocks<'a>(
-        &'a self,
-        blob: &'a [u8],
-        first: u64,
-        len: usize,
-    ) -> Result<impl Iterator<Item = Part<'a>>> {
+    fn blocks(&self, blob: &[u8], first: u64, len: usize) -> Result<impl Iterator<Item = Part>> {
         let blocks = self.header.blocks();
         if blob.len() as u64 != self.header.blob_len {
             return Err(Error::Truncated { needed: self.header.blob_len, found: blob.len() as u64 });
@@ -389,21 +390,24 @@ impl Decoder {
             let block = blocks.block_of(next);
             let slots = blocks.slots(block);
             let range = (next - slots.start) as usize..(slots.end.min(end) - slots.start) as usize;
-            let bytes = self.header.record(block as usize);
-            // What the third record after the next is likely to take: two are worked on side by side, and their ends are
-            // wanted first.
-            let at = |records: usize| (bytes.end + records * bytes.len()).min(self.header.payload().end);
-            let record = Record {
-                bytes: &blob[bytes.clone()],
-                m: self.header.record_bits(block as usize),
-                len: (slots.end - slots.start) as usize,
-                grid: self.grid(block as usize, slots.start),
-                layers: self.refinement(blob, block as usize),
-                ahead: &blob[at(3)..at(4)],
-            };
             next = slots.end.min(end);
-            Some(Part { record, range })
+            Some(Part { block: block as usize, slots, range })
         }))
+    }
+
+    /// Writes down the record of a block. (In its place: it is long, and most of it seldom used.)
+    #[inline]
+    fn find<'a>(&'a self, blob: &'a [u8], part: &Part, record: &mut Record<'a>) {
+        let bytes = self.header.record(part.block);
+        // What the third record after the next is likely to take: four are worked on side by side, and their ends are
+        // wanted first.
+        let at = |records: usize| (bytes.end + records * bytes.len()).min(self.header.payload().end);
+        record.bytes = &blob[bytes.clone()];
+        record.m = self.header.record_bits(part.block);
+        record.len = part.len();
+        record.grid = self.grid(part.block, part.slots.start);
+        record.layers = self.refinement(blob, part.block);
+        record.ahead = &blob[at(3)..at(4)];
     }
 }
 
@@ -426,15 +430,21 @@ fn steps(header: &Header, depth: usize) -> Vec<Step> {
 }
 
 /// A block of which some slots are wanted.
-struct Part<'a> {
-    record: Record<'a>,
+struct Part {
+    block: usize,
+    slots: Range<u64>,
     /// The slots wanted, counted from the block's first.
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 }
 
-impl Part<'_> {
+impl Part {
+    /// Slots of the block.
+    fn len(&self) -> usize {
+        (self.slots.end - self.slots.start) as usize
+    }
+
     fn is_whole(&self) -> bool {
-        self.range.len() == self.record.len
+        self.range.len() == self.len()
     }
 }
 

@@ -34,7 +34,7 @@ impl<'a> Bitmaps<'a> {
     /// Those of a block of whole groups.
     pub fn new(tier: &'a TierTable, codes: &'a [u8], escapes: &'a Symbols) -> Self {
         let planes = generic::bitmaps(codes).map(|plane| plane.as_chunks().0);
-        Bitmaps { lookup: &tier.lookup, planes, escapes, next: 0 }
+        Bitmaps { lookup: &tier.lookups[0], planes, escapes, next: 0 }
     }
 
     /// As [`super::first::First::group`].

@@ -41,7 +41,7 @@ pub(super) fn words(
     for_blocks(tables, records, scratch, |_, record, first| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
-        let kind = grid::kind(record);
+        let kind = grid::kind(record, &first);
         match stream {
             true => for_kinds!(kind, write_words, [true], (tables, record, first, here)),
             false => for_kinds!(kind, write_words, [false], (tables, record, first, here)),
@@ -121,15 +121,51 @@ pub(super) fn halves(
                 false => for_bits!(15, record.m, write_halves, [false], (tables, record, first, here)),
             };
         }
-        match (format, stream) {
-            (Half::Bf16, true) => for_bits!(7, record.m, write_bf16, [true], (tables, record, first, here)),
-            (Half::Bf16, false) => {
-                for_bits!(7, record.m, write_bf16, [false], (tables, record, first, here))
-            }
-            (Half::F16, true) => for_bits!(10, record.m, write_f16, [true], (tables, record, first, here)),
-            (Half::F16, false) => {
-                for_bits!(10, record.m, write_f16, [false], (tables, record, first, here))
-            }
+        macro_rules! write {
+            ($most:tt, $write:ident) => {
+                match (stream, first.codes()) {
+                    (true, grid::PAIRS) => {
+                        for_bits!(
+                            $most,
+                            record.m,
+                            $write,
+                            [true, { grid::PAIRS }],
+                            (tables, record, first, here)
+                        )
+                    }
+                    (true, _) => {
+                        for_bits!(
+                            $most,
+                            record.m,
+                            $write,
+                            [true, { grid::NONE }],
+                            (tables, record, first, here)
+                        )
+                    }
+                    (false, grid::PAIRS) => {
+                        for_bits!(
+                            $most,
+                            record.m,
+                            $write,
+                            [false, { grid::PAIRS }],
+                            (tables, record, first, here)
+                        )
+                    }
+                    (false, _) => {
+                        for_bits!(
+                            $most,
+                            record.m,
+                            $write,
+                            [false, { grid::NONE }],
+                            (tables, record, first, here)
+                        )
+                    }
+                }
+            };
+        }
+        match format {
+            Half::Bf16 => write!(7, write_bf16),
+            Half::F16 => write!(10, write_f16),
         }
     })
 }
@@ -171,13 +207,13 @@ pub(super) fn order_of_halves() -> [u64; 8] {
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+fn write_bf16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     first: First<'_>,
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, first)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     let order = opaque(&order_of_halves());
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();

@@ -4,20 +4,19 @@ use std::arch::x86_64::*;
 
 use super::elements::{opaque, order_of_halves, put};
 use super::first::First;
-use super::grid;
 use super::whole::Block;
 use crate::arch::{BadRecord, Record, Tables};
 
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-pub(super) fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+pub(super) fn write_f16<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     first: First<'_>,
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::NONE }>::new(tables, record, first)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     let order = opaque(&order_of_halves());
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::first::First;
 use super::lane::load;
 use crate::arch::{Grid, Record, Step, Values, grid};
 use crate::format::Dtype;
@@ -194,8 +195,8 @@ fn value(words: __m512i, centre: __m512i, scale: __m512) -> __m512i {
     _mm512_ternarylogic_epi64::<0xba>(words, magnitude, values) // words & !magnitude | values
 }
 
-/// Kinds of blocks, for code of their own: on no grid, and on one with values of these dtypes; and each with raw bits in
-/// layers.
+/// Kinds of blocks, for code of their own: on no grid, and on one with values of these dtypes; each with raw bits in layers;
+/// and such as are common, without layers, whose tier 0 has codes of 2 bits, or of 1.
 pub(super) const NONE: u8 = 0;
 pub(super) const F32: u8 = 1;
 pub(super) const F16: u8 = 2;
@@ -204,9 +205,13 @@ pub(super) const LAYERED: u8 = 4;
 pub(super) const LAYERED_F32: u8 = LAYERED | F32;
 pub(super) const LAYERED_F16: u8 = LAYERED | F16;
 pub(super) const LAYERED_BF16: u8 = LAYERED | BF16;
+pub(super) const PAIRS: u8 = 8;
+pub(super) const MARKS: u8 = 16;
+/// The bits of a kind that say which dtype its grid has.
+pub(super) const ON_GRID: u8 = 3;
 
-/// The kind of a record, and the mantissa bits of its words.
-pub(super) fn kind(record: &Record<'_>) -> (u8, u8) {
+/// The kind of a record with these symbols, and the mantissa bits of its words.
+pub(super) fn kind(record: &Record<'_>, first: &First<'_>) -> (u8, u8) {
     let kind = match record.grid.map(|grid| grid.dtype) {
         None => NONE,
         Some(Dtype::F32 | Dtype::U8 | Dtype::I8) => F32,
@@ -214,7 +219,7 @@ pub(super) fn kind(record: &Record<'_>) -> (u8, u8) {
         Some(Dtype::Bf16) => BF16,
     };
     match &record.layers {
-        None => (kind, record.m),
+        None => (kind | first.codes(), record.m),
         Some(layers) => (kind | LAYERED, layers.bits(record.m)),
     }
 }
@@ -226,7 +231,7 @@ pub(super) fn kind(record: &Record<'_>) -> (u8, u8) {
 )]
 pub(super) fn rounded<const KIND: u8>(values: [__m512i; 4]) -> [__m512i; 4] {
     let [a, b, c, d] = values;
-    match KIND & !LAYERED {
+    match KIND & ON_GRID {
         F16 => [through_f16(a), through_f16(b), through_f16(c), through_f16(d)],
         BF16 => [round_to_bf16(a), round_to_bf16(b), round_to_bf16(c), round_to_bf16(d)],
         _ => values,

@@ -26,7 +26,7 @@ pub(super) fn rows(
     for_blocks(tables, records, scratch, |i, record, first| {
         let x = &x[i * step..];
         let x = &x[..record.len / width];
-        let (kind, sums) = (grid::kind(record), &mut sums);
+        let (kind, sums) = (grid::kind(record, &first), &mut sums);
         match width {
             64 => for_kinds!(kind, block_rows, [1], (tables, record, first, x, sums)),
             128 => for_kinds!(kind, block_rows, [2], (tables, record, first, x, sums)),
@@ -155,7 +155,7 @@ pub(super) fn columns(
     }
     let mut dot = Dot { x: ordered.as_flattened(), y, at: 0, row: 0, sums: [zero; 4] };
     for_blocks(tables, records, scratch, |_, record, first| {
-        let kind = grid::kind(record);
+        let kind = grid::kind(record, &first);
         for_kinds!(kind, block_columns, [], (tables, record, first, &mut dot))
     })
 }

@@ -21,7 +21,7 @@ pub(super) fn decode(
     let n = words.len();
     let mut planes = record;
     let a = m.min(HEAD_BITS);
-    let Scratch { head, high, low, symbols: upper, below, rooms: [[out, _], ..], .. } = scratch;
+    let Scratch { head, high, low, symbols: upper, rooms: [rooms, ..], .. } = scratch;
 
     let first = take(&mut planes, tables.tiers[0].width, n)?;
     let head: &[u8] = if a == HEAD_BITS {
@@ -48,7 +48,7 @@ pub(super) fn decode(
             &low[..n]
         }
     };
-    let symbols = symbols(tables, Job { first, tail: planes, n, symbols: upper, below }, out)?;
+    let symbols = symbols(tables, Job { first, tail: planes, n }, rooms, upper)?;
     join(symbols, head, high, low, words);
     Ok(())
 }

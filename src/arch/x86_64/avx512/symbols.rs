@@ -126,7 +126,8 @@ fn count_ones(plane: &[u8], mark: impl Fn(__m512i) -> __m512i) -> usize {
     _mm512_reduce_add_epi64(sum) as usize
 }
 
-/// A block whose symbols are wanted, and memory for them.
+/// A block whose symbols are wanted.
+#[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     /// The plane of tier 0.
     pub first: &'a [u8],
@@ -134,29 +135,32 @@ pub(super) struct Job<'a> {
     pub tail: &'a [u8],
     /// Weights in the block.
     pub n: usize,
-    pub symbols: &'a mut Symbols,
-    pub below: &'a mut Symbols,
 }
 
 /// A tier's plane: where it starts in the tail, and how many codes it has.
 #[derive(Clone, Copy)]
 struct Plane {
-    at: usize,
-    n: usize,
+    at: u32,
+    n: u32,
 }
 
 impl Plane {
     fn of(self, tail: &[u8], width: u8) -> &[u8] {
-        &tail[self.at..self.at + plane_bytes(width, self.n)]
+        &tail[self.at as usize..self.at as usize + plane_bytes(width, self.n as usize)]
     }
 }
 
-/// Where a job has arrived on its way up.
+/// Where a job has arrived on its way up. (Small: it is cleared for each block.)
+#[derive(Clone, Copy)]
 struct State {
+    /// The symbols of the tier below, if they are at most 64.
+    few: __m512i,
     /// Of all tiers but the first, and of the literals.
     planes: [Plane; MAX_TIERS + 1],
-    /// The symbols of the tier below, if they are at most 64; else they are in the job's `below`.
-    few: Option<__m512i>,
+    /// Whether they are; else they are in a room.
+    are_few: bool,
+    /// Which of the two.
+    room: usize,
 }
 
 /// Decodes all tiers but the first of `N` blocks side by side, and returns the symbols of what escapes from that.
@@ -166,37 +170,47 @@ struct State {
 )]
 pub(super) fn escapes<'a, const N: usize>(
     tables: &Tables,
-    mut jobs: [Job<'a>; N],
+    jobs: &[Job<'_>; N],
+    rooms: &'a mut [[Symbols; 2]; N],
 ) -> Result<[&'a Symbols; N], BadRecord> {
-    let mut states = [const { State { planes: [Plane { at: 0, n: 0 }; MAX_TIERS + 1], few: None } }; N];
+    let state = State {
+        few: _mm512_setzero_si512(),
+        planes: [Plane { at: 0, n: 0 }; MAX_TIERS + 1],
+        are_few: false,
+        room: 0,
+    };
+    let mut states = [state; N];
     // How many codes a tier has follows from the escapes of the one before, so go down first ...
-    for (state, job) in states.iter_mut().zip(&jobs) {
-        state.planes[1].n = count_escapes(tables.tiers[0].width, job.first, job.n);
+    for (state, job) in states.iter_mut().zip(jobs) {
+        state.planes[1].n = count_escapes(tables.tiers[0].width, job.first, job.n) as u32;
     }
     for (t, tier) in tables.tiers.iter().enumerate().skip(1) {
-        for (state, job) in states.iter_mut().zip(&jobs) {
-            let Plane { at, n } = state.planes[t];
+        for (state, job) in states.iter_mut().zip(jobs) {
+            let (at, n) = (state.planes[t].at as usize, state.planes[t].n as usize);
             let end = at + plane_bytes(tier.width, n);
             let plane = job.tail.get(at..end).ok_or(BadRecord)?;
             let n = match plane.len() {
                 ..=64 if tier.width != 3 => count_few(tier.width, plane).min(n),
                 _ => count_escapes(tier.width, plane, n),
             };
-            state.planes[t + 1] = Plane { at: end, n };
+            // Planes of a block: their ends fit.
+            state.planes[t + 1] = Plane { at: end as u32, n: n as u32 };
         }
     }
     // ... and merge on the way up. Up to 64 symbols stay in a register: what was just stored cannot be loaded at
     // another place for a while.
-    for (state, job) in states.iter_mut().zip(&mut jobs) {
+    for ((state, job), [room, _]) in states.iter_mut().zip(jobs).zip(&mut *rooms) {
         let Plane { at, n } = state.planes[tables.tiers.len()];
+        let (at, n) = (at as usize, n as usize);
         let literals = job.tail.get(at..at + n).ok_or(BadRecord)?;
         if job.tail.len() - (at + n) >= 4 {
             return Err(BadRecord);
         }
-        if n <= 64 {
-            state.few = Some(load(literals));
+        state.are_few = n <= 64;
+        if state.are_few {
+            state.few = load(literals);
         } else {
-            job.below[..n].copy_from_slice(literals);
+            room[..n].copy_from_slice(literals);
         }
     }
     let mut end = tables.tiers.len();
@@ -204,39 +218,37 @@ pub(super) fn escapes<'a, const N: usize>(
         let run = tables.tiers[end - 1].run.clamp(1, end - 1);
         let first = end - run;
         let tiers = &tables.tiers[first..end];
-        for (state, job) in states.iter_mut().zip(&mut jobs) {
+        for ((state, job), rooms) in states.iter_mut().zip(jobs).zip(&mut *rooms) {
             let planes = &state.planes[first..end];
-            match state.few.take() {
-                Some(few) if planes[0].n <= 64 => {
-                    let mut symbols = few;
-                    for (tier, plane) in tiers.iter().zip(planes).rev() {
-                        symbols = expand_few(tier, plane.of(job.tail, tier.width), plane.n, symbols);
-                    }
-                    state.few = Some(symbols);
+            if state.are_few && planes[0].n <= 64 {
+                for (tier, plane) in tiers.iter().zip(planes).rev() {
+                    state.few = expand_few(tier, plane.of(job.tail, tier.width), plane.n as usize, state.few);
                 }
-                few => {
-                    let (many, out) = (&*job.below, &mut *job.symbols);
-                    match few {
-                        Some(few) => {
-                            expand_run(tiers, job.tail, planes, Merge::<true> { few, many, next: 0, out });
-                        }
-                        None => {
-                            let few = _mm512_setzero_si512();
-                            expand_run(tiers, job.tail, planes, Merge::<false> { few, many, next: 0, out });
-                        }
-                    }
-                    std::mem::swap(&mut job.symbols, &mut job.below);
-                }
+                continue;
             }
+            let [a, b] = rooms;
+            let (many, out) = if state.room == 0 { (&*a, b) } else { (&*b, a) };
+            if state.are_few {
+                expand_run(tiers, job.tail, planes, Merge::<true> { few: state.few, many, next: 0, out });
+            } else {
+                let few = _mm512_setzero_si512();
+                expand_run(tiers, job.tail, planes, Merge::<false> { few, many, next: 0, out });
+            }
+            (state.are_few, state.room) = (false, 1 - state.room);
         }
         end = first;
     }
-    for (state, job) in states.iter().zip(&mut jobs) {
-        if let Some(few) = state.few {
-            store_at(job.below, 0, few);
+    for (state, rooms) in states.iter().zip(&mut *rooms) {
+        if state.are_few {
+            store_at(&mut rooms[state.room], 0, state.few);
         }
     }
-    Ok(jobs.map(|job| &*job.below))
+    let rooms: &'a [[Symbols; 2]; N] = rooms;
+    let mut escapes = [&rooms[0][0]; N];
+    for ((escapes, state), rooms) in escapes.iter_mut().zip(&states).zip(rooms) {
+        *escapes = &rooms[state.room];
+    }
+    Ok(escapes)
 }
 
 /// Decodes all tiers of a block, and returns its symbols.
@@ -246,12 +258,12 @@ pub(super) fn escapes<'a, const N: usize>(
 )]
 pub(super) fn symbols<'a>(
     tables: &Tables,
-    job: Job<'a>,
+    job: Job<'_>,
+    rooms: &mut [Symbols; 2],
     out: &'a mut Symbols,
 ) -> Result<&'a [u8], BadRecord> {
-    let (first, n) = (job.first, job.n);
-    let [escapes] = escapes(tables, [job])?;
-    Ok(&named(&tables.tiers[0], first, n, escapes, out)[..n])
+    let [escapes] = escapes(tables, &[job], std::array::from_mut(rooms))?;
+    Ok(&named(&tables.tiers[0], job.first, job.n, escapes, out)[..job.n])
 }
 
 /// The symbols of the `n` codes of tier 0, those of its escapes given.
@@ -292,8 +304,8 @@ pub(super) fn symbols_first<'a>(
         plane = take(&mut rest, width, codes)?;
     }
     let tail = &tail[..tail.len() - rest.len()];
-    let Scratch { symbols: a, below, rooms: [[out, _], ..], .. } = scratch;
-    Ok((symbols(tables, Job { first, tail, n, symbols: a, below }, out)?, rest))
+    let Scratch { symbols: out, rooms: [rooms, ..], .. } = scratch;
+    Ok((symbols(tables, Job { first, tail, n }, rooms, out)?, rest))
 }
 
 /// The symbols of a tier's `n` codes, at most 64, those of its escapes taken from `below` in turn.
@@ -302,7 +314,7 @@ pub(super) fn symbols_first<'a>(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
 fn expand_few(tier: &TierTable, plane: &[u8], n: usize, below: __m512i) -> __m512i {
-    let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
+    let (table, mark) = (load(&tier.lookups[0]), _mm512_set1_epi8(tier.mark as i8));
     let codes = match tier.width {
         1 => _mm512_maskz_set1_epi8(bits_of(plane), 1),
         3 => {
@@ -377,9 +389,24 @@ impl<const FEW: bool> Merge<'_, FEW> {
 #[inline]
 fn bits_at(bytes: &[u8], from: usize) -> u64 {
     let (at, shift) = (from / 8, from % 8);
-    match bytes.get(at..).and_then(|bytes| bytes.first_chunk::<9>()) {
-        Some([word @ .., last]) => u64::from_le_bytes(*word) >> shift | u64::from(*last) << 1 << (63 - shift),
-        None => last_bits_at(bytes, from),
+    if at >= bytes.len().saturating_sub(8) {
+        return last_bits_at(bytes, from);
+    }
+    // SAFETY: `at` and 8 bytes behind it are there.
+    let [word, next] = unsafe {
+        let at = bytes.as_ptr().add(at);
+        [at.cast::<u64>().read_unaligned(), at.add(1).cast::<u64>().read_unaligned()]
+    };
+    // Words that overlap: a shift of 128 bits, which the ninth byte alone would come to, is slow on AMD's processors.
+    word >> shift | next >> shift << 8
+}
+
+/// The same from byte `at` on.
+#[inline]
+fn word_at(bytes: &[u8], at: usize) -> u64 {
+    match bytes.get(at..).and_then(|bytes| bytes.first_chunk::<8>()) {
+        Some(word) => u64::from_le_bytes(*word),
+        None => last_bits_at(bytes, at * 8),
     }
 }
 
@@ -400,7 +427,7 @@ fn last_bits_at(bytes: &[u8], from: usize) -> u64 {
 )]
 fn expand_run<const FEW: bool>(tiers: &[TierTable], tail: &[u8], planes: &[Plane], merge: Merge<'_, FEW>) {
     match tiers {
-        [tier] => expand_tier(tier, planes[0].of(tail, tier.width), planes[0].n, merge),
+        [tier] => expand_tier(tier, planes[0].of(tail, tier.width), planes[0].n as usize, merge),
         [_, _] => expand_chain::<2, FEW>(tiers, tail, planes, merge),
         [_, _, _] => expand_chain::<3, FEW>(tiers, tail, planes, merge),
         _ => expand_chain::<MAX_RUN, FEW>(tiers, tail, planes, merge),
@@ -421,11 +448,11 @@ fn expand_chain<const R: usize, const FEW: bool>(
     let (mut symbols, mut next) = ([_mm512_setzero_si512(); R], [0; R]);
     for (i, (tier, plane)) in tiers.iter().zip(planes).enumerate().take(R) {
         symbols[i] = _mm512_set1_epi8(tier.symbols[0] as i8);
-        next[i] = plane.at * 8;
+        next[i] = plane.at as usize * 8;
     }
-    let n = planes[0].n;
+    let (n, start) = (planes[0].n as usize, planes[0].at as usize);
     for at in (0..n).step_by(64) {
-        let mut escaped = bits_at(tail, next[0] + at) & lanes(n - at);
+        let mut escaped = word_at(tail, start + at / 8) & lanes(n - at);
         let mut named = symbols[0];
         for i in 1..R {
             named = _mm512_mask_mov_epi8(named, escaped, symbols[i]);
@@ -457,7 +484,7 @@ fn expand_tier<const FEW: bool>(tier: &TierTable, plane: &[u8], n: usize, mut me
         2 => expand_packed::<2, FEW, false>(tier, plane, n, &mut merge),
         4 => expand_packed::<4, FEW, false>(tier, plane, n, &mut merge),
         width => {
-            let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
+            let (table, mark) = (load(&tier.lookups[0]), _mm512_set1_epi8(tier.mark as i8));
             for_codes(width, plane, n, |at, len, codes| {
                 let symbols = _mm512_permutexvar_epi8(codes, table);
                 merge.put(at, symbols, _mm512_cmpeq_epi8_mask(symbols, mark) & lanes(len));
@@ -477,7 +504,7 @@ fn expand_packed<const W: u32, const FEW: bool, const TOP: bool>(
     n: usize,
     merge: &mut Merge<'_, FEW>,
 ) {
-    let (table, mark) = (load(&tier.lookup), _mm512_set1_epi8(tier.mark as i8));
+    let (table, mark) = (load(&tier.lookups[0]), _mm512_set1_epi8(tier.mark as i8));
     let (groups, last) = plane.as_chunks::<64>();
     for (g, bytes) in groups.iter().enumerate() {
         let packed = load(bytes);

@@ -177,30 +177,24 @@ fn side_by_side<const N: usize>(
     mut body: impl FnMut(usize, &Record<'_>, First<'_>) -> Result<(), BadRecord>,
 ) -> Result<(), BadRecord> {
     let tier = &tables.tiers[0];
-    let mut parts = [(&[] as &[u8], &[] as &[u8]); N];
-    for (part, record) in parts.iter_mut().zip(records) {
-        *part = first_and_tail(tables, record)?;
+    let mut jobs = [Job { first: &[], tail: &[], n: 0 }; N];
+    for (job, record) in jobs.iter_mut().zip(records) {
+        *job = job_of(tables, record)?;
     }
-    let mut next = 0;
-    let jobs = rooms.as_chunks_mut::<N>().0[0].each_mut().map(|[symbols, below]| {
-        let ((first, tail), n) = (parts[next], records[next].len);
-        next += 1;
-        Job { first, tail, n, symbols, below }
-    });
-    let escapes = escapes(tables, jobs)?;
+    let escapes = escapes(tables, &jobs, &mut rooms.as_chunks_mut().0[0])?;
     for (k, record) in records.iter().enumerate() {
         // No head is written out here, so that there is room for symbols.
-        body(k, record, First::new(tier, parts[k].0, record.len, escapes[k], room))?;
+        body(k, record, First::new(tier, jobs[k].first, record.len, escapes[k], room))?;
     }
     Ok(())
 }
 
-/// The plane of tier 0, and what follows the raw planes.
-fn first_and_tail<'a>(tables: &Tables, record: &Record<'a>) -> Result<(&'a [u8], &'a [u8]), BadRecord> {
+/// The codes of a record: where they are.
+fn job_of<'a>(tables: &Tables, record: &Record<'a>) -> Result<Job<'a>, BadRecord> {
     let mut planes = record.bytes;
     let first = take(&mut planes, tables.tiers[0].width, record.len)?;
     let raw = record.len / 8 * (usize::from(record.m) + 1);
-    Ok((first, planes.get(raw..).ok_or(BadRecord)?))
+    Ok(Job { first, tail: planes.get(raw..).ok_or(BadRecord)?, n: record.len })
 }
 
 /// A block, its tiers decoded and its raw planes found: `HEAD`, `HIGH` and `LOW` bits a weight. Of kind `KIND`.
@@ -273,7 +267,7 @@ impl<'a, const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Block<'a
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
     pub fn group<Caller>(&self, first: &mut First<'a>, g: usize) -> Group<'_, 'a, HEAD, HIGH, LOW, KIND> {
-        let symbols = first.group::<Caller>(g);
+        let symbols = first.group::<Caller, KIND>(g);
         prefetch_lines(self.ahead, g * Self::LINES, Self::LINES);
         if let Some((_, ahead)) = &self.layered
             && KIND & grid::LAYERED != 0
@@ -363,7 +357,7 @@ impl<const HEAD: u8, const HIGH: u8, const LOW: u8, const KIND: u8> Group<'_, '_
     )]
     pub fn words<const J: usize>(&self, arrange: impl Fn(__m512i) -> __m512i) -> [__m512i; 4] {
         match &self.block.grid {
-            Some(grid) if KIND & !grid::LAYERED != grid::NONE => {
+            Some(grid) if KIND & grid::ON_GRID != grid::NONE => {
                 grid::rounded::<KIND>(self.values::<J>(grid, arrange))
             }
             _ => self.coded_words::<J>(arrange),
@@ -492,7 +486,12 @@ macro_rules! for_kinds {
     ($kind:expr, $f:ident, [$($generic:tt),*], $arguments:tt) => {{
         use $crate::arch::x86_64::avx512::{grid, whole::for_bits};
         let (kind, m) = $kind;
+        const COMMON: u8 = grid::NONE | grid::PAIRS;
+        const COMMON_GRID: u8 = grid::F32 | grid::MARKS;
         match kind {
+            COMMON => for_bits!(23, m, $f, [$($generic,)* COMMON], $arguments),
+            COMMON_GRID => for_bits!(15, m, $f, [$($generic,)* COMMON_GRID], $arguments),
+            _ => match kind & !(grid::PAIRS | grid::MARKS) {
             grid::NONE => for_bits!(23, m, $f, [$($generic,)* { grid::NONE }], $arguments),
             grid::F32 => for_bits!(15, m, $f, [$($generic,)* { grid::F32 }], $arguments),
             grid::F16 => for_bits!(15, m, $f, [$($generic,)* { grid::F16 }], $arguments),
@@ -501,6 +500,7 @@ macro_rules! for_kinds {
             grid::LAYERED_F32 => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F32 }], $arguments),
             grid::LAYERED_F16 => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F16 }], $arguments),
             _ => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_BF16 }], $arguments),
+            }
         }
     }};
 }
