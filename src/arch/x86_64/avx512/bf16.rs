@@ -7,7 +7,6 @@ use std::arch::x86_64::*;
 
 use super::elements::{opaque, order_of_words, put};
 use super::first::First;
-use super::grid;
 use super::whole::Block;
 use crate::arch::grid::STRIP;
 use crate::arch::{BadRecord, Grid, Record, Tables};
@@ -36,29 +35,17 @@ fn has_instruction() -> bool {
     is_x86_feature_detected!("avx512bf16") && !tests::WITHOUT.get()
 }
 
-/// Writes the elements of a block.
-///
-/// # Safety
-/// [`is_for`] says so.
-#[inline]
-#[target_feature(
-    enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
-)]
-pub(super) unsafe fn write_grid<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
-    tables: &Tables,
-    record: &Record<'_>,
-    levels: &Grid<'_>,
-    first: First<'_>,
-    out: &mut [u16],
-) -> Result<(), BadRecord> {
-    // SAFETY: the caller has asked for the feature.
-    unsafe { write::<HEAD, STREAM>(tables, record, levels, first, out) }
-}
-
+/// Writes the elements of a block. (Unsafe to call without the feature: [`is_for`] says whether it is there.)
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq,avx512bf16"
 )]
-fn write<const HEAD: u8, const STREAM: bool>(
+pub(super) fn write_grid<
+    const HEAD: u8,
+    const HIGH: u8,
+    const LOW: u8,
+    const STREAM: bool,
+    const KIND: u8,
+>(
     tables: &Tables,
     record: &Record<'_>,
     levels: &Grid<'_>,
@@ -66,7 +53,7 @@ fn write<const HEAD: u8, const STREAM: bool>(
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
     struct Here;
-    let block = Block::<HEAD, 0, 0, { grid::F32 }>::new(tables, record, first)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     let order = opaque(&order_of_words());
     let mut first = block.first();
     let (groups, _) = out.as_chunks_mut::<256>();

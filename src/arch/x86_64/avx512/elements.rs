@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::bf16;
+use super::bf16::{self, write_grid};
 use super::f16::write_f16;
 use super::first::First;
 use super::grid;
@@ -94,92 +94,56 @@ pub(super) fn halves(
     for_blocks(tables, records, scratch, |_, record, first| {
         let here;
         (here, out) = std::mem::take(&mut out).split_at_mut(record.len);
-        if let Some(grid) = &record.grid {
-            let looked_up = match stream {
-                true => write_few::<true>(tables, record, grid, first, here),
-                false => write_few::<false>(tables, record, grid, first, here),
-            }?;
-            if looked_up {
-                return Ok(());
-            }
-            if bf16::is_for(record, grid) {
-                // SAFETY: it is.
-                return unsafe {
-                    use bf16::write_grid;
-                    match stream {
-                        true => {
-                            for_bits!(7, record.m, write_grid, [true], (tables, record, grid, first, here))
-                        }
-                        false => {
-                            for_bits!(7, record.m, write_grid, [false], (tables, record, grid, first, here))
-                        }
+        // With codes that are common a block has a loop of its own.
+        macro_rules! call {
+            ($most:tt, $write:ident, $kind:expr, $codes:expr, $arguments:tt) => {
+                match (stream, first.codes() == $codes) {
+                    (true, true) => {
+                        for_bits!($most, record.m, $write, [true, { $kind | $codes }], $arguments)
                     }
-                };
-            }
-            return match stream {
-                true => for_bits!(15, record.m, write_halves, [true], (tables, record, first, here)),
-                false => for_bits!(15, record.m, write_halves, [false], (tables, record, first, here)),
-            };
-        }
-        macro_rules! write {
-            ($most:tt, $write:ident) => {
-                match (stream, first.codes()) {
-                    (true, grid::PAIRS) => {
-                        for_bits!(
-                            $most,
-                            record.m,
-                            $write,
-                            [true, { grid::PAIRS }],
-                            (tables, record, first, here)
-                        )
+                    (true, false) => for_bits!($most, record.m, $write, [true, { $kind }], $arguments),
+                    (false, true) => {
+                        for_bits!($most, record.m, $write, [false, { $kind | $codes }], $arguments)
                     }
-                    (true, _) => {
-                        for_bits!(
-                            $most,
-                            record.m,
-                            $write,
-                            [true, { grid::NONE }],
-                            (tables, record, first, here)
-                        )
-                    }
-                    (false, grid::PAIRS) => {
-                        for_bits!(
-                            $most,
-                            record.m,
-                            $write,
-                            [false, { grid::PAIRS }],
-                            (tables, record, first, here)
-                        )
-                    }
-                    (false, _) => {
-                        for_bits!(
-                            $most,
-                            record.m,
-                            $write,
-                            [false, { grid::NONE }],
-                            (tables, record, first, here)
-                        )
-                    }
+                    (false, false) => for_bits!($most, record.m, $write, [false, { $kind }], $arguments),
                 }
             };
         }
-        match format {
-            Half::Bf16 => write!(7, write_bf16),
-            Half::F16 => write!(10, write_f16),
+        let Some(grid) = &record.grid else {
+            return match format {
+                Half::Bf16 => {
+                    call!(7, write_bf16, grid::NONE, grid::PAIRS, (tables, record, first, here))
+                }
+                Half::F16 => call!(10, write_f16, grid::NONE, grid::PAIRS, (tables, record, first, here)),
+            };
+        };
+        let looked_up = match stream {
+            true => write_few::<true>(tables, record, grid, first, here),
+            false => write_few::<false>(tables, record, grid, first, here),
+        }?;
+        if looked_up {
+            return Ok(());
         }
+        if bf16::is_for(record, grid) {
+            // SAFETY: it is.
+            return unsafe {
+                call!(7, write_grid, grid::F32, grid::MARKS, (tables, record, grid, first, here))
+            };
+        }
+        call!(15, write_halves, grid::F32, grid::MARKS, (tables, record, first, here))
     })
 }
 
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn write_halves<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool>(
+fn write_halves<const HEAD: u8, const HIGH: u8, const LOW: u8, const STREAM: bool, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     first: First<'_>,
     out: &mut [u16],
 ) -> Result<(), BadRecord> {
-    let block = Block::<HEAD, HIGH, LOW, { grid::F32 }>::new(tables, record, first)?;
+    let block = Block::<HEAD, HIGH, LOW, KIND>::new(tables, record, first)?;
     let (order, order_of_words) = (opaque(&order_of_halves()), opaque(&order_of_words()));
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let arrange_words = |v| _mm512_permutexvar_epi32(order_of_words, v);

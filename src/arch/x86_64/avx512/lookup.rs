@@ -28,16 +28,22 @@ type Table<const N: usize> = [[[u8; 64]; N]; 2];
 pub(super) fn write_few<const STREAM: bool>(
     tables: &Tables,
     record: &Record<'_>,
-    grid: &Grid<'_>,
+    levels: &Grid<'_>,
     first: First<'_>,
     out: &mut [u16],
 ) -> Result<bool, BadRecord> {
-    let of = (grid, first);
-    match record.m {
-        0 => write_looked_up::<1, 1, STREAM>(tables, record, of, out),
-        1 => write_looked_up::<2, 1, STREAM>(tables, record, of, out),
-        2 => write_looked_up::<3, 1, STREAM>(tables, record, of, out),
-        3 => write_looked_up::<4, 2, STREAM>(tables, record, of, out),
+    const MARKS: u8 = grid::F32 | grid::MARKS;
+    const OTHERS: u8 = grid::F32;
+    let (of, are_marks) = ((levels, first), first.codes() == grid::MARKS);
+    match (record.m, are_marks) {
+        (0, true) => write_looked_up::<1, 1, STREAM, MARKS>(tables, record, of, out),
+        (0, false) => write_looked_up::<1, 1, STREAM, OTHERS>(tables, record, of, out),
+        (1, true) => write_looked_up::<2, 1, STREAM, MARKS>(tables, record, of, out),
+        (1, false) => write_looked_up::<2, 1, STREAM, OTHERS>(tables, record, of, out),
+        (2, true) => write_looked_up::<3, 1, STREAM, MARKS>(tables, record, of, out),
+        (2, false) => write_looked_up::<3, 1, STREAM, OTHERS>(tables, record, of, out),
+        (3, true) => write_looked_up::<4, 2, STREAM, MARKS>(tables, record, of, out),
+        (3, false) => write_looked_up::<4, 2, STREAM, OTHERS>(tables, record, of, out),
         _ => Ok(false),
     }
 }
@@ -46,7 +52,7 @@ pub(super) fn write_few<const STREAM: bool>(
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn write_looked_up<const HEAD: u8, const N: usize, const STREAM: bool>(
+fn write_looked_up<const HEAD: u8, const N: usize, const STREAM: bool, const KIND: u8>(
     tables: &Tables,
     record: &Record<'_>,
     (levels, first): (&Grid<'_>, First<'_>),
@@ -62,7 +68,7 @@ fn write_looked_up<const HEAD: u8, const N: usize, const STREAM: bool>(
     for (i, table) in lookup[..steps].iter_mut().enumerate() {
         fill(table, levels, levels.at(i), HEAD - 1);
     }
-    let block = Block::<HEAD, 0, 0, { grid::F32 }>::new(tables, record, first)?;
+    let block = Block::<HEAD, 0, 0, KIND>::new(tables, record, first)?;
     let order = opaque(&order_of_halves());
     let arrange = |v| _mm512_permutexvar_epi64(order, v);
     let (groups, _) = out.as_chunks_mut::<256>();
@@ -73,16 +79,16 @@ fn write_looked_up<const HEAD: u8, const N: usize, const STREAM: bool>(
         let table = |quarter| &lookup[levels.place(group.g * 4 + quarter) % MOST_STEPS];
         let quarters = match has_codebooks {
             true => [
-                of_codebook::<HEAD, N, 0>(&group, table(0), arrange),
-                of_codebook::<HEAD, N, 1>(&group, table(1), arrange),
-                of_codebook::<HEAD, N, 2>(&group, table(2), arrange),
-                of_codebook::<HEAD, N, 3>(&group, table(3), arrange),
+                of_codebook::<HEAD, KIND, N, 0>(&group, table(0), arrange),
+                of_codebook::<HEAD, KIND, N, 1>(&group, table(1), arrange),
+                of_codebook::<HEAD, KIND, N, 2>(&group, table(2), arrange),
+                of_codebook::<HEAD, KIND, N, 3>(&group, table(3), arrange),
             ],
             false => [
-                of_grid::<HEAD, N, 0>(&group, table(0), &mut all, arrange),
-                of_grid::<HEAD, N, 1>(&group, table(1), &mut all, arrange),
-                of_grid::<HEAD, N, 2>(&group, table(2), &mut all, arrange),
-                of_grid::<HEAD, N, 3>(&group, table(3), &mut all, arrange),
+                of_grid::<HEAD, KIND, N, 0>(&group, table(0), &mut all, arrange),
+                of_grid::<HEAD, KIND, N, 1>(&group, table(1), &mut all, arrange),
+                of_grid::<HEAD, KIND, N, 2>(&group, table(2), &mut all, arrange),
+                of_grid::<HEAD, KIND, N, 3>(&group, table(3), &mut all, arrange),
             ],
         };
         for (to, &from) in vectors.iter_mut().zip(quarters.as_flattened()) {
@@ -98,8 +104,8 @@ fn write_looked_up<const HEAD: u8, const N: usize, const STREAM: bool>(
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn of_grid<const HEAD: u8, const N: usize, const J: usize>(
-    group: &Group<'_, '_, HEAD, 0, 0, { grid::F32 }>,
+fn of_grid<const HEAD: u8, const KIND: u8, const N: usize, const J: usize>(
+    group: &Group<'_, '_, HEAD, 0, 0, KIND>,
     [lower, upper]: &Table<N>,
     all: &mut __m512i,
     arrange: impl Fn(__m512i) -> __m512i,
@@ -123,8 +129,8 @@ fn of_grid<const HEAD: u8, const N: usize, const J: usize>(
 #[target_feature(
     enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
 )]
-fn of_codebook<const HEAD: u8, const N: usize, const J: usize>(
-    group: &Group<'_, '_, HEAD, 0, 0, { grid::F32 }>,
+fn of_codebook<const HEAD: u8, const KIND: u8, const N: usize, const J: usize>(
+    group: &Group<'_, '_, HEAD, 0, 0, KIND>,
     [lower, upper]: &Table<N>,
     arrange: impl Fn(__m512i) -> __m512i,
 ) -> [__m512i; 2] {
