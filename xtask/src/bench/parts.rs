@@ -82,9 +82,18 @@ const ESPEAK: &[&str] = &[
     "libmd0",
 ];
 
+/// Decoding of all weights, and of rounded ones beside lossless ones.
 fn decode(tools: &Tools, report: &Path) -> Result<()> {
+    run_bench(tools, "decode", report)?;
+    let rounded = report.with_extension("rounded.json");
+    run_bench(tools, "rounded", &rounded)?;
+    append_report(report, &rounded)
+}
+
+/// Runs a benchmark of cargo's that writes its report.
+fn run_bench(tools: &Tools, name: &str, report: &Path) -> Result<()> {
     let mut command = tools.workspace.cargo();
-    command.args(["bench", "--quiet", "--bench", "decode", "--", "--json"]).arg(report);
+    command.args(["bench", "--quiet", "--bench", name, "--", "--json"]).arg(report);
     if tools.quick {
         command.arg("--quick");
     }
@@ -97,12 +106,7 @@ fn gpu(tools: &Tools, report: &Path) -> Result<()> {
     let mut tests = tools.workspace.cargo();
     tests.args(["test", "--release", "--test", "gpu", "--", "--nocapture"]);
     workspace::run(tests.env("NZ_GPU_WEIGHTS", weights))?;
-    let mut command = tools.workspace.cargo();
-    command.args(["bench", "--quiet", "--bench", "gpu", "--", "--json"]).arg(report);
-    if tools.quick {
-        command.arg("--quick");
-    }
-    workspace::run(&mut command)?;
+    run_bench(tools, "gpu", report)?;
     if !report.exists() {
         // No GPU: that was said, and is no failure unless it was asked to be.
         return Ok(());

@@ -101,7 +101,6 @@ impl Coded<'_> {
     #[target_feature(
         enable = "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vpopcntdq"
     )]
-    #[expect(clippy::extra_unused_type_parameters, reason = "makes a copy for each caller")]
     fn group<Caller, const PAIRS: bool>(&mut self, g: usize) -> [__m512i; 4] {
         let [one, two, three] = self.lookups.each_ref().map(|table| load(table));
         let [a, b, c, d] = if PAIRS || self.are_pairs {
