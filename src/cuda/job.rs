@@ -56,6 +56,8 @@ pub enum Kernel {
     TensorRow,
     /// The same of up to so many rows: 8, 16, 32 or 64.
     TensorRows(u32),
+    /// The same with a weight in column tiles, of 1 row or up to so many: 8, 16 or 32.
+    TensorTiles(u32),
     /// Counts what the words of a tensor are like.
     Survey,
     /// Measures the records that blocks are coded in.
@@ -66,7 +68,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 24] = [
+    pub const ALL: [Kernel; 28] = [
         Kernel::Decode(Dtype::F32),
         Kernel::Decode(Dtype::F16),
         Kernel::Decode(Dtype::Bf16),
@@ -88,6 +90,10 @@ impl Kernel {
         Kernel::TensorRows(16),
         Kernel::TensorRows(32),
         Kernel::TensorRows(64),
+        Kernel::TensorTiles(1),
+        Kernel::TensorTiles(8),
+        Kernel::TensorTiles(16),
+        Kernel::TensorTiles(32),
         Kernel::Survey,
         Kernel::Measure,
         Kernel::Write,
@@ -117,6 +123,10 @@ impl Kernel {
             Kernel::TensorRows(..=16) => "nz_tensor_rows_16",
             Kernel::TensorRows(..=32) => "nz_tensor_rows_32",
             Kernel::TensorRows(_) => "nz_tensor_rows_64",
+            Kernel::TensorTiles(..=1) => "nz_tensor_tiles_1",
+            Kernel::TensorTiles(..=8) => "nz_tensor_tiles_8",
+            Kernel::TensorTiles(..=16) => "nz_tensor_tiles_16",
+            Kernel::TensorTiles(_) => "nz_tensor_tiles_32",
             Kernel::Survey => "nz_survey",
             Kernel::Measure => "nz_measure",
             Kernel::Write => "nz_write",

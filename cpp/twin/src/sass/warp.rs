@@ -177,6 +177,7 @@ impl Warp {
             Op::Nothing => return Ok(()),
             Op::Shuffle(shuffle) => return self.shuffle(step, shuffle, machine, active),
             Op::MultiplyMatrices => return self.multiply_matrices(step, active),
+            Op::LoadMatrices { transposed } => return self.load_matrices(step, transposed, machine, active),
             Op::Ballot | Op::VoteAll => {
                 let votes = self.predicate(step.from_predicates[0]) & active;
                 if let Some(to) = step.to {
@@ -278,6 +279,37 @@ impl Warp {
         }
         for (i, lanes) in sums.iter().enumerate() {
             each(active, |lane| self.put(to, i as u8, lane, lanes[lane]));
+        }
+        Ok(())
+    }
+
+    /// Loads four 8 x 8 matrices of 16-bit elements, of whose rows each lane names one; each gets two elements of each matrix.
+    fn load_matrices(
+        &mut self,
+        step: &Step,
+        transposed: bool,
+        machine: &mut Machine,
+        active: u32,
+    ) -> Result<(), String> {
+        if active != u32::MAX {
+            return Err("lanes take no part in a load of matrices".to_owned());
+        }
+        let mut rows = [[0; 16]; 32];
+        for (lane, row) in rows.iter_mut().enumerate() {
+            let at = self.address(step.from[0], lane)? as u32;
+            row.copy_from_slice(machine.shared(at, 16)?);
+        }
+        let to = destination(step)?;
+        for lane in 0..32 {
+            for matrix in 0..4 {
+                let two = [0, 1].map(|i| {
+                    let (row, column) = (lane / 4, lane % 4 * 2 + i);
+                    let (row, column) = if transposed { (column, row) } else { (row, column) };
+                    let row = &rows[matrix * 8 + row];
+                    u32::from(u16::from_le_bytes([row[column * 2], row[column * 2 + 1]]))
+                });
+                self.put(to, matrix as u8, lane, two[0] | two[1] << 16);
+            }
         }
         Ok(())
     }
@@ -432,6 +464,14 @@ impl Warp {
             Op::Predicates => {
                 let [predicates, base, mask] = self.three(m, from, lane)?;
                 predicates & mask | base & !mask
+            }
+            Op::SetPredicates => {
+                let (bits, mask) = (self.integer(m, from[0], lane)?, self.integer(m, from[1], lane)?);
+                for n in (0..TRUE).filter(|n| mask >> n & 1 == 1) {
+                    let predicate = Operand::Predicate { n, of_warp: false, not: false };
+                    self.set_predicate(Some(&predicate), lane, bits >> n & 1 == 1);
+                }
+                return Ok(());
             }
             Op::AddReal => (self.real(m, from[0], lane)? + self.real(m, from[1], lane)?).to_bits(),
             Op::MultiplyReal { to_zero } => {
