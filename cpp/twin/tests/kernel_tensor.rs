@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::device::{Memory, run};
+use common::device::{Memory, run, run_product};
 use common::{Fill, Rng, tensor};
 use half::bf16;
 use nz_onnx::codec::{self, EncodeOptions, Profile, reference};
-use nz_onnx::cuda::job::{DeviceWeight, Kernel, WeightMemory, check_status};
-use nz_onnx::cuda::product::{Addend, Operands};
+use nz_onnx::cuda::job::{DeviceWeight, Kernel, WeightMemory};
+use nz_onnx::cuda::product::Addend;
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
@@ -36,41 +36,27 @@ fn multiply_in_parts(
     blob: &[u8],
     (m, x): (u32, &[u8]),
     seed: u64,
-    (alpha, addend): (f32, Option<Addend>),
+    scaled: (f32, Option<Addend>),
     times: u32,
 ) -> (Vec<f32>, nz_onnx::error::Result<()>) {
     let weight = DeviceWeight::new(header).expect("a header of ours");
     let product = weight.tensor_product(m, Dtype::Bf16).expect("a product with tensor cores");
-    let mut table = Memory::holding(weight.table(), 0);
-    let (mut blob, mut x) = (Memory::holding(blob, 4), Memory::holding(x, 0));
-    let (_, n) = k_and_n(&header.spec);
-    let mut y = Memory::filled(n * m as usize * 2, 0x5a, 0);
-    // NaN, which would show in any sum.
-    let mut partial = Memory::filled(product.partial_bytes() as usize, 0xff, 0);
-    let mut status = Memory::filled(4, 0, 0);
+    let (mut table, mut blob) = (Memory::holding(weight.table(), 0), Memory::holding(blob, 4));
     let memory = WeightMemory { blob: blob.address(), table: table.address() };
-    let operands = Operands {
-        dtype: Dtype::Bf16,
-        x: x.address(),
-        y: y.address(),
-        partial: partial.address(),
-        status: status.address(),
-        alpha,
-        addend,
-    };
-    for mut launch in product.launches(memory, operands).expect("aligned") {
-        if times > 1 {
-            launch.arguments.split_blocks *= times;
-            launch.arguments.splits = launch.arguments.splits.div_ceil(times);
-            if launch.kernel != Kernel::Sum {
-                launch.grid.0 = launch.arguments.splits;
+    let (_, n) = k_and_n(&header.spec);
+    let (y, verdict) = run_product(&product, (Dtype::Bf16, n * m as usize), x, scaled, |operands| {
+        for mut launch in product.launches(memory, operands).expect("aligned") {
+            if times > 1 {
+                launch.arguments.split_blocks *= times;
+                launch.arguments.splits = launch.arguments.splits.div_ceil(times);
+                if launch.kernel != Kernel::Sum {
+                    launch.grid.0 = launch.arguments.splits;
+                }
             }
+            run(&launch, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         }
-        run(&launch, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    }
-    partial.bytes();
-    let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
-    (floats_of(y.bytes()), check_status(status))
+    });
+    (floats_of(&y), verdict)
 }
 
 /// `[m, n]`: sums of `x[i, k] * w[j, k]` in float64, and of their magnitudes.
