@@ -91,12 +91,14 @@ struct ThirtyTwo {
     }
 };
 
-// The escapes of the groups before this lane's in its warp; `all` becomes those of the warp.
+// The escapes of the groups before this lane's in its warp; `all` becomes those of the warp. From a lane of one group to
+// that of the next are `STEP` lanes.
+template <u32 STEP = GROUP_LANES>
 NZ_DEVICE u32 group_before(u32 group, u32& all) {
-    const u32 neighbour = __shfl_xor_sync(ALL_LANES, group, GROUP_LANES), pair = group + neighbour;
-    const u32 others = __shfl_xor_sync(ALL_LANES, pair, 2 * GROUP_LANES);
+    const u32 neighbour = __shfl_xor_sync(ALL_LANES, group, STEP), pair = group + neighbour;
+    const u32 others = __shfl_xor_sync(ALL_LANES, pair, 2 * STEP);
     all = pair + others;
-    return (lane_id() & GROUP_LANES ? neighbour : 0) + (lane_id() & 2 * GROUP_LANES ? others : 0);
+    return (lane_id() & STEP ? neighbour : 0) + (lane_id() & 2 * STEP ? others : 0);
 }
 
 // Bytes of this lane's group, of `n` codes in all.

@@ -23,11 +23,27 @@ constexpr u32 TAIL_LANES = 16;
 // The lowest bit of each byte on top of the others.
 NZ_DEVICE u32 turned(u32 bytes) { return select_bits(127 * ONES, bytes >> 1, bytes << 7); }
 
-// What the table, at the start of `memory`, says of the four codes that a word has of stride `S`.
+// Places in shared memory are numbers here, so that where a thread block's starts is summed up with the rest.
+NZ_DEVICE u32 place_of(const u8* shared) {
+#ifdef NZ_SIMT
+    return nz_simt_place_of(shared);
+#else
+    return (u32)__cvta_generic_to_shared(shared);
+#endif
+}
+NZ_DEVICE u8* shared_at(u32 place) {
+#ifdef NZ_SIMT
+    return nz_simt_shared_at(place);
+#else
+    return (u8*)__cvta_shared_to_generic(place);
+#endif
+}
+
+// What `table` says of the four codes that a word has of stride `S`.
 template <u32 S>
-NZ_DEVICE u32 looked_up(const u8* memory, u32 codes) {
+NZ_DEVICE u32 looked_up(u32 table, u32 codes) {
     const u32 fours = (S == 0 ? codes << 2 : codes >> (2 * S - 2)) & 12 * ONES;
-    return *(const u32*)(memory + __dp4a(fours, 0x40100401U, 0U));
+    return *(const u32*)shared_at(__dp4a(fours, 0x40100401U, table));
 }
 
 // The escapes that words of the table have, or sums of two, one for each stride: a byte each.
@@ -52,15 +68,16 @@ NZ_DEVICE u32 with_lane_before(u32 value) {
 #endif
 }
 
-// The escapes of a group in front of each stride's part of this lane, a byte each, where `LANES` have the group;
-// `group` becomes those of the group.
-template <u32 LANES>
+// The escapes of a group in front of each stride's part of this lane, a byte each, where `LANES` have the group, each
+// `APART` behind the last; `group` becomes those of the group.
+template <u32 LANES, u32 APART = 1>
 NZ_DEVICE u32 escapes_before(u32 counts, u32& group) {
-    u32 sums = with_lane_before<LANES, 1>(counts);
-    sums = with_lane_before<LANES, 2>(sums);
-    sums = with_lane_before<LANES, 4>(sums);
-    if constexpr (LANES == 16) sums = with_lane_before<LANES, 8>(sums);
-    const u32 all = __shfl_sync(ALL_LANES, sums, lane_id() | (LANES - 1));  // 64 at most, a byte
+    constexpr u32 SPAN = LANES * APART;
+    u32 sums = with_lane_before<SPAN, APART>(counts);
+    sums = with_lane_before<SPAN, 2 * APART>(sums);
+    sums = with_lane_before<SPAN, 4 * APART>(sums);
+    if constexpr (LANES == 16) sums = with_lane_before<SPAN, 8 * APART>(sums);
+    const u32 all = __shfl_sync(ALL_LANES, sums, lane_id() | (SPAN - APART));  // 64 at most, a byte
     group = __dp4a(all, ONES, 0U);
     return all * (ONES << 8) + sums - counts;
 }
@@ -68,7 +85,7 @@ NZ_DEVICE u32 escapes_before(u32 counts, u32& group) {
 // Where a warp's block is: in global memory, of which its words are read once, and in shared memory.
 struct LeanPlace {
     const u8* record;  // in global memory
-    u8* memory;        // the thread block's; from there on:
+    u32 table;         // what codes are looked up in
     u32 tail;          // symbols behind tier 0
     u32 literals;      // as they are stored
     u32 tail_room;     // bytes of each
@@ -79,9 +96,9 @@ struct Entries {
     u32 stride[4];
 
     NZ_DEVICE Entries() {}
-    NZ_DEVICE Entries(const u8* memory, u32 codes)
-        : stride{looked_up<0>(memory, codes), looked_up<1>(memory, codes), looked_up<2>(memory, codes),
-                 looked_up<3>(memory, codes)} {}
+    NZ_DEVICE Entries(u32 table, u32 codes)
+        : stride{looked_up<0>(table, codes), looked_up<1>(table, codes), looked_up<2>(table, codes),
+                 looked_up<3>(table, codes)} {}
 };
 
 // Decodes two groups of tier 1, of which `IS_WHOLE` says that they are there in full, from slot `first` on.
@@ -96,7 +113,7 @@ NZ_DEVICE void decode_tail_groups(const LeanPlace& place, u32 symbols, const u8*
     } else if (byte < stride) {
         codes = first_bytes(*(const u32*)(plane + first / 4 + lane_id() * 4), stride - byte);
     }
-    const Entries entries(place.memory, codes);
+    const Entries entries(place.table, codes);
     u32 group;
     const u32 before = escapes_before<TAIL_LANES>(
         escapes_of(entries.stride[0], entries.stride[1], entries.stride[2], entries.stride[3]), group);
@@ -106,10 +123,10 @@ NZ_DEVICE void decode_tail_groups(const LeanPlace& place, u32 symbols, const u8*
     u32 decoded[4];
 #pragma unroll
     for (u32 s = 0; s < 4; ++s) {
-        const u32 four = word_at(place.memory, __dp4a(before, 1U << 8 * s, start));
+        const u32 four = word_at(shared_at(0), __dp4a(before, 1U << 8 * s, start));
         decoded[s] = select_bytes(symbols, four, entries.stride[s]);
     }
-    u8* const to = place.memory + place.tail + slot + byte;
+    u8* const to = shared_at(place.tail + slot + byte);
     if (stride == STRIDE) {
 #pragma unroll
         for (u32 s = 0; s < 4; ++s) *(u32*)(to + s * STRIDE) = decoded[s];
@@ -129,9 +146,8 @@ NZ_DEVICE void decode_tail_groups(const LeanPlace& place, u32 symbols, const u8*
 // Eight neighbours' symbols of stride `S`: those of `symbols`, or of the escapes in front of which `before` and `rank`
 // tell.
 template <u32 S>
-NZ_DEVICE Octet eight_symbols(const u8* memory, u32 symbols, u32 before, u32 rank, const Entries& first,
-                              const Entries& next) {
-    const Octet below = bytes_at(memory, __dp4a(before, 1U << 8 * S, rank));
+NZ_DEVICE Octet eight_symbols(u32 symbols, u32 before, u32 rank, const Entries& first, const Entries& next) {
+    const Octet below = bytes_at(shared_at(0), __dp4a(before, 1U << 8 * S, rank));
     // The next four's start behind the first four's: up to four bytes on, so clamped, not wrapped.
     const u32 next_below = __funnelshift_rc(below.first, below.second, first.stride[S] >> 24);
     return {select_bytes(symbols, below.first, first.stride[S]), select_bytes(symbols, next_below, next.stride[S])};
@@ -139,26 +155,27 @@ NZ_DEVICE Octet eight_symbols(const u8* memory, u32 symbols, u32 before, u32 ran
 
 // The escapes of the group in front of each stride's part of this lane, a byte each; `group` becomes those of the
 // group.
+template <u32 APART = 1>
 NZ_DEVICE u32 escapes_before(const Entries& first, const Entries& next, u32& group) {
     const u32* const low = first.stride;
     const u32* const high = next.stride;
-    return escapes_before<GROUP_LANES>(
+    return escapes_before<GROUP_LANES, APART>(
         escapes_of(low[0] + high[0], low[1] + high[1], low[2] + high[2], low[3] + high[3]), group);
 }
 
 // The same as decode_tail_groups of four whole groups: a pass, as of tier 0.
 NZ_DEVICE void decode_tail_pass(const LeanPlace& place, u32 symbols, const u8* plane, u32 slot, u32& rank) {
     const u32* const codes = (const u32*)(plane + slot / 4 + lane_id() * 8);
-    const Entries first(place.memory, codes[0]), next(place.memory, codes[1]);
+    const Entries first(place.table, codes[0]), next(place.table, codes[1]);
     u32 group, all;
     const u32 before = escapes_before(first, next, group);
     const u32 start = rank + group_before(group, all);
     rank += all;
-    u8* const to = place.memory + place.tail + slot + lane_id() / GROUP_LANES * GROUP_SLOTS + first_in_stride();
-    const Octet decoded[4] = {eight_symbols<0>(place.memory, symbols, before, start, first, next),
-                              eight_symbols<1>(place.memory, symbols, before, start, first, next),
-                              eight_symbols<2>(place.memory, symbols, before, start, first, next),
-                              eight_symbols<3>(place.memory, symbols, before, start, first, next)};
+    u8* const to = shared_at(place.tail + slot + lane_id() / GROUP_LANES * GROUP_SLOTS + first_in_stride());
+    const Octet decoded[4] = {eight_symbols<0>(symbols, before, start, first, next),
+                              eight_symbols<1>(symbols, before, start, first, next),
+                              eight_symbols<2>(symbols, before, start, first, next),
+                              eight_symbols<3>(symbols, before, start, first, next)};
 #pragma unroll
     for (u32 s = 0; s < 4; ++s) *(Vector8*)(to + s * STRIDE) = {{decoded[s].first, decoded[s].second}};
 }
@@ -171,7 +188,7 @@ NZ_DEVICE bool decode_lean_tail(const LeanPlace& place, u32 symbols, u32 at, u32
     const u32 words = literals & ~3U;
 #pragma unroll 1
     for (u32 i = words + lane_id() * 4; i < end; i += 128) {
-        *(u32*)(place.memory + place.literals + (i - words)) = turned(*(const u32*)(place.record + i));
+        *(u32*)shared_at(place.literals + (i - words)) = turned(*(const u32*)(place.record + i));
     }
     __syncwarp();
     u32 rank = place.literals + (literals & 3), first = 0;
@@ -194,15 +211,33 @@ struct Heads {
     u32 signs, mantissas;
 };
 
-// A block whose codes have been read.
-struct Lean {
+// A block whose codes have been read. The lanes of a group are `APART`: 1, or 4, and then lane 4 i + g is lane i of
+// group g.
+template <u32 APART>
+struct LeanLanes {
+    static_assert(APART == 1 || APART == 4, "groups of a pass are that far apart, or their lanes");
+
     Entries first[PASSES], next[PASSES];  // of four neighbours' codes, and of the next four's
     u32 before[PASSES];                   // by stride, a byte each: escapes of the group in front of the lane's
     u32 rank[PASSES];                     // where in shared memory the symbol of the group's first escape is
-    const u8* memory;                     // the thread block's shared memory
     u32 symbols;                          // of tier 0
     const u8* heads;                      // in global memory, the planes of signs and mantissas
     u32 m;
+    u32 lane = read_lane();
+
+    // The lane's group in a pass, and its place there.
+    NZ_DEVICE u32 group() const { return APART == 1 ? lane_id() / GROUP_LANES : lane % APART; }
+    NZ_DEVICE u32 in_group() const { return APART == 1 ? lane_id() % GROUP_LANES : lane / APART; }
+
+    // This lane's words of tier 0.
+    NZ_DEVICE void read_codes(const u8* record, u32 codes[8]) {
+#pragma unroll
+        for (u32 pass = 0; pass < PASSES; ++pass) {
+            const u8* const at = record + pass * (PASS_SLOTS / 4) + group() * STRIDE + in_group() * 8;
+            codes[2 * pass] = ((const u32*)at)[0];
+            codes[2 * pass + 1] = ((const u32*)at)[1];
+        }
+    }
 
     // Reads tier 0 and decodes what is behind it. All lanes of a warp come here. False, to all of them: the planes do
     // not fill the record.
@@ -211,14 +246,14 @@ struct Lean {
         u32 groups[PASSES];
 #pragma unroll
         for (u32 pass = 0; pass < PASSES; ++pass) {
-            first[pass] = Entries(place.memory, codes[2 * pass]);
-            next[pass] = Entries(place.memory, codes[2 * pass + 1]);
-            before[pass] = escapes_before(first[pass], next[pass], groups[pass]);
+            first[pass] = Entries(place.table, codes[2 * pass]);
+            next[pass] = Entries(place.table, codes[2 * pass + 1]);
+            before[pass] = escapes_before<APART>(first[pass], next[pass], groups[pass]);
         }
         // Two passes in a word: a pass has 1024 escapes at most.
         u32 all[2];
-        const u32 low = group_before(groups[0] | groups[1] << 16, all[0]);
-        const u32 high = group_before(groups[2] | groups[3] << 16, all[1]);
+        const u32 low = group_before<FIRST_OTHER>(groups[0] | groups[1] << 16, all[0]);
+        const u32 high = group_before<FIRST_OTHER>(groups[2] | groups[3] << 16, all[1]);
         const u32 half = (all[0] & 0xffff) + (all[0] >> 16), n = half + (all[1] & 0xffff) + (all[1] >> 16);
         rank[0] = place.tail + (low & 0xffff);
         rank[1] = place.tail + (all[0] & 0xffff) + (low >> 16);
@@ -230,7 +265,6 @@ struct Lean {
         const Vector8 tables = ((const Vector8*)weight.selectors)[NZ_CUDA_SELECTORS_SIZE / 8];
         symbols = tables.word[0];
         m = info.m;
-        memory = place.memory;
         heads = place.record + NZ_MAX_BLOCK_LENGTH / 4;
         // Header::parse has seen to it that `at` is in the record.
         const u32 at = NZ_MAX_BLOCK_LENGTH / 4 + NZ_MAX_BLOCK_LENGTH / 8 * (info.m + 1U), end = info.record * 4U;
@@ -254,13 +288,30 @@ struct Lean {
         give_stride<P, BITS, 2 * HALF + 1>(sink);
     }
 
+    // In place of what kind() says: any.
+    static constexpr u32 ANY_BITS = 32;
+
     // Raw bits that there are quick ways for, or 0.
     NZ_DEVICE u32 kind() const { return m == 7 || m == 4 ? m + 1 : 0; }
 
   private:
+    // The lane's number, read anew for each block: what follows from it takes no registers from one to the next.
+    static NZ_DEVICE u32 read_lane() {
+#ifdef NZ_SIMT
+        return lane_id();
+#else
+        u32 lane;
+        asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+        return lane;
+#endif
+    }
+
+    // From a lane of one group to that of the next.
+    static constexpr u32 FIRST_OTHER = APART == 1 ? GROUP_LANES : 1;
+
     template <u32 P, u32 BITS, u32 S, class Sink>
     NZ_DEVICE void give_stride(Sink& sink) const {
-        const Octet both = eight_symbols<S>(memory, symbols, before[P], rank[P], first[P], next[P]);
+        const Octet both = eight_symbols<S>(symbols, before[P], rank[P], first[P], next[P]);
         const u32 exponents[2] = {both.first, both.second};
         Heads four[2];
         heads_of<P, BITS, S>(four);
@@ -279,9 +330,8 @@ struct Lean {
     // comes first, so that all else is a constant.
     template <u32 P, u32 BITS, u32 S>
     NZ_DEVICE const u8* plane_at(const u8* plane) const {
-        const u32 in_group = BITS == 1 ? lane_in_group() : first_in_stride();
         constexpr u32 STEP = BITS == 1 ? S * (STRIDE / 8) : S / (8 / BITS) * STRIDE;
-        const u32 of_lane = lane_id() / GROUP_LANES * (GROUP_SLOTS / 8 * BITS) + in_group;
+        const u32 of_lane = group() * (GROUP_SLOTS / 8 * BITS) + in_group() * (BITS == 1 ? 1 : 8);
         return plane + of_lane + (P * (PASS_SLOTS / 8 * BITS) + STEP);
     }
 
@@ -300,7 +350,7 @@ struct Lean {
             return;
         }
         Octet both;
-        if (BITS == 8) {
+        if (BITS == 8 || (BITS == ANY_BITS && m == 7)) {
             const u32* const eight = (const u32*)plane_at<P, 8, S>(heads);
             both = {eight[0], eight[1]};
         } else {
@@ -335,15 +385,7 @@ struct Lean {
     }
 };
 
-// This lane's words of tier 0.
-NZ_DEVICE void read_codes(const u8* record, u32 codes[8]) {
-#pragma unroll
-    for (u32 pass = 0; pass < PASSES; ++pass) {
-        const u32* const eight = (const u32*)(record + pass * (PASS_SLOTS / 4) + lane_id() * 8);
-        codes[2 * pass] = eight[0];
-        codes[2 * pass + 1] = eight[1];
-    }
-}
+typedef LeanLanes<1> Lean;
 
 // Has the memory of a record on its way before it is asked for.
 NZ_DEVICE void prefetch(const u8* record, u32 size) {
@@ -362,8 +404,9 @@ NZ_DEVICE void prefetch(const u8* record, u32 size) {
 // Where a warp's block is. In shared memory the table comes first, then the tails of `warps` warps, then their
 // literals.
 NZ_DEVICE LeanPlace lean_place(const NzCudaWeight& weight, const NzCudaBlock& info, u32 warps, u8* memory) {
-    const u32 room = weight.tail_room, tail = NZ_CUDA_SELECTORS_SIZE + warp_id() * room;
-    return {weight.blob + weight.payload + (u64)info.offset * 4, memory, tail, tail + warps * room, room};
+    const u32 room = weight.tail_room, table = place_of(memory);
+    const u32 tail = table + NZ_CUDA_SELECTORS_SIZE + warp_id() * room;
+    return {weight.blob + weight.payload + (u64)info.offset * 4, table, tail, tail + warps * room, room};
 }
 
 // Brings the table of codes to shared memory. Others read it behind a barrier.
@@ -373,14 +416,25 @@ NZ_DEVICE void stage_selectors(const NzCudaWeight& weight, u8* memory) {
     }
 }
 
-// Brings this warp's block, number `index`, and the table to shared memory. All threads come here; those of a warp
+// Opens this warp's block, number `index`, where the table is in shared memory. False: it is damaged.
+template <u32 APART>
+NZ_DEVICE bool open_staged(const NzCudaWeight& weight, u32 index, u32 warps, u8* memory, LeanLanes<APART>& lean) {
+    const NzCudaBlock info = weight.blocks[index];
+    const LeanPlace place = lean_place(weight, info, warps, memory);
+    prefetch(place.record, info.record * 4U);
+    u32 codes[8];
+    lean.read_codes(place.record, codes);
+    return lean.open(weight, info, place, codes);
+}
+
+// Brings the table to shared memory and opens this warp's block, number `index`. All threads come here; those of a warp
 // whose block there is not may take another one's. False: the block is damaged.
 NZ_DEVICE bool open_lean(const NzCudaWeight& weight, u32 index, u32 warps, u8* memory, Lean& lean) {
     const NzCudaBlock info = weight.blocks[index];
     const LeanPlace place = lean_place(weight, info, warps, memory);
     prefetch(place.record, info.record * 4U);
     u32 codes[8];
-    read_codes(place.record, codes);
+    lean.read_codes(place.record, codes);
     stage_selectors(weight, memory);
     __syncthreads();
     return lean.open(weight, info, place, codes);

@@ -15,12 +15,15 @@
 /* Threads of a block that decode the short way: where all blocks go that way, no others are launched. */
 #define NZ_CUDA_EVEN_THREADS 128
 
-/* Threads of a block of nz_tensor_row and nz_decode_lean_*, each warp of which decodes a block of the blob. */
+/* Threads of a block of nz_tensor_row, nz_tensor_tiles_1 and nz_decode_lean_*, each warp of which decodes a block of the blob. */
 #define NZ_CUDA_LEAN_THREADS 128
 /* The same of nz_tensor_rows_*: a warp for each of 16 rows of W. Bytes of shared memory for what they have decoded, behind the
  * tails; literals take the same place before. */
 #define NZ_CUDA_TENSOR_THREADS 512
 #define NZ_CUDA_TENSOR_TILE 17408
+/* The same of nz_tensor_tiles_8 and on, a warp for each of 16 blocks: what a pass of all has. Behind it X takes 512
+ * bytes, and as much again for each row that the kernel takes; literals take the place of both before. */
+#define NZ_CUDA_TENSOR_SQUARE 33792
 /* Bytes of the table that four codes are looked up in: a word for each byte of codes. */
 #define NZ_CUDA_SELECTORS_SIZE 1024
 
@@ -159,7 +162,7 @@ typedef struct NzCudaProduct {
     unsigned int *status;
     unsigned long long k;
     unsigned long long n;
-    unsigned int m;       /* 1 to NZ_CUDA_MAX_ROWS; of nz_tensor_rows_N to N */
+    unsigned int m;       /* 1 to NZ_CUDA_MAX_ROWS; of nz_tensor_rows_N and nz_tensor_tiles_N to N */
     unsigned int x_type;  /* NZ_CUDA_FLOAT32 ...: of X and Y */
     unsigned int is_rows; /* 1: W is row-major, [N, K]; 0: in column tiles, [K, N] */
     /* Rows: a chunk is what a warp decodes. partial is [chunk][segment][m], the sums over the part of each row of W in
@@ -170,7 +173,7 @@ typedef struct NzCudaProduct {
     unsigned int row_chunks;
     unsigned int row_reciprocal;
     /* Tiles: partial is [split][m][n]. Thread block (x, y) sums over blocks x * split_blocks ... of tile
-     * y % tiles, for the rows y / tiles * NZ_CUDA_TILE_ROWS ... of X. */
+     * y % tiles, for the rows y / tiles * NZ_CUDA_TILE_ROWS ... of X; of nz_tensor_tiles_* for all rows. */
     unsigned int tile_width;
     unsigned int splits;
     unsigned int split_blocks;

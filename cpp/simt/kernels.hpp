@@ -55,6 +55,10 @@ inline const Kernel kernels[] = {
     {"nz_tensor_rows_16", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_16>},
     {"nz_tensor_rows_32", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_32>},
     {"nz_tensor_rows_64", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_rows_64>},
+    {"nz_tensor_tiles_1", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_tiles_1>},
+    {"nz_tensor_tiles_8", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_tiles_8>},
+    {"nz_tensor_tiles_16", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_tiles_16>},
+    {"nz_tensor_tiles_32", sizeof(NzCudaProduct), call<const NzCudaProduct, nz_tensor_tiles_32>},
 };
 
 // Runs the kernel `name`. What went wrong, or nothing.

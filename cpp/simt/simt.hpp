@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -51,6 +52,7 @@ enum class Op {
     ballot,
     warp_barrier,
     multiply_add,
+    load_matrices,
     barrier,
     named_barrier,
     exited
@@ -58,8 +60,8 @@ enum class Op {
 
 inline const char* name(Op op) {
     static const char* const names[] = {"no collective", "__shfl_sync",  "__shfl_up_sync", "__shfl_xor_sync",
-                                        "__ballot_sync", "__syncwarp",   "mma.sync",       "__syncthreads",
-                                        "barrier.sync",  "exit"};
+                                        "__ballot_sync", "__syncwarp",   "mma.sync",       "ldmatrix",
+                                        "__syncthreads", "barrier.sync", "exit"};
     return names[static_cast<int>(op)];
 }
 
@@ -69,6 +71,13 @@ struct MultiplyAdd {
     std::uint32_t a[4], b[2];
 };
 
+// A lane's part of a load of four 8 x 8 matrices of 16-bit elements: a row, and the words that it gets.
+struct LoadMatrices {
+    const unsigned char* row;
+    std::uint32_t* words;
+    bool is_transposed;
+};
+
 // A CUDA thread, and what it waits for.
 struct Thread {
     Fibre fibre;
@@ -76,6 +85,7 @@ struct Thread {
     Op op = Op::run;
     std::uint32_t mask = 0, value = 0, argument = 0, result = 0;
     const MultiplyAdd* operands = nullptr;
+    const LoadMatrices* matrices = nullptr;
 };
 
 class Engine {
@@ -109,6 +119,11 @@ class Engine {
     void multiply_add(const MultiplyAdd& operands) {
         running_->operands = &operands;
         collective(Op::multiply_add, 0xffffffffU);
+    }
+
+    void load_matrices(const LoadMatrices& matrices) {
+        running_->matrices = &matrices;
+        collective(Op::load_matrices, 0xffffffffU);
     }
 
     unsigned char* shared() { return shared_.get(); }
@@ -191,7 +206,8 @@ class Engine {
         for (unsigned i = first; i < end && error_.empty(); ++i) {
             const Thread& lane = threads_[i];
             if (lane.op != Op::shuffle && lane.op != Op::shuffle_up && lane.op != Op::shuffle_xor &&
-                lane.op != Op::ballot && lane.op != Op::warp_barrier && lane.op != Op::multiply_add) {
+                lane.op != Op::ballot && lane.op != Op::warp_barrier && lane.op != Op::multiply_add &&
+                lane.op != Op::load_matrices) {
                 continue;
             }
             if ((lane.mask >> (i - first) & 1) == 0) return fail(i, "is not in its own mask");
@@ -214,6 +230,7 @@ class Engine {
 
     void complete(unsigned first, Op op, std::uint32_t mask) {
         if (op == Op::multiply_add) complete_product(first);
+        if (op == Op::load_matrices) complete_matrices(first);
         std::uint32_t votes = 0;
         for (unsigned l = 0; l < warp_size; ++l) {
             if ((mask >> l & 1) != 0) votes |= std::uint32_t{threads_[first + l].value != 0} << l;
@@ -254,6 +271,23 @@ class Engine {
                     const float b = bfloat16(operands(column * 4 + lane).b[k / 8], k % 2);
                     sum = std::fma(a, b, sum);
                 }
+            }
+        }
+    }
+
+    void complete_matrices(unsigned first) {
+        const auto row = [&](unsigned lane) { return threads_[first + lane].matrices->row; };
+        for (unsigned l = 0; l < warp_size; ++l) {
+            const LoadMatrices& lane = *threads_[first + l].matrices;
+            for (unsigned matrix = 0; matrix < 4; ++matrix) {
+                std::uint16_t two[2];
+                for (unsigned i = 0; i < 2; ++i) {
+                    const unsigned in_row = l % 4 * 2 + i, in_column = l / 4;
+                    const unsigned char* const from = lane.is_transposed ? row(matrix * 8 + in_row) + in_column * 2
+                                                                         : row(matrix * 8 + in_column) + in_row * 2;
+                    std::memcpy(&two[i], from, 2);
+                }
+                lane.words[matrix] = two[0] | std::uint32_t{two[1]} << 16;
             }
         }
     }
@@ -361,6 +395,18 @@ inline void nz_simt_multiply_add(float sums[4], const unsigned a[4], unsigned b_
     const simt::MultiplyAdd operands = {sums, {a[0], a[1], a[2], a[3]}, {b_low, b_high}};
     simt::Engine::current->multiply_add(operands);
 }
+
+inline void nz_simt_load_matrices(unsigned words[4], const unsigned char* row, bool is_transposed) {
+    // As on a GPU, whose rows are aligned.
+    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) std::abort();
+    simt::Engine::current->load_matrices({row, words, is_transposed});
+}
+
+// Where in a block's shared memory that is, and what is there.
+inline unsigned nz_simt_place_of(const unsigned char* shared) {
+    return static_cast<unsigned>(shared - simt::Engine::current->shared());
+}
+inline unsigned char* nz_simt_shared_at(unsigned place) { return simt::Engine::current->shared() + place; }
 
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }

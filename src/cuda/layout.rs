@@ -10,9 +10,10 @@ pub(super) const WARP_SLOTS: u32 = 512;
 pub(super) const EVEN_THREADS: u32 = 128;
 /// `NZ_CUDA_LEAN_THREADS`.
 pub(super) const LEAN_THREADS: u32 = 128;
-/// `NZ_CUDA_TENSOR_THREADS` and `NZ_CUDA_TENSOR_TILE`.
+/// `NZ_CUDA_TENSOR_THREADS`, `NZ_CUDA_TENSOR_TILE` and `NZ_CUDA_TENSOR_SQUARE`.
 pub(super) const TENSOR_THREADS: u32 = 512;
 pub(super) const TENSOR_TILE: u32 = 17_408;
+pub(super) const TENSOR_SQUARE: u32 = 33_792;
 /// `NZ_CUDA_SELECTORS_SIZE`.
 pub(super) const SELECTORS_SIZE: u32 = 1024;
 /// Bytes of shared memory for counts of escapes, a verdict, and which units the block has.
@@ -226,6 +227,13 @@ pub struct ProductArguments {
     pub items: u32,
     /// The same: parts of 1024 slots that a block has of a row, 1, 2 or 4.
     pub row_passes: u32,
+}
+
+impl ProductArguments {
+    /// Whether W is in column tiles.
+    pub(super) fn is_tiled(&self) -> bool {
+        self.tile_width > 0
+    }
 }
 
 /// `NzCudaDelta`: a delta to a blob, whose weight has units in place of blocks.

@@ -11,13 +11,14 @@ use super::port::DeviceError;
 pub const NVRTC_VARIABLE: &str = "NZ_CUDA_NVRTC";
 
 /// All files of `cpp/cuda` and those of `cpp/include` that they include.
-const FILES: [(&str, &str); 20] = [
+const FILES: [(&str, &str); 21] = [
     ("decode.cu", include_str!("../../cpp/cuda/decode.cu")),
     ("delta.cu", include_str!("../../cpp/cuda/delta.cu")),
     ("encode.cu", include_str!("../../cpp/cuda/encode.cu")),
     ("gemv.cu", include_str!("../../cpp/cuda/gemv.cu")),
     ("tensor.cu", include_str!("../../cpp/cuda/tensor.cu")),
     ("tensor.cuh", include_str!("../../cpp/cuda/tensor.cuh")),
+    ("tensor_tiles.cuh", include_str!("../../cpp/cuda/tensor_tiles.cuh")),
     ("lean.cuh", include_str!("../../cpp/cuda/lean.cuh")),
     ("decode.cuh", include_str!("../../cpp/cuda/decode.cuh")),
     ("delta.cuh", include_str!("../../cpp/cuda/delta.cuh")),

@@ -157,19 +157,21 @@ def test_bfloat16_is_a_type_of_the_products(encode, rng):
     assert_close(made.run(None, {"X": x})[0], x @ w, 8e-3)
 
 
-@pytest.mark.parametrize("k, n", [(4096, 40), (1024, 64)])
-def test_bfloat16_with_tensor_cores(encode, rng, k, n):
+@pytest.mark.parametrize("k, n, tile", [(4096, 40, None), (1024, 64, None), (288, 512, 256), (64, 256, 256)])
+def test_bfloat16_with_tensor_cores(encode, rng, k, n, tile):
     """Straight from the blob up to 32 rows; for more there is no Gemm of bfloat16 on the CPU, and the message says so."""
-    blob, w = encode(random_weight(rng, n, k), "bfloat16", profile="gpu")
+    shape = (k, n) if tile else (n, k)
+    blob, w = encode(random_weight(rng, *shape), "bfloat16", tile, profile="gpu")
+    w = w.reshape(shape)
     nodes = [
         helper.make_node("Cast", ["X"], ["X16"], to=BFLOAT16),
-        nz_node("DecodeMatMul", ["X16", "W.nz"], w.shape, outputs=["Y16"], transB=1),
+        nz_node("DecodeMatMul", ["X16", "W.nz"], w.shape, outputs=["Y16"], transB=int(not tile)),
         helper.make_node("Cast", ["Y16"], ["Y"], to=FLOAT),
     ]
     made = session(model(nodes, [value("X")], {"W.nz": blob}), LIBRARY)
     for m in (1, 2, 9, 32):
         x = rng.integers(-4, 4, (m, k)).astype(np.float32)
-        assert_close(made.run(None, {"X": x})[0], x @ w.T, 8e-3)
+        assert_close(made.run(None, {"X": x})[0], x @ (w if tile else w.T), 8e-3)
     with pytest.raises(Exception, match="ONNX Runtime's own Gemm"):
         made.run(None, {"X": np.ones((33, k), np.float32)})
 

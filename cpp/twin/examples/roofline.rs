@@ -477,6 +477,16 @@ fn main() -> Outcome<()> {
             bench.multiply(stored, m, What::TensorCores)?;
         }
     }
+    for (kernel, m) in [
+        ("nz_tensor_tiles_1", 1),
+        ("nz_tensor_tiles_8", 8),
+        ("nz_tensor_tiles_16", 16),
+        ("nz_tensor_tiles_32", 32),
+    ] {
+        for stored in [plain.tiled(), cut.tiled()].into_iter().filter(|_| bench.wants(kernel)) {
+            bench.multiply(stored, m, What::TensorCores)?;
+        }
+    }
     for (stored, m) in [(plain, 1), (plain, 8), (plain.tiled(), 1), (plain.tiled(), 8)] {
         if bench.wants("nz_gemv_sum") {
             bench.multiply(stored, m, What::Sums)?;

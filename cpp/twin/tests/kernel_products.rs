@@ -3,12 +3,12 @@
 mod common;
 
 use common::deltas::{DeltaPlan, write_delta};
-use common::device::{Memory, run};
+use common::device::{Memory, run, run_product};
 use common::{DTYPES, Fill, Rng, encode_in_books, tensor};
 use half::{bf16, f16};
 use nz_onnx::codec::{self, EncodeOptions, GridStep, Profile, reference, word};
-use nz_onnx::cuda::job::{DeltaMemory, DeviceDelta, DeviceWeight, WeightMemory, check_status};
-use nz_onnx::cuda::product::{Addend, Operands};
+use nz_onnx::cuda::job::{DeltaMemory, DeviceDelta, DeviceWeight, WeightMemory};
+use nz_onnx::cuda::product::Addend;
 use nz_onnx::format::{Dtype, Header, Layout, TensorSpec};
 
 fn to_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
@@ -47,33 +47,18 @@ fn multiply_and_add(
     m: u32,
     x: &[u8],
     seed: u64,
-    (alpha, addend): (f32, Option<Addend>),
+    scaled: (f32, Option<Addend>),
 ) -> (Vec<u8>, nz_onnx::error::Result<()>) {
     let weight = DeviceWeight::to_depth(header, depth).expect("a header of ours");
     let product = weight.product(m).expect("few rows of a matrix");
     let n = header.spec.shape[usize::from(header.spec.layout != Layout::RowMajor)];
-    let mut table = Memory::holding(weight.table(), 0);
-    let (mut blob, mut x) = (Memory::holding(blob, 4), Memory::holding(x, 0));
-    let mut y = Memory::filled(n as usize * m as usize * dtype.size(), 0x5a, 0);
-    // NaN, which would show in any sum.
-    let mut partial = Memory::filled(product.partial_bytes() as usize, 0xff, 0);
-    let mut status = Memory::filled(4, 0, 0);
+    let (mut table, mut blob) = (Memory::holding(weight.table(), 0), Memory::holding(blob, 4));
     let memory = WeightMemory { blob: blob.address(), table: table.address() };
-    let operands = Operands {
-        dtype,
-        x: x.address(),
-        y: y.address(),
-        partial: partial.address(),
-        status: status.address(),
-        alpha,
-        addend,
-    };
-    for launch in product.launches(memory, operands).expect("aligned") {
-        run(&launch, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    }
-    partial.bytes();
-    let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
-    (y.bytes().to_vec(), check_status(status))
+    run_product(&product, (dtype, n as usize * m as usize), x, scaled, |operands| {
+        for launch in product.launches(memory, operands).expect("aligned") {
+            run(&launch, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        }
+    })
 }
 
 /// `[m, n]`: sums of `x[i, k] * w(k, j)` in float64, and of their magnitudes.
@@ -338,27 +323,12 @@ fn multiply_delta(
     let mut table = Memory::holding(delta.table(), 0);
     let [mut blob, mut base] =
         [(blobs[0], 4), (blobs[1], 8)].map(|(blob, shift)| Memory::holding(blob, shift));
-    let mut x = Memory::holding(x, 0);
-    let mut y = Memory::filled(n as usize * m as usize * dtype.size(), 0x5a, 0);
-    // NaN, which would show in any sum.
-    let mut partial = Memory::filled(product.partial_bytes() as usize, 0xff, 0);
-    let mut status = Memory::filled(4, 0, 0);
     let memory = DeltaMemory { blob: blob.address(), table: table.address(), base: base.address() };
-    let operands = Operands {
-        dtype,
-        x: x.address(),
-        y: y.address(),
-        partial: partial.address(),
-        status: status.address(),
-        alpha: 1.0,
-        addend: None,
-    };
-    let (parts, sum) = delta.multiply(memory, &product, operands).expect("aligned");
-    run(&parts, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    run(&sum, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    partial.bytes();
-    let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
-    Some((y.bytes().to_vec(), check_status(status)))
+    Some(run_product(&product, (dtype, n as usize * m as usize), x, (1.0, None), |operands| {
+        let (parts, sum) = delta.multiply(memory, &product, operands).expect("aligned");
+        run(&parts, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        run(&sum, seed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }))
 }
 
 /// Small integers, so that sums are exact in any order, as deltas to other small integers: by the codec, and by a writer that

@@ -67,8 +67,8 @@ fn payloads_under_sanitizers() {
         // Whole blocks, which a warp decodes on its own.
         let is_lean = round >= 80 && rng.below(3) == 0;
         let dtype = if is_lean { Dtype::Bf16 } else { dtype };
-        let (spec, plan) = if is_lean && rng.below(3) == 0 {
-            (TensorSpec::column_tiles(dtype, 64, 256, 128), even_plan())
+        let (spec, plan) = if is_lean && rng.below(2) == 0 {
+            (TensorSpec::column_tiles(dtype, 64, 256, [128, 256][rng.below(2)]), even_plan())
         } else if is_lean {
             (TensorSpec::row_major(dtype, &[8, 1024]), even_plan())
         } else if round < 80 {
@@ -185,24 +185,61 @@ fn missing_barriers_are_caught() {
     assert!(is_caught(&program, &gather, &gathered, 0..60), "the barrier between rows");
 }
 
-/// The same of products with tensor cores.
-#[test]
-fn missing_barriers_of_products_are_caught() {
-    let barrier = "__syncthreads();";
-    let source = fs::read_to_string(cpp_folder().join("cuda/tensor.cuh")).expect("read");
-    assert_eq!(source.matches(barrier).count(), 5, "all barriers are tried below");
-    // As many rows as a thread block has: what a warp decodes takes the place of what another has yet to.
-    let (_, blob) = two_tiers(Dtype::Bf16, 16);
-    let header = Header::parse(&blob).expect("whole");
-    let [product, _] = Case::tensor_product(&header, &blob, 17).expect("a product with tensor cores");
+/// Without any of these barriers of `file` the sums of a product with tensor cores are others.
+fn barriers_are_needed(
+    file: &str,
+    barriers: std::ops::Range<usize>,
+    (header, blob): (&Header, &[u8]),
+    m: u32,
+) {
+    let [product, _] = Case::tensor_product(header, blob, m).expect("a product with tensor cores");
     let intact = Sources::copy().build(&["-O0"]);
     // All buffers follow each other: Y is not written by this launch, and the sums are the fifth.
     let sums = intact.run(&product.bytes(0)).expect("runs");
     assert!(!is_caught(&intact, &product, &sums, 0..6));
-    for nth in 0..5 {
-        let program = Sources::copy().plant("cuda/tensor.cuh", barrier, nth, "").build(&["-O0"]);
-        assert!(is_caught(&program, &product, &sums, 0..60), "barrier {nth} of tensor.cuh");
+    for nth in barriers {
+        let program = Sources::copy().plant(file, "__syncthreads();", nth, "").build(&["-O0"]);
+        assert!(is_caught(&program, &product, &sums, 0..60), "barrier {nth} of {file}");
     }
+}
+
+fn barriers_of(file: &str) -> usize {
+    let source = fs::read_to_string(cpp_folder().join(file)).expect("read");
+    source.matches("__syncthreads();").count()
+}
+
+/// The same of products with tensor cores.
+#[test]
+fn missing_barriers_of_products_are_caught() {
+    let file = "cuda/tensor.cuh";
+    assert_eq!(barriers_of(file), 5, "all barriers are tried below");
+    // As many rows as a thread block has: what a warp decodes takes the place of what another has yet to.
+    let (_, blob) = two_tiers(Dtype::Bf16, 16);
+    let header = Header::parse(&blob).expect("whole");
+    barriers_are_needed(file, 0..5, (&header, &blob), 17);
+}
+
+/// And of weights in column tiles.
+#[test]
+fn missing_barriers_of_tiles_are_caught() {
+    let file = "cuda/tensor_tiles.cuh";
+    assert_eq!(barriers_of(file), 7, "all barriers are tried below");
+    let spec = TensorSpec::column_tiles(Dtype::Bf16, 256, 256, 256);
+    let mut src = source(Fill::Weights, &spec, &mut Rng(75));
+    let options = EncodeOptions { profile: Profile::Gpu, ..Default::default() };
+    let encode = |src: &[u8]| {
+        let blob = codec::encode(src, &spec, &options).expect("encodes");
+        (Header::parse(&blob).expect("whole"), blob)
+    };
+    let (header, blob) = encode(&src);
+    barriers_are_needed(file, 0..3, (&header, &blob), 1);
+    barriers_are_needed(file, 3..7, (&header, &blob), 17);
+    // An infinite weight in each part, for which sums are done again.
+    for row in (0..256).step_by(64) {
+        src[row * 512 + 100..][..2].copy_from_slice(&0x7f80u16.to_le_bytes());
+    }
+    let (header, blob) = encode(&src);
+    barriers_are_needed(file, 0..1, (&header, &blob), 1);
 }
 
 /// A collective that part of a warp does not come to is named.
@@ -226,6 +263,17 @@ fn divergent_collectives_are_caught() {
         .build(&["-O0"]);
     let (status, said) = program.fails(&product.bytes(0));
     assert!(status == Some(EXIT_FAILED) && said.contains("waits for"), "{said}");
+    let spec = TensorSpec::column_tiles(Dtype::Bf16, 32, 256, 256);
+    let options = EncodeOptions { profile: Profile::Gpu, ..Default::default() };
+    let blob = codec::encode(&source(Fill::Weights, &spec, &mut Rng(76)), &spec, &options).expect("encodes");
+    let header = Header::parse(&blob).expect("whole");
+    let [product, _] = Case::tensor_product(&header, &blob, 2).expect("a product with tensor cores");
+    let load = "load_matrices<true>(w + step * 16 * SQUARE_PITCH, a);";
+    let program = Sources::copy()
+        .plant("cuda/tensor_tiles.cuh", load, 0, &format!("if (lane_id() < 30) {load}"))
+        .build(&["-O0"]);
+    let (status, said) = program.fails(&product.bytes(0));
+    assert!(status == Some(EXIT_FAILED) && said.contains("ldmatrix, waits for"), "{said}");
 }
 
 /// A barrier that some threads leave out is named, too.

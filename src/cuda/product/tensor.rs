@@ -1,4 +1,6 @@
-//! Products with tensor cores: of bfloat16 with row-major bfloat16 weights whose blocks warps decode on their own.
+//! Products with tensor cores: of bfloat16 with bfloat16 weights whose blocks warps decode on their own.
+
+mod tiles;
 
 use super::super::job::{DeviceWeight, Kernel, lean_shared};
 use super::super::layout::{
@@ -16,7 +18,13 @@ pub(super) const MOST_ROWS: u32 = 64;
 /// What kernels are told of a product of `m` rows, if there is one for it.
 pub(super) fn plan(weight: &DeviceWeight, m: u32, dtype: Dtype) -> Option<ProductArguments> {
     let &[n, k] = weight.shape.as_slice() else { return None };
-    if dtype != Dtype::Bf16 || !weight.is_lean() || weight.layout != Layout::RowMajor || k > i32::MAX as u64 {
+    if dtype != Dtype::Bf16 || !weight.is_lean() {
+        return None;
+    }
+    if let Layout::ColumnTiles { tile } = weight.layout {
+        return tiles::plan(weight, tile, m);
+    }
+    if k > i32::MAX as u64 {
         return None;
     }
     let arguments = ProductArguments { n, k, m, ..Default::default() };
@@ -68,6 +76,7 @@ fn many_rows(arguments: ProductArguments) -> Option<ProductArguments> {
 /// Kernel, grid and threads of the first launch; the weight has `blocks`.
 pub(super) fn launch(arguments: &ProductArguments, blocks: u32) -> (Kernel, (u32, u32), u32) {
     match arguments.m {
+        _ if arguments.is_tiled() => tiles::launch(arguments),
         1 => (Kernel::TensorRow, (blocks.div_ceil(LEAN_THREADS / 32), 1), LEAN_THREADS),
         m => {
             let kernel = Kernel::TensorRows(m.next_power_of_two().max(8));
@@ -80,6 +89,7 @@ pub(super) fn launch(arguments: &ProductArguments, blocks: u32) -> (Kernel, (u32
 /// Bytes of shared memory that it takes: tails and literals of each warp, or what is decoded in place of the literals.
 pub(super) fn shared(arguments: &ProductArguments, weight: &WeightArguments) -> u32 {
     match arguments.m {
+        _ if arguments.is_tiled() => tiles::shared(arguments, weight),
         1 => lean_shared(weight),
         _ => {
             let tails = TENSOR_THREADS / 32 * weight.tail_room;

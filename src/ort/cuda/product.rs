@@ -64,9 +64,10 @@ impl Multiply {
         if let Some(resident) = weight.constant() {
             let planned = resident.weight();
             let few = planned.product(MOST_ROWS).map_or(0, |product| product.partial_bytes());
-            let more =
-                planned.tensor_product(TENSOR_ROWS, dtype).map_or(0, |product| product.partial_bytes());
-            resident.shared.reserve(few.max(more).max(weight_room(resident, dtype, k, n)));
+            let with_tensor_cores = [1, TENSOR_ROWS]
+                .map(|m| planned.tensor_product(m, dtype).map_or(0, |product| product.partial_bytes()));
+            let [one, more] = with_tensor_cores;
+            resident.shared.reserve(few.max(one).max(more).max(weight_room(resident, dtype, k, n)));
         }
         Ok(Multiply { weight, k, n, attributes, gemm })
     }

@@ -40,6 +40,7 @@ pub enum Op {
     Count,
     FindLeading,
     Predicates,
+    SetPredicates,
     AddReal,
     MultiplyReal { to_zero: bool },
     MultiplyAddReal,
@@ -58,6 +59,7 @@ pub enum Op {
     ReduceGlobal { bytes: u32, or: bool },
     Shuffle(Shuffle),
     MultiplyMatrices,
+    LoadMatrices { transposed: bool },
     Ballot,
     VoteAll,
     ReduceWarp { or: bool },
@@ -120,7 +122,7 @@ impl Op {
         // What the warp's own unit does is the same.
         let base = match base {
             "USEL" | "ULEA" | "UIMAD" | "UIADD3" | "UISETP" | "ULOP3" | "UPLOP3" | "USHF" | "UFLO"
-            | "UMOV" => &base[1..],
+            | "UMOV" | "UPOPC" => &base[1..],
             _ => base,
         };
         Some(match (base, modifiers) {
@@ -128,6 +130,8 @@ impl Op {
             // A hint that memory will be read.
             ("CCTL", ["E", "PF2"]) => Op::Nothing,
             ("HMMA", ["16816", "F32", "BF16"]) => Op::MultiplyMatrices,
+            ("LDSM", ["16", "M88", "4"]) => Op::LoadMatrices { transposed: false },
+            ("LDSM", ["16", "MT88", "4"]) => Op::LoadMatrices { transposed: true },
             ("MOV", []) => Op::Move,
             ("IADD3", []) => Op::Add { extended: false },
             ("IADD3", ["X"]) => Op::Add { extended: true },
@@ -157,6 +161,7 @@ impl Op {
                 or: rest.contains(&"OR"),
                 extended: rest.contains(&"EX"),
             },
+            ("FSETP", ["NEU", "AND"]) => Op::CompareReal { relation: Relation::Unequal, or_unordered: true },
             ("FSETP", ["GT", "AND"]) => Op::CompareReal { relation: Relation::Greater, or_unordered: false },
             ("FSETP", ["GEU", "AND"]) => {
                 Op::CompareReal { relation: Relation::GreaterOrEqual, or_unordered: true }
@@ -170,6 +175,7 @@ impl Op {
             ("POPC", []) => Op::Count,
             ("FLO", ["U32"]) => Op::FindLeading,
             ("P2R", []) => Op::Predicates,
+            ("R2P", []) => Op::SetPredicates,
             ("FADD", []) => Op::AddReal,
             ("FMUL", []) => Op::MultiplyReal { to_zero: false },
             ("FMUL", ["RZ"]) => Op::MultiplyReal { to_zero: true },
@@ -245,8 +251,8 @@ impl Kind {
             "FADD" | "FMUL" | "FFMA" | "HFMA2" | "HMMA" => Kind::Real,
             "IMAD" | "IDP" => Kind::Product,
             "MUFU" | "I2F" | "F2I" | "POPC" | "FLO" | "S2R" => Kind::Slow,
-            "LDG" | "STG" | "LDS" | "STS" | "LDC" | "ATOMS" | "REDG" | "SHFL" | "VOTE" | "REDUX" | "BAR"
-            | "CCTL" => Kind::Memory,
+            "LDG" | "STG" | "LDS" | "LDSM" | "STS" | "LDC" | "ATOMS" | "REDG" | "SHFL" | "VOTE" | "REDUX"
+            | "BAR" | "CCTL" => Kind::Memory,
             "BRA" | "BSSY" | "BSYNC" | "BREAK" | "CALL" | "RET" | "EXIT" | "WARPSYNC" | "ENDCOLLECTIVE"
             | "YIELD" | "NOP" => Kind::Control,
             "R2UR" | "S2UR" | "VOTEU" => Kind::Uniform,

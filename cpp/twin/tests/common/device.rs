@@ -7,6 +7,7 @@ use nz_onnx::cuda::DecodeArguments;
 use nz_onnx::cuda::job::{
     DeltaMemory, DeviceDelta, DeviceWeight, Indices, Launch, Output, WeightMemory, check_status,
 };
+use nz_onnx::cuda::product::{Addend, Operands, Product};
 use nz_onnx::format::{Dtype, Header};
 
 /// What lies around outputs, and must stay there.
@@ -197,4 +198,32 @@ fn run_wanted<A: bytemuck::Pod>(
     run(&launch, seed).unwrap_or_else(|error| panic!("{wanted:?}, seed {seed}: {error}"));
     let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
     (out.bytes().to_vec(), check_status(status))
+}
+
+/// Has `run_all` run the launches of a product with operands in memory; Y, `len` elements of `dtype`, and the kernels'
+/// verdict.
+pub fn run_product(
+    product: &Product<'_>,
+    (dtype, len): (Dtype, usize),
+    x: &[u8],
+    (alpha, addend): (f32, Option<Addend>),
+    run_all: impl FnOnce(Operands),
+) -> (Vec<u8>, nz_onnx::error::Result<()>) {
+    let mut x = Memory::holding(x, 0);
+    let mut y = Memory::filled(len * dtype.size(), 0x5a, 0);
+    // NaN, which would show in any sum.
+    let mut partial = Memory::filled(product.partial_bytes() as usize, 0xff, 0);
+    let mut status = Memory::filled(4, 0, 0);
+    run_all(Operands {
+        dtype,
+        x: x.address(),
+        y: y.address(),
+        partial: partial.address(),
+        status: status.address(),
+        alpha,
+        addend,
+    });
+    partial.bytes();
+    let status = u32::from_le_bytes(status.bytes().try_into().expect("4 bytes"));
+    (y.bytes().to_vec(), check_status(status))
 }

@@ -34,6 +34,15 @@ impl Rng {
         (0..n).map(|_| self.next() as u8).collect()
     }
 
+    /// What a byte may become by damage: a bit flips, or it is one more or less, or anything.
+    pub fn mutated(&mut self, byte: u8) -> u8 {
+        match self.below(3) {
+            0 => byte ^ (1 << self.below(8)),
+            1 => byte.wrapping_add([1, 255][self.below(2)]),
+            _ => self.next() as u8,
+        }
+    }
+
     /// Nearly normal with deviation 0.02, as weights are: the sum of twelve uniform numbers.
     pub fn weight(&mut self) -> f32 {
         let sum: f64 = (0..12).map(|_| self.next() as f64 / u64::MAX as f64).sum();
