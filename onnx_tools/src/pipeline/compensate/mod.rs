@@ -31,6 +31,7 @@ use super::replica::Replica;
 use super::runtime::Array;
 use super::runtime::array::is_float;
 use super::survey::Group;
+use crate::onnx::scope::Scope;
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
@@ -87,8 +88,9 @@ pub enum Compensation {
 
 /// Adds to the sizes of weights that may be compensated what that may cost.
 pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group], how: Compensation) {
+    let scope = Scope::new(model);
     for group in groups {
-        let may = |reads: Reads| how == Compensation::ByInputs || reads.has_rule(model);
+        let may = |reads: Reads| how == Compensation::ByInputs || reads.has_rule(&scope);
         if reads_of(model, decisions, group).is_some_and(may) {
             let grids = group.candidate.grids.iter_mut();
             grids.flat_map(|grids| &mut grids.steps).for_each(|(_, size, _)| *size += *size / ROOM);
@@ -207,6 +209,7 @@ pub(super) fn compensate(
         return Ok(None);
     }
     let bytes = |batch: &Batch| batch.members.iter().map(|&g| chosen.groups[g].candidate.bytes).sum::<u64>();
+    let scope = Scope::new(&known.model);
     let mut step = progress.step("rounding", batches.iter().map(bytes).sum());
     let (mut compensated, mut codings) = (Compensated::new()?, Vec::new());
     let mut rest = &batches[..];
@@ -224,7 +227,7 @@ pub(super) fn compensate(
             By::Rule => vec![None; now.len()],
         };
         for (batch, grams) in now.iter().zip(grams) {
-            let round = Round { known, chosen, options, batch, grams: grams.as_deref(), progress };
+            let round = Round { known, scope: &scope, chosen, options, batch, grams: grams.as_deref(), progress };
             codings.extend(round.run(&mut compensated)?);
             step.advance(bytes(batch));
         }
@@ -237,6 +240,7 @@ pub(super) fn compensate(
 /// The weights of one batch, and what there is to round them by.
 struct Round<'a> {
     known: &'a Known,
+    scope: &'a Scope<'a>,
     chosen: &'a Chosen,
     options: &'a Options,
     batch: &'a Batch,
@@ -250,7 +254,7 @@ impl Round<'_> {
     fn run(&self, compensated: &mut Compensated) -> Result<Vec<(usize, Coding)>> {
         let Round { known, chosen, batch, progress, .. } = self;
         let mut codings = Vec::new();
-        let has_rule = batch.reads.has_rule(&known.model);
+        let has_rule = batch.reads.has_rule(self.scope);
         let rule = has_rule.then(|| Rule::new(batch.reads.len, batch.reads.window()));
         if rule.is_none() && self.grams.is_none() {
             return Ok(codings);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::onnx::scope::Scope;
 use crate::onnx::{GraphId, Model, Node, Weight};
 use crate::rewrite::{Compression, Use};
 
@@ -68,15 +69,17 @@ const POSITIVE: [&str; 11] = [
     "Exp",
     "Softplus",
 ];
+/// Nodes that may give another shape on the way.
+const SHAPES: usize = 64;
 /// Ops that give what they take, in another shape.
 const SHAPING: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"];
 
 impl Reads {
     /// Whether the rule without inputs is for these activations: those of convolutions, which have neighbours, and those that
     /// are known to be above 0. What an LSTM or a normalisation gives has no mean to speak of.
-    pub fn has_rule(&self, model: &Model) -> bool {
+    pub fn has_rule(&self, scope: &Scope) -> bool {
         let is_one = |(name, vectors): &(String, Vectors)| {
-            matches!(vectors, Vectors::Windows(_)) || is_positive(model, name)
+            matches!(vectors, Vectors::Windows(_)) || is_positive(scope, name)
         };
         self.from.iter().all(is_one)
     }
@@ -93,14 +96,11 @@ impl Reads {
     }
 }
 
-fn is_positive(model: &Model, name: &str) -> bool {
-    let nodes = &model.graph(GraphId(0)).nodes;
+fn is_positive(scope: &Scope, name: &str) -> bool {
     let mut name = name;
-    // As many steps as there are nodes at most: the graph has no circles.
-    for _ in nodes {
-        let Some(node) = nodes.iter().find(|node| node.outputs.iter().any(|output| output == name)) else {
-            return false;
-        };
+    // So many at most: a broken file's nodes may go round in circles.
+    for _ in 0..SHAPES {
+        let Some((_, node)) = scope.maker(GraphId(0), name) else { return false };
         if POSITIVE.contains(&node.op.as_str()) {
             return true;
         }
