@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::graph::{GraphId, Node};
 use super::model::Model;
-use super::tensor::{Origin, WeightId};
+use super::tensor::{Origin, Weight, WeightId};
 
 /// What defines a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,14 @@ impl<'m> Scope<'m> {
     pub fn maker(&self, graph: GraphId, name: &str) -> Option<(GraphId, &'m Node)> {
         match self.resolve(graph, name)? {
             (owner, Definition::Node(node)) => Some((owner, self.model.graph(owner).nodes.get(node)?)),
+            _ => None,
+        }
+    }
+
+    /// The weight that `name` means in `graph`, if it is one.
+    pub fn weight(&self, graph: GraphId, name: &str) -> Option<&'m Weight> {
+        match self.resolve(graph, name)? {
+            (_, Definition::Weight(id)) => Some(self.model.weight(id)),
             _ => None,
         }
     }
