@@ -98,7 +98,7 @@ pub(super) fn best(
         return known.prepared(first, options.target).map(Tried::planned);
     }
     let replica = Replica::make(&known.model, how)?;
-    let sensitivities = known.measure(&replica, progress)?;
+    let sensitivities = known.measure(&replica, how.kept.as_deref(), progress)?;
     let expected = replica.run_left_out()?;
     let mut document = json::Trial {
         calibrated_on: replica.seen.len(),
