@@ -42,6 +42,7 @@ def convert(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
+    calibration: Optional[StrPath] = None,
     compensate: Optional[str] = None,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
@@ -83,6 +84,7 @@ def convert(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
+    calibration: Optional[StrPath] = None,
     compensate: Optional[str] = None,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
@@ -126,6 +128,8 @@ def convert(
         calibrate: An .npz file or a folder of .npy files, one array per graph input, or a folder of .npz files: measure in
             ONNX Runtime how much the outputs suffer from an error of each weight, and spend bytes accordingly. Every third
             input is left out, and the model taken whose outputs are closest on these: ``trial`` in the result.
+        calibration: A file to keep in what ``calibrate`` measures, and to take from what was measured before of the same model
+            on the same inputs.
         compensate: "auto", the default, "on" or "off": round weights on a grid so that each makes good what others of its sum
             have lost; "auto": by a rule, or by the inputs of ``calibrate`` where outputs are closer for it on inputs left out;
             "on": by the inputs.
@@ -152,7 +156,7 @@ def convert(
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
-    options += _options(transform=transform, calibrate=calibrate, compensate=compensate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, calibration=calibration, compensate=compensate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     options += _options(output=output, force=force, dry_run=dry_run, base=base)
     return _run(ConvertResult, "convert", options, [os.fspath(path)], {"nz-onnx.delta/1": DeltaResult})
 
@@ -174,6 +178,7 @@ def plan(
     integers: bool = False,
     transform: Optional[str] = None,
     calibrate: Optional[StrPath] = None,
+    calibration: Optional[StrPath] = None,
     compensate: Optional[str] = None,
     profile: Optional[str] = None,
     layers: Union[bool, Sequence[int]] = False,
@@ -191,7 +196,7 @@ def plan(
     options = _options(ratio=ratio, size=size, bits=bits, max_error=max_error, snr=snr)
     options += _options(lossless=lossless, mantissa_bits=mantissa_bits)
     options += _selection(min_size, include, exclude, exclude_nodes) + _options(integers=integers) + _layers(layers)
-    options += _options(transform=transform, calibrate=calibrate, compensate=compensate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
+    options += _options(transform=transform, calibrate=calibrate, calibration=calibration, compensate=compensate, profile=profile, optimize=optimize, ort_lib=ort_lib, threads=threads)
     return _run(PlanResult, "plan", options, [os.fspath(path)])
 
 

@@ -163,8 +163,10 @@ def test_targets_and_the_curve(model):
 @needs_libonnxruntime
 def test_calibrated_plans_say_what_weights_matter(model, tmp_path):
     np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(3).normal(size=(4, 256)).astype(np.float32))
-    plan = nz_onnx.plan(model, bits=6, calibrate=tmp_path / "inputs.npz")
+    plan = nz_onnx.plan(model, bits=6, calibrate=tmp_path / "inputs.npz", calibration=tmp_path / "kept.json")
     assert all(0 < tensor.sensitivity < 10 for tensor in plan.tensors)
+    again = nz_onnx.plan(model, bits=6, calibrate=tmp_path / "inputs.npz", calibration=tmp_path / "kept.json")
+    assert (tmp_path / "kept.json").exists() and again.tensors == plan.tensors
     assert nz_onnx.plan(model, bits=6).tensors[0].sensitivity is None
 
 

@@ -181,6 +181,13 @@ class Row:
     left: int = 0
 
 
+def calibrating(subject):
+    """Options to calibrate with; weights are measured once for all sizes."""
+    kept = subject.calibration.parent / "calibration.json"
+    # One thread: the models are small, and several are measured at a time.
+    return ["--calibrate", subject.calibration, "--calibration", kept, "--threads", 1]
+
+
 def measure(nz, subject, name, kept, total, before, changed, snr):
     """Ours with the same weights changed, in as many bytes; `kept`: bytes of all others."""
     row = Row(subject.name, name, total - kept, before, snr)
@@ -193,9 +200,7 @@ def measure(nz, subject, name, kept, total, before, changed, snr):
         if found:
             kept_by_ours = [t for t in found[0]["tensors"] if t["decision"] == "kept" and t["name"] in set(changed)]
             row.left = sum(tensor["bytes_before"] for tensor in kept_by_ours)
-    # One thread: the models are small, and several are measured at a time.
-    calibrate = ["--calibrate", subject.calibration, "--threads", 1]
-    found = nz.convert(subject, "--size", total, *options, "--transform", OURS, *calibrate)
+    found = nz.convert(subject, "--size", total, *options, "--transform", OURS, *calibrating(subject))
     row.ours[CALIBRATED] = found and found[1].snr_db
     best = row.ours.get(OURS)
     if best is not None and math.isfinite(best) and math.isfinite(snr):
@@ -349,8 +354,7 @@ def calibrated(nz, subject, kept):
     def at(bits):
         options = ["--transform", OURS, "--bits", bits]
         plain = nz.convert(subject, *options)
-        # One thread: the models are small, and several are measured at a time.
-        measured = nz.convert(subject, *options, "--calibrate", subject.calibration, "--threads", 1)
+        measured = nz.convert(subject, *options, *calibrating(subject))
         part = [decibels(found and found[1].snr_db) for found in (plain, measured)]
         gain = measured[1].snr_db - plain[1].snr_db if plain and measured else math.nan
         part.append(value(gain, 1) if math.isfinite(gain) else "-")

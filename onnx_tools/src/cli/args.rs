@@ -57,7 +57,8 @@ are rounded together, so that one may be further from the original's than half a
 verify says which, and how far they are. Without inputs it goes by the rule: that the
 errors of a sum, and of a convolution's window, should add up to nothing. With one or
 two inputs there is nothing to choose by; 16 are better. plan shows what calibration
-has found, and does not choose.
+has found, and does not choose. With --calibration FILE another size of the same model
+need not wait for it again.
 
 --optimize runs ONNX Runtime's optimiser first: what it does with constants it
 cannot do with compressed weights later. It loads the model whole, so convert then
@@ -278,6 +279,10 @@ pub struct CodingArgs {
     /// so that those of them that were left out of it come out closest: an .npz file or a folder of .npy files, one array per graph input; or a folder of .npz files
     #[arg(long, value_name = "PATH", conflicts_with_all = ["lossless", "mantissa_bits", "max_error", "snr"])]
     pub calibrate: Option<PathBuf>,
+    /// Keep what --calibrate measures of each weight in this file, and take from it what was measured before of the same
+    /// model on the same inputs, by `plan` or for another size. A file of another model or of other inputs is replaced
+    #[arg(long, value_name = "FILE", requires = "calibrate")]
+    pub calibration: Option<PathBuf>,
     /// Round weights on a grid (--transform grid or auto) so that each makes good what others of its sum have lost: auto (by
     /// a rule, or on the inputs of --calibrate where outputs are closer for it on those left out), on (by inputs) or off
     /// [default: auto]

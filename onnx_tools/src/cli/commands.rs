@@ -160,6 +160,7 @@ impl Talk<'_> {
             inputs: inputs.clone(),
             ort_lib: ort.ort_lib.clone(),
             threads: self.global.threads,
+            kept: coding.calibration.clone(),
         });
         let compensate = match coding.compensate {
             None | Some(CompensateArg::Auto) => Compensate::Auto,

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::graph::GraphId;
+use super::graph::{GraphId, Node};
 use super::model::Model;
-use super::tensor::{Origin, WeightId};
+use super::tensor::{Origin, Weight, WeightId};
 
 /// What defines a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,22 @@ impl<'m> Scope<'m> {
             here = self.model.graph(id).parent.map(|(parent, _)| parent);
         }
         None
+    }
+
+    /// The node that makes what `name` means in `graph`, and the graph that it is in; `None` for what no node makes.
+    pub fn maker(&self, graph: GraphId, name: &str) -> Option<(GraphId, &'m Node)> {
+        match self.resolve(graph, name)? {
+            (owner, Definition::Node(node)) => Some((owner, self.model.graph(owner).nodes.get(node)?)),
+            _ => None,
+        }
+    }
+
+    /// The weight that `name` means in `graph`, if it is one.
+    pub fn weight(&self, graph: GraphId, name: &str) -> Option<&'m Weight> {
+        match self.resolve(graph, name)? {
+            (_, Definition::Weight(id)) => Some(self.model.weight(id)),
+            _ => None,
+        }
     }
 
     /// Where the value `name` of `graph` is read, bodies included.

@@ -3,12 +3,13 @@
 //! One weight at a time is rounded in a copy of the model, and the outputs are compared with the original's. Errors of
 //! several weights hardly go together, so that their energies add up: one number for each weight says it all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nz_onnx::codec;
 
 use super::allocation::Encoding;
 use super::apart::{Energies, Expected, mean_share};
+use super::measured::Kept;
 use super::replica::Replica;
 use super::survey::Group;
 use crate::onnx::{Error, Model, Result, Weight};
@@ -38,6 +39,8 @@ pub struct CalibrateOptions {
     pub ort_lib: Option<PathBuf>,
     /// Threads of a session.
     pub threads: Option<u16>,
+    /// A file for what is measured.
+    pub kept: Option<PathBuf>,
 }
 
 /// When weights on a grid are rounded with compensation.
@@ -61,8 +64,10 @@ pub(super) fn calibrate(
     decisions: &[Decision],
     groups: &[Group],
     replica: &Replica,
+    kept: Option<&Path>,
     progress: &Progress,
 ) -> Result<Vec<f64>> {
+    let mut kept = kept.map(|path| Kept::open(path, model, replica)).transpose()?;
     let runs = replica.run_seen()?;
     let expected = Expected::new(&runs);
     if !expected.has_floats() {
@@ -79,41 +84,51 @@ pub(super) fn calibrate(
         let write = |bytes: &[u8]| weights.iter().try_for_each(|weight| replica.write(weight, bytes));
         let probed = if weights.iter().all(|weight| replica.holds(weight)) {
             let source = model.read_weight(weights[0])?;
-            let (mut shares, mut single) = (Vec::new(), Vec::new());
+            let mut probes = Vec::new();
             for size in PROBES {
-                let probe = match compression {
+                probes.extend(match compression {
                     Some(compression) => probe(group, compression, &source, size)
                         .map_err(|e| Error::codec(model.path(), &weights[0].name, e))?,
                     None => fold::rounded(&source, size).map(|rounded| {
                         let noise = fold::error(&source, &rounded).noise;
                         (rounded, noise)
                     }),
-                };
-                let Some((rounded, noise)) = probe else { continue };
-                write(&rounded)?;
-                let energies = expected.energies(&replica.run_seen()?);
-                shares.push(share(&energies) / noise);
-                let of_run = |outputs: &Vec<_>| mean_share(outputs.iter().flatten().copied());
-                single.extend(energies.iter().filter_map(of_run).map(|share| share / noise));
+                });
             }
-            write(&source)?;
-            Measured::new(&shares, &single)
+            let rounded: Vec<&[u8]> = probes.iter().map(|(rounded, _)| rounded.as_slice()).collect();
+            if let Some(known) = kept.as_ref().and_then(|kept| kept.find(&weights, &rounded)) {
+                known
+            } else {
+                let (mut shares, mut single) = (Vec::new(), Vec::new());
+                for (rounded, noise) in &probes {
+                    write(rounded)?;
+                    let energies = expected.energies(&replica.run_seen()?);
+                    shares.push(share(&energies) / noise);
+                    let of_run = |outputs: &Vec<_>| mean_share(outputs.iter().flatten().copied());
+                    single.extend(energies.iter().filter_map(of_run).map(|share| share / noise));
+                }
+                write(&source)?;
+                let measured = Measured::new(&shares, &single);
+                kept.iter_mut().for_each(|kept| kept.add(&weights, &rounded, measured));
+                measured
+            }
         } else {
             None
         };
         found.push(probed);
         step.advance(group.candidate.bytes);
     }
+    kept.iter().try_for_each(Kept::write)?;
     Ok(settled(&found))
 }
 
 /// What was measured of a weight: what its errors do to outputs, and how sure that is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Measured {
+pub(super) struct Measured {
     /// Error of the outputs over that of the weight, as energies: the mean of the probes.
-    sensitivity: f64,
+    pub sensitivity: f64,
     /// The variance of the mean of the octaves that single runs found.
-    doubt: f64,
+    pub doubt: f64,
 }
 
 impl Measured {

@@ -10,6 +10,7 @@ pub mod env;
 pub mod inspect;
 pub mod layering;
 pub mod levels;
+mod measured;
 pub mod optimize;
 pub mod outputs;
 pub mod overlap;

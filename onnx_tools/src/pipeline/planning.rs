@@ -136,8 +136,13 @@ impl Known {
     ///
     /// # Errors
     /// It does not run.
-    pub(super) fn measure(&self, replica: &Replica, progress: &Progress) -> Result<Vec<f64>> {
-        calibrate(&self.model, &self.decisions, &self.groups, replica, progress)
+    pub(super) fn measure(
+        &self,
+        replica: &Replica,
+        kept: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<Vec<f64>> {
+        calibrate(&self.model, &self.decisions, &self.groups, replica, kept, progress)
     }
 
     /// Chooses an encoding for each weight: by these sensitivities, or by what their places in
@@ -189,7 +194,10 @@ impl Known {
 pub fn prepare(path: &Path, options: &Options, progress: &Progress) -> Result<Prepared> {
     let known = Known::survey(path, options, progress)?;
     let sensitivities = match &options.calibrate {
-        Some(how) => Some(known.measure(&Replica::make(&known.model, how)?, progress)?),
+        Some(how) => {
+            let replica = Replica::make(&known.model, how)?;
+            Some(known.measure(&replica, how.kept.as_deref(), progress)?)
+        }
         None => None,
     };
     let chosen = known.choose(sensitivities.as_deref(), options.rule(), options.target);

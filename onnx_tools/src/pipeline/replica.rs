@@ -83,6 +83,11 @@ impl<'a> Replica<'a> {
         self.exact.open(&self.path, None).map_err(|what| self.refused(&what))
     }
 
+    /// The version of ONNX Runtime.
+    pub fn version(&self) -> &str {
+        self.exact.version()
+    }
+
     /// Runs the copy as it is on each of the inputs to learn from, on as many threads as there are.
     ///
     /// # Errors

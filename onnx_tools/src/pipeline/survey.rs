@@ -253,6 +253,10 @@ fn group(
     let (grids, codings_of_steps) = grids.unzip();
     candidate.grids = grids;
     let grids = codings_of_steps.unwrap_or_default();
+    let steps = candidate.grids.iter_mut().flat_map(|grids| &mut grids.steps);
+    for ((_, size, _), (_, coding)) in steps.zip(&grids) {
+        *size = size_of(bytes, compression, coding)?;
+    }
     if let Some(layers) = &wanted.layers {
         layers.price(&mut candidate, spec, *block_len)?;
     }
@@ -261,6 +265,22 @@ fn group(
         group.keep_to(wanted.target, bytes, compression)?;
     }
     Ok(group)
+}
+
+/// Weights of a blob that is encoded to see how large it is: what is foreseen of sizes is some 20 bytes more, a tenth of a small one.
+const ENCODED: u64 = 1 << 13;
+
+/// How large the blob of `bytes` is: an upper bound unless it is small.
+pub(super) fn size_of(
+    bytes: &[u8],
+    compression: &Compression,
+    coding: &Coding,
+) -> nz_onnx::error::Result<u64> {
+    let Compression { spec, block_len, .. } = compression;
+    match spec.elements()? <= ENCODED {
+        true => Ok(codec::encode_as(bytes, spec, *block_len, coding)?.len() as u64),
+        false => Ok(coding.size()),
+    }
 }
 
 /// Weights that are looked at in a row, and places where that is done.

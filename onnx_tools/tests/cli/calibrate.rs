@@ -85,3 +85,66 @@ fn inputs_that_do_not_fit_are_an_error() {
     folder.run("convert model.onnx --lossless --calibrate inputs.npz").exits(2);
     assert_eq!(folder.names(), ["inputs.npz", "model.onnx"]);
 }
+
+#[test]
+fn what_was_measured_is_taken_from_the_file() {
+    let folder = Folder::with(&weighted(raw("b", &[128, 128], 2)));
+    folder.write("inputs.npz", &inputs());
+    let line = "plan model.onnx --json --bits 7 --transform grid --calibrate inputs.npz";
+    let kept = format!("{line} --calibration kept.json");
+    let Some(ran) = with_runtime(&folder, line) else { return };
+    let plain = ran.exits(0).json()["tensors"].clone();
+    let plan = |line: &str| with_runtime(&folder, line).unwrap().exits(0).json()["tensors"].clone();
+    // Measured, and then read, by another command and for another size too.
+    assert_eq!(plan(&kept), plain);
+    let written = folder.read("kept.json");
+    assert_eq!(plan(&kept), plain);
+    let convert = "convert model.onnx --force --json --transform grid --calibrate inputs.npz --bits 5";
+    with_runtime(&folder, &format!("{convert} --calibration kept.json")).unwrap().exits(0);
+    assert_eq!(folder.read("kept.json"), written);
+    let with = folder.read("model.nz.onnx");
+    with_runtime(&folder, convert).unwrap().exits(0);
+    assert_eq!(folder.read("model.nz.onnx"), with);
+
+    // It is taken as it stands there: with "a" and "b" in each other's place.
+    let mut document: Value = serde_json::from_slice(&written).unwrap();
+    let of_weight = |document: &Value, name: &str| {
+        let weights = document["weights"].as_object().unwrap();
+        weights.keys().find(|key| key.ends_with(&format!(":{name}"))).unwrap().clone()
+    };
+    let (a, b) = (of_weight(&document, "a"), of_weight(&document, "b"));
+    let found = [&a, &b].map(|key| document["weights"][key]["found"].clone());
+    document["weights"][&a]["found"] = found[1].clone();
+    document["weights"][&b]["found"] = found[0].clone();
+    folder.write("kept.json", document.to_string().as_bytes());
+    let swapped = plan(&kept);
+    let sensitivity = |tensors: &Value, name: &str| {
+        let tensors = tensors.as_array().unwrap();
+        tensors.iter().find(|t| t["name"] == name).unwrap()["sensitivity"].as_f64().unwrap()
+    };
+    assert_eq!(sensitivity(&swapped, "a"), sensitivity(&plain, "b"));
+
+    // Of other errors, of other inputs and of another model nothing is taken.
+    let by = document["weights"][&a]["by"].clone();
+    document["weights"][&a]["by"] = document["weights"][&b]["by"].clone();
+    folder.write("kept.json", document.to_string().as_bytes());
+    let part = plan(&kept);
+    assert!(sensitivity(&part, "a") > 10.0 * sensitivity(&swapped, "a"));
+    document["weights"][&a]["by"] = by;
+    folder.write("kept.json", document.to_string().as_bytes());
+    let values: Vec<f32> = (0..1280).map(|i| (i as f32 * 0.3).sin()).collect();
+    folder.write("inputs.npz", &npz("x", "(10, 128)", &f32_bytes(&values)));
+    assert_eq!(plan(&kept), plan(line));
+    assert_ne!(folder.read("kept.json"), written);
+}
+
+#[test]
+fn another_file_is_not_written_over() {
+    let folder = Folder::with(&weighted(raw("b", &[128, 128], 2)));
+    folder.write("inputs.npz", &inputs());
+    folder.write("notes.json", b"{}");
+    let line = "plan model.onnx --bits 7 --calibrate inputs.npz --calibration notes.json";
+    let Some(ran) = with_runtime(&folder, line) else { return };
+    ran.complains(4, &["notes.json"]);
+    assert_eq!(folder.read("notes.json"), b"{}");
+}

@@ -1,10 +1,11 @@
 //! Rounding that looks at the inputs: each weight on a grid is rounded so that it makes good what the others of its sum
 //! have lost, on activations that the user's inputs give. Sizes and blobs stay as they are; outputs get closer.
 //!
-//! Weights of MatMul, Gemm and Conv whose readers are all such, in the model's main graph. A part of the inputs that the
+//! Weights of MatMul, Gemm and Conv whose readers are all such; by inputs, those in the model's main graph. A part of the inputs that the
 //! rounding has not seen tells whether it helps; if it does not, weights are rounded each by itself.
 
 mod gram;
+mod positive;
 mod reads;
 mod round;
 mod rule;
@@ -30,7 +31,8 @@ use super::planning::{Chosen, Known, Options, Rounding};
 use super::replica::Replica;
 use super::runtime::Array;
 use super::runtime::array::is_float;
-use super::survey::Group;
+use super::survey::{Group, size_of};
+use crate::onnx::scope::Scope;
 use crate::onnx::{Error, Model, Result, Weight, WeightId};
 use crate::report::Progress;
 use crate::rewrite::{Compression, Decision};
@@ -45,8 +47,14 @@ const LEAST_GAIN: f64 = 0.05;
 const COLUMNS: usize = 64;
 /// Bytes of sums that one series of runs may gather.
 const AT_ONCE: usize = 1 << 29;
-/// Levels change, so that a blob may become larger by this part.
+/// Levels change, so that a blob may become larger by this part, and by so many bytes where it is small.
 const ROOM: u64 = 256;
+const LEAST_ROOM: u64 = 8;
+
+/// By how much a blob of `size` may grow.
+fn room(size: u64) -> u64 {
+    (size / ROOM).max(LEAST_ROOM)
+}
 
 impl Options {
     /// Whether weights may be rounded with compensation: where there are grids, and no bound is promised for weights.
@@ -67,13 +75,13 @@ impl Options {
     }
 }
 
-fn reads_of(model: &Model, decisions: &[Decision], group: &Group) -> Option<Reads> {
+fn reads_of(model: &Model, scope: &Scope, decisions: &[Decision], group: &Group) -> Option<Reads> {
     let of = |&id: &WeightId| match decisions.get(id.0) {
         Some(Decision::Compress(compression)) => Some((model.weight(id), compression)),
         _ => None,
     };
     let weights: Vec<(&Weight, &Compression)> = group.weights.iter().map(of).collect::<Option<_>>()?;
-    reads::of(model, weights)
+    reads::of(model, scope, weights)
 }
 
 /// How weights may be compensated.
@@ -87,11 +95,13 @@ pub enum Compensation {
 
 /// Adds to the sizes of weights that may be compensated what that may cost.
 pub(super) fn make_room(model: &Model, decisions: &[Decision], groups: &mut [Group], how: Compensation) {
+    let scope = Scope::new(model);
     for group in groups {
-        let may = |reads: Reads| how == Compensation::ByInputs || reads.has_rule(model);
-        if reads_of(model, decisions, group).is_some_and(may) {
+        let may =
+            |reads: &Reads| how == Compensation::ByInputs && reads.has_inputs() || reads.has_rule(&scope);
+        if reads_of(model, &scope, decisions, group).as_ref().is_some_and(may) {
             let grids = group.candidate.grids.iter_mut();
-            grids.flat_map(|grids| &mut grids.steps).for_each(|(_, size, _)| *size += *size / ROOM);
+            grids.flat_map(|grids| &mut grids.steps).for_each(|(_, size, _)| *size += room(*size));
         }
     }
 }
@@ -188,11 +198,12 @@ pub(super) fn compensate(
     by: By,
     progress: &Progress,
 ) -> Result<Option<Compensated>> {
+    let scope = Scope::new(&known.model);
     let mut batches: Vec<Batch> = Vec::new();
     for (number, (group, encoding)) in chosen.groups.iter().zip(&chosen.allocation.encodings).enumerate() {
         let on_grid = matches!(encoding, Encoding::Grid(_))
             && group.coding().is_ok_and(|coding| coding.transform() == Transform::Grid);
-        let Some(reads) = reads_of(&known.model, &known.decisions, group).filter(|_| on_grid) else {
+        let Some(reads) = reads_of(&known.model, &scope, &known.decisions, group).filter(|_| on_grid) else {
             continue;
         };
         let same = |b: &&mut Batch| {
@@ -224,7 +235,8 @@ pub(super) fn compensate(
             By::Rule => vec![None; now.len()],
         };
         for (batch, grams) in now.iter().zip(grams) {
-            let round = Round { known, chosen, options, batch, grams: grams.as_deref(), progress };
+            let round =
+                Round { known, scope: &scope, chosen, options, batch, grams: grams.as_deref(), progress };
             codings.extend(round.run(&mut compensated)?);
             step.advance(bytes(batch));
         }
@@ -237,6 +249,7 @@ pub(super) fn compensate(
 /// The weights of one batch, and what there is to round them by.
 struct Round<'a> {
     known: &'a Known,
+    scope: &'a Scope<'a>,
     chosen: &'a Chosen,
     options: &'a Options,
     batch: &'a Batch,
@@ -250,7 +263,7 @@ impl Round<'_> {
     fn run(&self, compensated: &mut Compensated) -> Result<Vec<(usize, Coding)>> {
         let Round { known, chosen, batch, progress, .. } = self;
         let mut codings = Vec::new();
-        let has_rule = batch.reads.has_rule(&known.model);
+        let has_rule = batch.reads.has_rule(self.scope);
         let rule = has_rule.then(|| Rule::new(batch.reads.len, batch.reads.window()));
         if rule.is_none() && self.grams.is_none() {
             return Ok(codings);
@@ -282,8 +295,10 @@ impl Round<'_> {
                 ..EncodeOptions::default()
             };
             let fitted = codec::recode(&rounded, &compression.spec, &encode, &coding).map_err(failed)?;
-            let most = coding.size() + coding.size() / ROOM;
-            let Some(fitted) = fitted.filter(|fitted| fitted.size() <= most) else {
+            let before = size_of(&source, compression, &coding).map_err(failed)?;
+            let after = fitted.as_ref().map(|fitted| size_of(&rounded, compression, fitted)).transpose();
+            let fits = after.map_err(failed)?.is_some_and(|after| after <= before + room(before));
+            let Some(fitted) = fitted.filter(|_| fits) else {
                 progress.note(&format!("{}: rounded each weight by itself, which is smaller", weight.name));
                 continue;
             };
@@ -467,10 +482,13 @@ impl<'a> Matrix<'a> {
 
 /// For each of `batches` its sums over the inputs to learn from; `None` if its activations are not what they seemed.
 fn grams_of(replica: &Replica, batches: &[Batch]) -> Result<Vec<Option<Vec<Gram>>>> {
+    let asked = batches.iter().filter(|batch| batch.reads.has_inputs());
     let names: BTreeSet<&str> =
-        batches.iter().flat_map(|batch| &batch.reads.from).map(|(name, _)| name.as_str()).collect();
+        asked.flat_map(|batch| &batch.reads.from).map(|(_, name, _)| name.as_str()).collect();
     replica.ask_for(&names)?;
-    let empty = |batch: &Batch| Some(vec![Gram::new(batch.reads.len); batch.reads.groups]);
+    let empty = |batch: &Batch| {
+        batch.reads.has_inputs().then(|| vec![Gram::new(batch.reads.len); batch.reads.groups])
+    };
     let mut found: Vec<Option<Vec<Gram>>> = batches.iter().map(empty).collect();
     let mut session = replica.open()?;
     for (number, inputs) in replica.seen.iter().enumerate() {
@@ -482,7 +500,7 @@ fn grams_of(replica: &Replica, batches: &[Batch]) -> Result<Vec<Option<Vec<Gram>
             .collect();
         let half = (replica.seen.len() > 1).then_some(number % 2);
         found.par_iter_mut().zip(batches).for_each(|(grams, batch)| {
-            let added = batch.reads.from.iter().all(|(name, vectors)| {
+            let added = batch.reads.from.iter().all(|(_, name, vectors)| {
                 let array = inputs.get(name).or_else(|| outputs.get(name.as_str()).copied());
                 let grams = grams.as_mut();
                 array.zip(grams).and_then(|(array, grams)| add(grams, array, vectors, half)).is_some()

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::positive::is_positive;
+use crate::onnx::scope::Scope;
 use crate::onnx::{GraphId, Model, Node, Weight};
 use crate::rewrite::{Compression, Use};
 
@@ -50,35 +52,22 @@ pub(super) struct Reads {
     pub len: usize,
     /// Groups, each with as many of the outputs.
     pub groups: usize,
-    /// The names of activations.
-    pub from: BTreeSet<(String, Vectors)>,
+    /// Activations: the graph that they are defined in, their names there, and how they lie.
+    pub from: BTreeSet<(GraphId, String, Vectors)>,
 }
-
-/// Ops that give what is mostly above 0.
-const POSITIVE: [&str; 11] = [
-    "Relu",
-    "Sigmoid",
-    "HardSigmoid",
-    "HardSwish",
-    "Softmax",
-    "MaxPool",
-    "AveragePool",
-    "GlobalMaxPool",
-    "GlobalAveragePool",
-    "Exp",
-    "Softplus",
-];
-/// Ops that give what they take, in another shape.
-const SHAPING: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"];
 
 impl Reads {
     /// Whether the rule without inputs is for these activations: those of convolutions, which have neighbours, and those that
     /// are known to be above 0. What an LSTM or a normalisation gives has no mean to speak of.
-    pub fn has_rule(&self, model: &Model) -> bool {
-        let is_one = |(name, vectors): &(String, Vectors)| {
-            matches!(vectors, Vectors::Windows(_)) || is_positive(model, name)
-        };
-        self.from.iter().all(is_one)
+    pub fn has_rule<'a>(&'a self, scope: &Scope<'a>) -> bool {
+        self.from.iter().all(|(graph, name, vectors)| {
+            matches!(vectors, Vectors::Windows(_)) || is_positive(scope, (*graph, name))
+        })
+    }
+
+    /// Whether inputs can say something of these activations: those of bodies cannot be asked for.
+    pub fn has_inputs(&self) -> bool {
+        self.from.iter().all(|(graph, ..)| *graph == GraphId(0))
     }
 
     /// Weights in a row that activations of one channel are multiplied with.
@@ -87,40 +76,22 @@ impl Reads {
             Vectors::Windows(windows) => windows.kernel.iter().map(|[size, ..]| size).product(),
             Vectors::Last | Vectors::LastButOne => 1,
         };
-        let mut windows = self.from.iter().map(|(_, vectors)| of(vectors));
+        let mut windows = self.from.iter().map(|(.., vectors)| of(vectors));
         let first = windows.next().unwrap_or(1);
         if windows.all(|window| window == first) { first } else { 1 }
     }
 }
 
-fn is_positive(model: &Model, name: &str) -> bool {
-    let nodes = &model.graph(GraphId(0)).nodes;
-    let mut name = name;
-    // As many steps as there are nodes at most: the graph has no circles.
-    for _ in nodes {
-        let Some(node) = nodes.iter().find(|node| node.outputs.iter().any(|output| output == name)) else {
-            return false;
-        };
-        if POSITIVE.contains(&node.op.as_str()) {
-            return true;
-        }
-        match node.inputs.first() {
-            Some(input) if SHAPING.contains(&node.op.as_str()) => name = input,
-            _ => return false,
-        }
-    }
-    false
-}
-
-/// The reads of the weights `weights`, which have the same content; `None` if one is read in another way, or in a body.
+/// The reads of the weights `weights`, which have the same content; `None` if one is read in another way.
 pub(super) fn of<'a>(
     model: &Model,
+    scope: &Scope,
     weights: impl IntoIterator<Item = (&'a Weight, &'a Compression)>,
 ) -> Option<Reads> {
     let mut found: Option<Reads> = None;
     for (weight, compression) in weights {
         for of_use in &compression.uses {
-            let one = read(model, weight, of_use)?;
+            let one = read(model, scope, weight, of_use)?;
             found = match found {
                 None => Some(one),
                 Some(mut all)
@@ -136,20 +107,25 @@ pub(super) fn of<'a>(
     found.filter(|reads| reads.len <= MOST)
 }
 
-fn read(model: &Model, weight: &Weight, of_use: &Use) -> Option<Reads> {
-    if of_use.reader.graph != GraphId(0) || of_use.dequantize.is_some() {
+fn read(model: &Model, scope: &Scope, weight: &Weight, of_use: &Use) -> Option<Reads> {
+    if of_use.dequantize.is_some() {
         return None;
     }
     let node = model.graph(of_use.reader.graph).nodes.get(of_use.reader.node)?;
     let shape: Vec<usize> = weight.shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
     let (own, other) = (of_use.reader.input, |input: usize| node.inputs.get(input).filter(|n| !n.is_empty()));
     let flag = |name: &str| node.int(name, 0) != 0;
+    let from = |input: usize, vectors: Vectors| {
+        let name = other(input)?;
+        let (owner, _) = scope.resolve(of_use.reader.graph, name)?;
+        Some([(owner, name.clone(), vectors)].into())
+    };
     // `first`: sums run over the first dimension of what the node reads.
     let matrix = |first: bool, input: usize, vectors: Vectors| {
         let &[rows, columns] = &shape[..] else { return None };
         let over_first = first != of_use.transposed;
         let len = if over_first { rows } else { columns };
-        Some(Reads { over_first, len, groups: 1, from: [(other(input)?.clone(), vectors)].into() })
+        Some(Reads { over_first, len, groups: 1, from: from(input, vectors)? })
     };
     let across = |last: bool| if last { Vectors::Last } else { Vectors::LastButOne };
     match (node.domain.as_str(), node.op.as_str(), own) {
@@ -165,8 +141,7 @@ fn read(model: &Model, weight: &Weight, of_use: &Use) -> Option<Reads> {
         ("" | "com.microsoft", "Conv" | "FusedConv", 1) if !of_use.transposed => {
             let windows = windows(node, &shape)?;
             let (len, groups) = (shape[1..].iter().product(), windows.groups);
-            let from = [(other(0)?.clone(), Vectors::Windows(windows))].into();
-            Some(Reads { over_first: false, len, groups, from })
+            Some(Reads { over_first: false, len, groups, from: from(0, Vectors::Windows(windows))? })
         }
         _ => None,
     }

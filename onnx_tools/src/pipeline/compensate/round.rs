@@ -11,13 +11,15 @@ use ndarray::{Array2, ArrayView2, Axis, s};
 
 /// Rows that are handled together.
 const BLOCK: usize = 64;
+const STRIP: usize = 256;
 
 /// `H`, damped and factored, its rows in the order of rounding: those with the largest activations first.
 pub(super) struct Factor {
-    /// The row of `H` that each row of `lower` is of.
+    /// The row of `H` that each row of `shares` is of.
     order: Vec<usize>,
-    /// `L[j][k] / L[k][k]` below the diagonal.
-    lower: Array2<f64>,
+    /// `L[j][k] / L[k][k]` at row `k` and column `j`, behind the diagonal: a column of `L` is read from its start to its
+    /// end, so that it lies in one row.
+    shares: Array2<f64>,
 }
 
 impl Factor {
@@ -29,14 +31,14 @@ impl Factor {
         let mut order: Vec<usize> = (0..gram.nrows()).collect();
         // Rounding goes from the last to the first.
         order.sort_by(|&a, &b| diagonal[a].total_cmp(&diagonal[b]).then(b.cmp(&a)));
-        let mut lower = Array2::from_shape_fn(gram.dim(), |(i, j)| gram[(order[i], order[j])]);
-        lower.diag_mut().iter_mut().for_each(|value| *value += damping * mean);
-        factor(&mut lower)?;
-        for (k, mut column) in lower.columns_mut().into_iter().enumerate() {
-            let pivot = column[k];
-            column.iter_mut().for_each(|value| *value /= pivot);
+        let mut shares = Array2::from_shape_fn(gram.dim(), |(i, j)| gram[(order[i], order[j])]);
+        shares.diag_mut().iter_mut().for_each(|value| *value += damping * mean);
+        factor(&mut shares)?;
+        for (k, mut row) in shares.rows_mut().into_iter().enumerate() {
+            let pivot = row[k];
+            row.iter_mut().skip(k).for_each(|value| *value /= pivot);
         }
-        Some(Factor { order, lower })
+        Some(Factor { order, shares })
     }
 
     /// Rounds `weights`, a column for each column of the product, with `round(row, column, value)`. Returns the rounded
@@ -55,7 +57,7 @@ impl Factor {
             let end = rows.min(first + BLOCK);
             let (mut before, after) = left.view_mut().split_at(Axis(0), end);
             let mut block = wanted.slice_mut(s![first..end, ..]);
-            general_mat_mul(1.0, &self.lower.slice(s![end.., first..end]).t(), &after, 1.0, &mut block);
+            general_mat_mul(1.0, &self.shares.slice(s![first..end, end..]), &after, 1.0, &mut block);
             for row in (first..end).rev() {
                 let mut errors = before.row_mut(row);
                 for (column, error) in errors.iter_mut().enumerate() {
@@ -64,7 +66,7 @@ impl Factor {
                     rounded[(self.order[row], column)] = value;
                 }
                 for above in first..row {
-                    let share = self.lower[(row, above)];
+                    let share = self.shares[(above, row)];
                     block.row_mut(above - first).scaled_add(share, &errors);
                 }
             }
@@ -79,8 +81,8 @@ pub(super) fn damage(gram: &Array2<f64>, errors: &Array2<f64>) -> f64 {
     product.iter().zip(errors).map(|(a, b)| a * b).sum()
 }
 
-/// The lower Cholesky factor in place of a symmetric matrix; `None` if it has none. What is above the diagonal has no
-/// meaning then.
+/// The transpose of the lower Cholesky factor in place of a symmetric matrix; `None` if it has none. What is below the
+/// diagonal has no meaning then.
 fn factor(matrix: &mut Array2<f64>) -> Option<()> {
     let n = matrix.nrows();
     for first in (0..n).step_by(BLOCK) {
@@ -90,16 +92,20 @@ fn factor(matrix: &mut Array2<f64>) -> Option<()> {
             if !pivot.is_normal() {
                 return None;
             }
-            matrix.slice_mut(s![k.., k]).iter_mut().for_each(|value| *value /= pivot);
+            matrix.slice_mut(s![k, k..]).iter_mut().for_each(|value| *value /= pivot);
             matrix[(k, k)] = pivot;
-            for column in k + 1..end {
-                let share = matrix[(column, k)];
-                let (from, mut to) = matrix.multi_slice_mut((s![column.., k], s![column.., column]));
+            for row in k + 1..end {
+                let share = matrix[(k, row)];
+                let (from, mut to) = matrix.multi_slice_mut((s![k, row..], s![row, row..]));
                 to.scaled_add(-share, &from);
             }
         }
-        let (left, mut rest) = matrix.multi_slice_mut((s![end.., first..end], s![end.., end..]));
-        general_mat_mul(-1.0, &left, &left.t(), 1.0, &mut rest);
+        // Of what is left so many rows at a time, from the diagonal on.
+        for top in (end..n).step_by(STRIP) {
+            let bottom = n.min(top + STRIP);
+            let (done, mut rest) = matrix.multi_slice_mut((s![first..end, top..], s![top..bottom, top..]));
+            general_mat_mul(-1.0, &done.slice(s![.., ..bottom - top]).t(), &done, 1.0, &mut rest);
+        }
     }
     Some(())
 }
@@ -125,14 +131,14 @@ mod tests {
 
     #[test]
     fn a_factor_is_one() {
-        for n in [1, 5, BLOCK, 2 * BLOCK + 7] {
+        for n in [1, 5, BLOCK, 2 * BLOCK + 7, STRIP + 2 * BLOCK] {
             let matrix = gram(n) + Array2::<f64>::eye(n);
-            let mut lower = matrix.clone();
-            factor(&mut lower).unwrap();
-            for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|(i, j)| i < j) {
-                lower[(i, j)] = 0.0;
+            let mut upper = matrix.clone();
+            factor(&mut upper).unwrap();
+            for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|(i, j)| i > j) {
+                upper[(i, j)] = 0.0;
             }
-            let again = lower.dot(&lower.t());
+            let again = upper.t().dot(&upper);
             let apart = again.iter().zip(&matrix).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(apart < 1e-9 * matrix.diag().sum(), "{n}: {apart}");
         }
@@ -146,7 +152,7 @@ mod tests {
             let row = factor.order[k];
             for column in 0..weights.ncols() {
                 let left = |j: usize| weights[(factor.order[j], column)] - rounded[(factor.order[j], column)];
-                let owed: f64 = (k + 1..factor.order.len()).map(|j| factor.lower[(j, k)] * left(j)).sum();
+                let owed: f64 = (k + 1..factor.order.len()).map(|j| factor.shares[(k, j)] * left(j)).sum();
                 rounded[(row, column)] = round(weights[(row, column)] + owed);
             }
         }

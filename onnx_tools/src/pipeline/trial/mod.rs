@@ -10,6 +10,7 @@ use std::path::Path;
 
 use nz_onnx::codec;
 
+use self::score::Score;
 use super::allocation::{Encoding, Target};
 use super::calibrate::{CalibrateOptions, Compensate};
 use super::compensate::{By, Compensated, Compensation, compensate};
@@ -97,7 +98,7 @@ pub(super) fn best(
         return known.prepared(first, options.target).map(Tried::planned);
     }
     let replica = Replica::make(&known.model, how)?;
-    let sensitivities = known.measure(&replica, progress)?;
+    let sensitivities = known.measure(&replica, how.kept.as_deref(), progress)?;
     let expected = replica.run_left_out()?;
     let mut document = json::Trial {
         calibrated_on: replica.seen.len(),
@@ -106,9 +107,12 @@ pub(super) fn best(
     };
     if expected.is_empty() {
         ways.truncate(1);
+    } else {
+        // What needs no inputs is taken unless another is closer.
+        ways.sort_by_key(|way| (way.compensated == Some(Compensation::ByInputs), way.calibrated));
     }
     let mut stage = Stage { known: &known, replica: &replica, shown: vec![None; known.groups().len()] };
-    let mut taken: Option<(usize, Made)> = None;
+    let mut taken: Option<(usize, Made, Option<Score>)> = None;
     for way in ways {
         let sensitivities = Some(sensitivities.as_slice()).filter(|_| way.calibrated);
         let mut chosen = known.choose(sensitivities, way.compensated, options.target);
@@ -130,24 +134,26 @@ pub(super) fn best(
             continue;
         }
         let made = Made { chosen, compensated };
-        let snr_db = match expected.is_empty() {
+        let score = match expected.is_empty() {
             true => None,
-            false => score::snr_db(&expected, &stage.show(&made, progress)?),
+            false => Some(Score::new(&expected, &stage.show(&made, progress)?)),
         };
         let place = document.candidates.len();
         document.candidates.push(json::Candidate {
             calibrated: way.calibrated,
             compensated: way.compensated == Some(Compensation::ByInputs) && made.compensated.is_some(),
-            snr_db,
+            snr_db: score.as_ref().and_then(Score::snr_db),
             taken: false,
         });
-        let best = taken.as_ref().map(|(place, _)| document.candidates[*place].snr_db);
-        if best.is_none_or(|best| score::is_closer(snr_db, best)) {
-            taken = Some((place, made));
+        let is_closer = |best: &Option<Score>| {
+            score.as_ref().zip(best.as_ref()).is_some_and(|(score, best)| score.is_closer(best))
+        };
+        if taken.as_ref().is_none_or(|(.., best)| is_closer(best)) {
+            taken = Some((place, made, score));
         }
     }
     drop(replica);
-    let Some((place, Made { chosen, compensated })) = taken else {
+    let Some((place, Made { chosen, compensated }, _)) = taken else {
         return Err(Error::Internal("there is no way to convert".to_string()));
     };
     document.candidates[place].taken = true;
