@@ -69,16 +69,11 @@ struct ColumnSums {
         return __ballot_sync(ALL_LANES, zero != 0) != 0;
     }
 
-    // Puts the sums of the warp where they belong among 256.
-    NZ_DEVICE void store(float* all) {
+    // Gives the sums of the warp.
+    NZ_DEVICE void give(float to[2][4]) {
         if (IS_CAREFUL) add_noted();
 #pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            Vector16 four;
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) four.word[i] = __float_as_uint(sums[half][i]);
-            *(Vector16*)(all + half * 2 * STRIDE + first_column()) = four;
-        }
+        for (u32 i = 0; i < 8; ++i) to[i / 4][i % 4] = sums[i / 4][i % 4];
     }
 
   private:
@@ -88,11 +83,6 @@ struct ColumnSums {
     NZ_DEVICE u32 rows_of(u32 slots) const {
         if (IS_WIDE || columns == NZ_CUDA_MAX_TILE) return slots / NZ_CUDA_MAX_TILE;
         return columns == 2 * STRIDE ? slots / (2 * STRIDE) : slots / STRIDE;
-    }
-
-    // The first of the four slots of a group whose sums are this lane's, of its first two strides.
-    NZ_DEVICE u32 first_column() const {
-        return lane_id() % 4 / 2 * STRIDE + lane_id() / 4 * 8 + lane_id() % 2 * 4;
     }
 
     // An element of X: column c of the right-hand side is of neighbour c % 2.
@@ -185,16 +175,27 @@ NZ_DEVICE void add_blocks(const NzCudaProduct& job, const TilePart& part, u8* me
     }
 }
 
-// Adds up this warp's blocks, and puts the sums among those of all warps, which take the place of the tails. False:
-// they are not finite, and have to be added up with care.
+// Adds up this warp's blocks. False: the sums are not finite, and have to be added up with care.
 template <bool IS_WIDE, bool IS_CAREFUL>
-NZ_DEVICE bool add_and_store(const NzCudaProduct& job, const TilePart& part, u8* memory) {
+NZ_DEVICE bool add_up(const NzCudaProduct& job, const TilePart& part, u8* memory, float to[2][4]) {
     ColumnSums<IS_WIDE, IS_CAREFUL> sums(part.columns);
     add_blocks(job, part, memory, sums);
     if (!IS_CAREFUL && sums.has_overflown()) return false;
-    __syncthreads();
-    sums.store((float*)memory + warp_id() * GROUP_SLOTS);
+    sums.give(to);
     return true;
+}
+
+// Puts the sums of the warp where they belong among 256.
+NZ_DEVICE void store_sums(const float sums[2][4], float* all) {
+    // The first of the four slots of a group whose sums are this lane's, of its first two strides.
+    const u32 first = lane_id() % 4 / 2 * STRIDE + lane_id() / 4 * 8 + lane_id() % 2 * 4;
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        Vector16 four;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) four.word[i] = __float_as_uint(sums[half][i]);
+        *(Vector16*)(all + half * 2 * STRIDE + first) = four;
+    }
 }
 
 // Multiplies a row with part of a tile.
@@ -202,10 +203,14 @@ NZ_DEVICE void multiply_tile_row(const NzCudaProduct& job, u8* memory) {
     const TilePart part(job);
     stage_selectors(job.weight, memory);
     __syncthreads();
+    float sums[2][4];
     const bool is_wide = part.columns == NZ_CUDA_MAX_TILE;
-    const bool is_done = is_wide ? add_and_store<true, false>(job, part, memory)
-                                 : add_and_store<false, false>(job, part, memory);
-    if (!is_done) add_and_store<false, true>(job, part, memory);
+    const bool is_finite = is_wide ? add_up<true, false>(job, part, memory, sums)
+                                   : add_up<false, false>(job, part, memory, sums);
+    // (A part of its own: it is seldom wanted, and takes no registers meanwhile.)
+    if (!is_finite) add_up<false, true>(job, TilePart(job), memory, sums);
+    __syncthreads();  // sums take the place of the tails
+    store_sums(sums, (float*)memory + warp_id() * GROUP_SLOTS);
     __syncthreads();
     // Each warp has 256 sums, several of each column where the tile has fewer.
     constexpr u32 ALL = NZ_CUDA_LEAN_THREADS / 32 * GROUP_SLOTS;
