@@ -12,6 +12,10 @@
 mod common;
 #[path = "common/memory.rs"]
 mod memory;
+#[path = "common/report.rs"]
+mod report;
+#[path = "common/rounding.rs"]
+mod rounding;
 #[path = "common/shuffles.rs"]
 mod shuffles;
 
@@ -19,14 +23,14 @@ use std::hint::black_box;
 
 use nz_onnx::arch::Backend;
 
-use nz_onnx::codec::{
-    self, Coding, Decoder, EncodeOptions, GridStep, Profile, survey_codebooks, survey_grid,
-};
+use nz_onnx::codec::{self, Coding, Decoder, EncodeOptions, Profile};
 use nz_onnx::format::{Dtype, TensorSpec};
 use serde_json::{Value, json};
 
 use common::{median, time, weights};
 use memory::{Buffer, available_memory, largest_cache, streaming_copy, streaming_kind};
+use report::write_report;
+use rounding::Rounding;
 
 /// Weights decoded within a cache: 256 KiB of float32.
 const CACHED: usize = 1 << 16;
@@ -42,18 +46,6 @@ struct Case {
     profile: Profile,
     /// Of a copy with streaming stores, one thread: with AVX-512, and with AVX2.
     targets: [Option<f64>; 2],
-}
-
-/// What is done to weights.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rounding {
-    Lossless,
-    Mantissa(u8),
-    Grid {
-        raw_bits: u8,
-    },
-    /// The rung of its ladder.
-    Codebook(u8),
 }
 
 use Rounding::{Codebook, Grid, Lossless, Mantissa};
@@ -235,26 +227,13 @@ fn encode(source: &[u8], case: &Case) -> [Vec<u8>; 2] {
         let n = (source.len() / case.dtype.size()) as u64;
         // As a matrix: a grid has a unit for each row.
         let spec = TensorSpec::row_major(case.dtype, &[n / ROW, ROW]);
-        let mantissa_bits = match case.rounding {
-            Mantissa(k) => Some(k),
-            _ => None,
-        };
+        let mantissa_bits = case.rounding.mantissa_bits();
         let options = EncodeOptions { mantissa_bits, profile: case.profile, ..EncodeOptions::default() };
+        let coding = || case.rounding.coding(source, &spec, &options);
         let coding: Coding = match case.rounding {
-            Grid { raw_bits } => survey_grid(source, &spec, &options)
-                .expect("valid input")
-                .expect("weights that a grid can hold")
-                .coding(GridStep { cell: 0, raw_bits }),
-            Codebook(rung) => survey_codebooks(source, &spec, &options)
-                .expect("valid input")
-                .expect("weights that codebooks can hold")
-                .coding(GridStep { cell: usize::from(rung % 4), raw_bits: rung / 4 }),
             // Both in the same code.
-            Lossless | Mantissa(_) => word_coding
-                .get_or_insert_with(|| {
-                    codec::survey(source, &spec, &options).expect("valid input").coding(mantissa_bits)
-                })
-                .clone(),
+            Lossless | Mantissa(_) => word_coding.get_or_insert_with(coding).clone(),
+            Grid { .. } | Codebook(_) => coding(),
         };
         codec::encode_as(source, &spec, options.block_len, &coding).expect("surveyed input")
     })
@@ -425,10 +404,6 @@ fn main() {
             shuffles::per_second().unwrap_or_default() / 1e9,
         );
         let table = json!({"title": "", "columns": COLUMNS, "rows": rows});
-        let found = json!({"about": [about], "tables": [table]});
-        if let Err(error) = std::fs::write(path, format!("{found}\n")) {
-            eprintln!("could not write {path}: {error}");
-            std::process::exit(1);
-        }
+        write_report(path, &about, &table);
     }
 }

@@ -6,17 +6,21 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/report.rs"]
+mod report;
+#[path = "common/rounding.rs"]
+mod rounding;
 
 use std::hint::black_box;
 
 use nz_onnx::arch::Backend;
-use nz_onnx::codec::{
-    self, Coding, Decoder, EncodeOptions, GridStep, layer, survey, survey_codebooks, survey_grid,
-};
+use nz_onnx::codec::{self, Decoder, EncodeOptions, layer};
 use nz_onnx::format::{Dtype, TensorSpec};
 use serde_json::{Value, json};
 
 use common::{median, time, weights};
+use report::write_report;
+use rounding::Rounding;
 
 /// Weights of a blob: 256 KiB of float32.
 const WEIGHTS: usize = 1 << 16;
@@ -27,41 +31,24 @@ const COLUMNS: usize = 256;
 /// What each is to reach.
 const OF_LOSSLESS: f64 = 0.8;
 
-/// What is done to weights.
-#[derive(Clone, Copy)]
-enum Rounding {
-    Mantissa(u8),
-    Grid {
-        raw_bits: u8,
-    },
-    /// The rung of its ladder.
-    Codebook(u8),
-}
-
 struct Form {
     name: &'static str,
     dtype: Dtype,
-    /// Lossless: none.
-    rounding: Option<Rounding>,
+    rounding: Rounding,
     /// Raw bits in the record and in each layer but the last.
     layers: &'static [u8],
 }
 
 const fn form(name: &'static str, dtype: Dtype, rounding: Rounding) -> Form {
-    Form { name, dtype, rounding: Some(rounding), layers: &[] }
+    Form { name, dtype, rounding, layers: &[] }
 }
 
-const fn layered(
-    name: &'static str,
-    dtype: Dtype,
-    rounding: Option<Rounding>,
-    layers: &'static [u8],
-) -> Form {
+const fn layered(name: &'static str, dtype: Dtype, rounding: Rounding, layers: &'static [u8]) -> Form {
     Form { name, dtype, rounding, layers }
 }
 
 use Dtype::{Bf16, F16, F32};
-use Rounding::{Codebook, Grid, Mantissa};
+use Rounding::{Codebook, Grid, Lossless, Mantissa};
 
 const FORMS: &[Form] = &[
     form("float32, 10 mantissa bits", F32, Mantissa(10)),
@@ -72,11 +59,11 @@ const FORMS: &[Form] = &[
     form("float32, grid of 5 raw bits", F32, Grid { raw_bits: 5 }),
     form("float32, grid of 9 raw bits", F32, Grid { raw_bits: 9 }),
     form("float32, codebooks", F32, Codebook(4)),
-    layered("float32, a layer from 7 mantissa bits on", F32, None, &[7]),
-    layered("float32, layers from 3, 7 and 15 on", F32, None, &[3, 7, 15]),
-    layered("float32, 10 mantissa bits, a layer from 3 on", F32, Some(Mantissa(10)), &[3]),
-    layered("float32, grid of 5 raw bits, a layer from 2 on", F32, Some(Grid { raw_bits: 5 }), &[2]),
-    layered("float32, grid of 9 raw bits, a layer from 4 on", F32, Some(Grid { raw_bits: 9 }), &[4]),
+    layered("float32, a layer from 7 mantissa bits on", F32, Lossless, &[7]),
+    layered("float32, layers from 3, 7 and 15 on", F32, Lossless, &[3, 7, 15]),
+    layered("float32, 10 mantissa bits, a layer from 3 on", F32, Mantissa(10), &[3]),
+    layered("float32, grid of 5 raw bits, a layer from 2 on", F32, Grid { raw_bits: 5 }, &[2]),
+    layered("float32, grid of 9 raw bits, a layer from 4 on", F32, Grid { raw_bits: 9 }, &[4]),
     form("float16, 4 mantissa bits", F16, Mantissa(4)),
     form("float16, grid of 3 raw bits", F16, Grid { raw_bits: 3 }),
     form("float16, codebooks", F16, Codebook(4)),
@@ -86,7 +73,7 @@ const FORMS: &[Form] = &[
     form("bfloat16, grid of 4 raw bits", Bf16, Grid { raw_bits: 4 }),
     form("bfloat16, grid of 5 raw bits", Bf16, Grid { raw_bits: 5 }),
     form("bfloat16, codebooks", Bf16, Codebook(4)),
-    layered("bfloat16, a layer from 3 mantissa bits on", Bf16, None, &[3]),
+    layered("bfloat16, a layer from 3 mantissa bits on", Bf16, Lossless, &[3]),
 ];
 
 /// A blob, its decoder, and what its product is called with.
@@ -99,33 +86,16 @@ struct Side {
 }
 
 impl Side {
-    /// Of the weights in the form given, or lossless ones.
-    fn new(source: &[u8], dtype: Dtype, form: Option<&Form>) -> Self {
+    /// Of the weights so rounded, in layers if there are any.
+    fn new(source: &[u8], dtype: Dtype, rounding: Rounding, layers: &[u8]) -> Self {
         // As a matrix: a grid has a unit for each row.
         let spec = TensorSpec::row_major(dtype, &[WEIGHTS as u64 / ROW, ROW]);
-        let rounding = form.and_then(|form| form.rounding);
-        let mantissa_bits = match rounding {
-            Some(Mantissa(k)) => Some(k),
-            _ => None,
-        };
-        let options = EncodeOptions { mantissa_bits, ..EncodeOptions::default() };
-        let coding: Coding = match rounding {
-            Some(Grid { raw_bits }) => survey_grid(source, &spec, &options)
-                .expect("valid input")
-                .expect("weights that a grid can hold")
-                .coding(GridStep { cell: 0, raw_bits }),
-            Some(Codebook(rung)) => survey_codebooks(source, &spec, &options)
-                .expect("valid input")
-                .expect("weights that codebooks can hold")
-                .coding(GridStep { cell: usize::from(rung % 4), raw_bits: rung / 4 }),
-            Some(Mantissa(_)) | None => {
-                survey(source, &spec, &options).expect("valid input").coding(mantissa_bits)
-            }
-        };
+        let options = EncodeOptions { mantissa_bits: rounding.mantissa_bits(), ..EncodeOptions::default() };
+        let coding = rounding.coding(source, &spec, &options);
         let mut blob = codec::encode_as(source, &spec, options.block_len, &coding).expect("surveyed input");
         let expected = codec::decode(&blob).expect("own blob");
-        if let Some(form) = form.filter(|form| !form.layers.is_empty()) {
-            blob = layer(&blob, form.layers).expect("own blob").expect("raw bits beyond the first layer");
+        if !layers.is_empty() {
+            blob = layer(&blob, layers).expect("own blob").expect("raw bits beyond the first layer");
         }
         let decoder = Decoder::with_backend(&blob, Backend::active()).expect("own blob");
         let mut side = Side {
@@ -177,8 +147,9 @@ impl Rates {
 fn measure(dtype: Dtype, rounds: usize, repeats: usize) -> Vec<Value> {
     let source = weights(WEIGHTS, dtype, dtype);
     let forms: Vec<&Form> = FORMS.iter().filter(|form| form.dtype == dtype).collect();
-    let mut lossless = Side::new(&source, dtype, None);
-    let mut sides: Vec<Side> = forms.iter().map(|form| Side::new(&source, dtype, Some(form))).collect();
+    let mut lossless = Side::new(&source, dtype, Lossless, &[]);
+    let mut sides: Vec<Side> =
+        forms.iter().map(|form| Side::new(&source, dtype, form.rounding, form.layers)).collect();
     let (mut exact, mut all) = (Rates::default(), Vec::new());
     all.resize_with(forms.len(), Rates::default);
     for round in 0..=rounds {
@@ -254,10 +225,6 @@ fn main() {
             Backend::active().name,
         );
         let table = json!({"title": "Rounded weights, in cache", "columns": TITLES, "rows": rows});
-        let found = json!({"about": [about], "tables": [table]});
-        if let Err(error) = std::fs::write(path, format!("{found}\n")) {
-            eprintln!("could not write {path}: {error}");
-            std::process::exit(1);
-        }
+        write_report(path, &about, &table);
     }
 }
