@@ -317,10 +317,9 @@ impl Decoder {
             if !part.is_whole() {
                 return Ok(false);
             }
-            records.push(Record::default());
-            if let Some(record) = records.last_mut() {
-                self.find(blob, &part, record);
-            }
+            let mut record = Record::default();
+            self.find(blob, &part, &mut record);
+            records.push(record);
         }
         let done =
             SCRATCH.with_borrow_mut(|(scratch, _)| with(self.backend, &self.tables, &records, scratch, x, y));

@@ -207,6 +207,8 @@ pub(super) const LAYERED_F16: u8 = LAYERED | F16;
 pub(super) const LAYERED_BF16: u8 = LAYERED | BF16;
 pub(super) const PAIRS: u8 = 8;
 pub(super) const MARKS: u8 = 16;
+pub(super) const NONE_PAIRS: u8 = NONE | PAIRS;
+pub(super) const F32_MARKS: u8 = F32 | MARKS;
 /// The bits of a kind that say which dtype its grid has.
 pub(super) const ON_GRID: u8 = 3;
 
@@ -219,7 +221,11 @@ pub(super) fn kind(record: &Record<'_>, first: &First<'_>) -> (u8, u8) {
         Some(Dtype::Bf16) => BF16,
     };
     match &record.layers {
-        None => (kind | first.codes(), record.m),
+        None => match (kind, first.codes()) {
+            (NONE, PAIRS) => (NONE_PAIRS, record.m),
+            (F32, MARKS) => (F32_MARKS, record.m),
+            _ => (kind, record.m),
+        },
         Some(layers) => (kind | LAYERED, layers.bits(record.m)),
     }
 }

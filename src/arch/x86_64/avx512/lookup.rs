@@ -32,18 +32,16 @@ pub(super) fn write_few<const STREAM: bool>(
     first: First<'_>,
     out: &mut [u16],
 ) -> Result<bool, BadRecord> {
-    const MARKS: u8 = grid::F32 | grid::MARKS;
-    const OTHERS: u8 = grid::F32;
     let (of, are_marks) = ((levels, first), first.codes() == grid::MARKS);
     match (record.m, are_marks) {
-        (0, true) => write_looked_up::<1, 1, STREAM, MARKS>(tables, record, of, out),
-        (0, false) => write_looked_up::<1, 1, STREAM, OTHERS>(tables, record, of, out),
-        (1, true) => write_looked_up::<2, 1, STREAM, MARKS>(tables, record, of, out),
-        (1, false) => write_looked_up::<2, 1, STREAM, OTHERS>(tables, record, of, out),
-        (2, true) => write_looked_up::<3, 1, STREAM, MARKS>(tables, record, of, out),
-        (2, false) => write_looked_up::<3, 1, STREAM, OTHERS>(tables, record, of, out),
-        (3, true) => write_looked_up::<4, 2, STREAM, MARKS>(tables, record, of, out),
-        (3, false) => write_looked_up::<4, 2, STREAM, OTHERS>(tables, record, of, out),
+        (0, true) => write_looked_up::<1, 1, STREAM, { grid::F32_MARKS }>(tables, record, of, out),
+        (0, false) => write_looked_up::<1, 1, STREAM, { grid::F32 }>(tables, record, of, out),
+        (1, true) => write_looked_up::<2, 1, STREAM, { grid::F32_MARKS }>(tables, record, of, out),
+        (1, false) => write_looked_up::<2, 1, STREAM, { grid::F32 }>(tables, record, of, out),
+        (2, true) => write_looked_up::<3, 1, STREAM, { grid::F32_MARKS }>(tables, record, of, out),
+        (2, false) => write_looked_up::<3, 1, STREAM, { grid::F32 }>(tables, record, of, out),
+        (3, true) => write_looked_up::<4, 2, STREAM, { grid::F32_MARKS }>(tables, record, of, out),
+        (3, false) => write_looked_up::<4, 2, STREAM, { grid::F32 }>(tables, record, of, out),
         _ => Ok(false),
     }
 }

@@ -401,15 +401,6 @@ fn bits_at(bytes: &[u8], from: usize) -> u64 {
     word >> shift | next >> shift << 8
 }
 
-/// The same from byte `at` on.
-#[inline]
-fn word_at(bytes: &[u8], at: usize) -> u64 {
-    match bytes.get(at..).and_then(|bytes| bytes.first_chunk::<8>()) {
-        Some(word) => u64::from_le_bytes(*word),
-        None => last_bits_at(bytes, at * 8),
-    }
-}
-
 #[cold]
 #[inline(never)]
 fn last_bits_at(bytes: &[u8], from: usize) -> u64 {
@@ -452,7 +443,7 @@ fn expand_chain<const R: usize, const FEW: bool>(
     }
     let (n, start) = (planes[0].n as usize, planes[0].at as usize);
     for at in (0..n).step_by(64) {
-        let mut escaped = word_at(tail, start + at / 8) & lanes(n - at);
+        let mut escaped = bits_of(&tail[start + at / 8..]) & lanes(n - at);
         let mut named = symbols[0];
         for i in 1..R {
             named = _mm512_mask_mov_epi8(named, escaped, symbols[i]);

@@ -486,25 +486,17 @@ macro_rules! for_kinds {
     ($kind:expr, $f:ident, [$($generic:tt),*], $arguments:tt) => {{
         use $crate::arch::x86_64::avx512::{grid, whole::for_bits};
         let (kind, m) = $kind;
-        const PAIRS: u8 = grid::NONE | grid::PAIRS;
-        const MARKS: u8 = grid::F32 | grid::MARKS;
         match kind {
-            PAIRS => for_bits!(23, m, $f, [$($generic,)* PAIRS], $arguments),
-            MARKS => for_bits!(15, m, $f, [$($generic,)* MARKS], $arguments),
-            _ => match kind & !(grid::PAIRS | grid::MARKS) {
-                grid::NONE => for_bits!(23, m, $f, [$($generic,)* { grid::NONE }], $arguments),
-                grid::F32 => for_bits!(15, m, $f, [$($generic,)* { grid::F32 }], $arguments),
-                grid::F16 => for_bits!(15, m, $f, [$($generic,)* { grid::F16 }], $arguments),
-                grid::BF16 => for_bits!(15, m, $f, [$($generic,)* { grid::BF16 }], $arguments),
-                grid::LAYERED => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED }], $arguments),
-                grid::LAYERED_F32 => {
-                    for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F32 }], $arguments)
-                }
-                grid::LAYERED_F16 => {
-                    for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F16 }], $arguments)
-                }
-                _ => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_BF16 }], $arguments),
-            },
+            grid::NONE => for_bits!(23, m, $f, [$($generic,)* { grid::NONE }], $arguments),
+            grid::NONE_PAIRS => for_bits!(23, m, $f, [$($generic,)* { grid::NONE_PAIRS }], $arguments),
+            grid::F32 => for_bits!(15, m, $f, [$($generic,)* { grid::F32 }], $arguments),
+            grid::F32_MARKS => for_bits!(15, m, $f, [$($generic,)* { grid::F32_MARKS }], $arguments),
+            grid::F16 => for_bits!(15, m, $f, [$($generic,)* { grid::F16 }], $arguments),
+            grid::BF16 => for_bits!(15, m, $f, [$($generic,)* { grid::BF16 }], $arguments),
+            grid::LAYERED => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED }], $arguments),
+            grid::LAYERED_F32 => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F32 }], $arguments),
+            grid::LAYERED_F16 => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_F16 }], $arguments),
+            _ => for_bits!(bytes, m, $f, [$($generic,)* { grid::LAYERED_BF16 }], $arguments),
         }
     }};
 }
