@@ -13,8 +13,8 @@ const ROWS_A_CHUNK: usize = 64;
 /// Rows of `X` up to which the kernels of [`crate::arch::dense`] are faster than a gemm, which packs the weight
 /// first: of a weight in tiles, and of one stored row by row.
 const FEW_ROWS: (usize, usize) = (64, 8);
-/// Rows of `X` up to which sums are split along `K` when there are fewer pieces than threads.
-const SPLIT_ROWS: usize = 16;
+/// Rows of `X` up to which a weight that is stored row by row is decoded in pieces for the nearest cache.
+const NEAR_ROWS: usize = 16;
 /// Steps along `K` that are summed up one by one before the sum is added to the output. ONNX Runtime's kernel for
 /// a constant matrix takes as many: so, with column tiles, outputs are its own bit for bit.
 const GROUP: usize = 256;
@@ -30,11 +30,13 @@ pub(crate) fn group(dtype: Dtype, host: HostVersion) -> usize {
 }
 
 /// The most partial sums, in floats, that parts of `K` may take.
-const PARTIAL: usize = 1 << 17;
+const PARTIAL: usize = 1 << 18;
 /// Weights decoded at a time where the weight is read once (one row of `X`): they stay in the nearest cache.
 const NEAR: usize = 1 << 14;
 /// The same where many rows of `X` read them again: they stay in a core's own cache.
 const FAR: usize = 1 << 16;
+/// Weights of a piece that ends within a block, which then is decoded for both pieces that have some of it.
+const SHARED: usize = 1 << 17;
 /// The same for rows that are turned into columns, where wide pieces pay; the rest of the scratch is for the
 /// rows before they are turned.
 const TURNED: usize = 3 << 16;
@@ -42,7 +44,7 @@ const TURNED: usize = 3 << 16;
 const TURN_FROM: usize = 64;
 /// The least width at which a turned piece is worth its while.
 const TURN_WIDTH: usize = 16;
-/// The least weights that a thread should be given.
+/// The least weights that a thread should be given, with one row of `X`.
 const LEAST: usize = 1 << 15;
 
 /// Whether decoding so many weights and multiplying so many elements is better done on this thread alone.
@@ -79,6 +81,8 @@ pub(crate) struct Plan {
     pub row_parts: usize,
     /// Of a row-major weight: rows that are decoded and turned into columns at a time, 0 for no turning.
     pub strip: usize,
+    /// Of a row-major weight whose pieces are not of whole blocks: weights that are decoded at a time, 0 for whole pieces.
+    pub stream: usize,
 }
 
 impl Plan {
@@ -93,7 +97,7 @@ impl Plan {
     ) -> Plan {
         let weights = k.saturating_mul(n);
         let alone = threads <= 1 || is_small(weights, weights.saturating_mul(m));
-        let (mut width, mut depth, mut strip) = (1, k, 0);
+        let (mut width, mut depth, mut strip, mut stream) = (1, k, 0, 0);
         match form {
             Form::Tiles(tile) => {
                 width = tile.min(n);
@@ -110,22 +114,28 @@ impl Plan {
                     width = align((TURNED / k).min(128).min(share), unit).clamp(1, n);
                     strip = align((NEAR / k).max(4).min((CAPACITY - TURNED) / k), unit).clamp(1, width);
                 } else {
-                    let target = if m <= SPLIT_ROWS { NEAR } else { FAR };
-                    let most = CAPACITY / k;
-                    width = align((target / k).max(32).min(most).min(share), unit).clamp(1, n);
+                    let target = if m <= NEAR_ROWS { NEAR } else { FAR };
+                    let rows = |target: usize| (target / k).max(32).min(CAPACITY / k).min(share).clamp(1, n);
+                    width = align(rows(target), unit).max(1);
+                    if is_few(m, true) && width < unit && width < n && k <= CAPACITY - NEAR {
+                        stream = NEAR.max(block);
+                        let pieces = n.div_ceil(rows(SHARED));
+                        width = n.div_ceil(if alone { pieces } else { pieces.next_multiple_of(threads) });
+                    }
                 }
             }
         }
         let pieces = n.div_ceil(width);
         let group = if matches!(form, Form::Tiles(_)) { group / depth * depth } else { depth };
-        let mut plan = Plan { width, depth, group, depth_parts: 1, row_parts: 1, strip };
+        let mut plan = Plan { width, depth, group, depth_parts: 1, row_parts: 1, strip, stream };
         if alone || pieces >= 4 * threads {
             return plan;
         }
         if m >= 2 * ROWS_A_CHUNK {
             plan.row_parts = parts(pieces, threads, m / ROWS_A_CHUNK, DECODE, m as f64);
-        } else if m <= SPLIT_ROWS && matches!(form, Form::Tiles(_)) && k / group * m * n <= PARTIAL {
-            let most = (k / group).min(k * width / LEAST).min(threads);
+        } else if matches!(form, Form::Tiles(_)) && k.div_ceil(group) * m * n <= PARTIAL {
+            let work = (k * width) as f64 * (DECODE + m as f64) / (DECODE + 1.0);
+            let most = k.div_ceil(group).min((work / LEAST as f64) as usize).min(threads);
             plan.depth_parts = parts(pieces, threads, most, 1.0, DECODE + m as f64);
         }
         plan
@@ -179,6 +189,7 @@ mod tests {
                         assert!(p.depth_parts <= k && p.row_parts <= m, "{form:?} {m} {k} {n}: {p:?}");
                         assert!(form != Form::Rows || p.depth == k || p.width == 1);
                         assert!(p.group.is_multiple_of(p.depth));
+                        assert!(p.stream == 0 || (p.stream + k <= CAPACITY && p.depth == k && p.strip == 0));
                     }
                 }
             }
@@ -191,6 +202,14 @@ mod tests {
         assert_eq!(p.depth * 256 % 4096, 0);
         let p = Plan::new(Form::Rows, (1, 384, 1536), GROUP, 4096, 2);
         assert_eq!(p.width * 384 % 4096, 0);
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_blocks_are_streamed() {
+        let p = Plan::new(Form::Rows, (1, 257, 512), GROUP, 4096, 2);
+        assert!(p.width == 256 && p.stream > 0, "{p:?}");
+        assert_eq!(Plan::new(Form::Rows, (1, 256, 512), GROUP, 4096, 2).stream, 0);
+        assert_eq!(Plan::new(Form::Rows, (100, 257, 512), GROUP, 4096, 2).stream, 0);
     }
 
     #[test]
@@ -208,5 +227,7 @@ mod tests {
         let p = Plan::new(Form::Tiles(128), (1, 4096, 512), GROUP, 4096, 16);
         assert!(p.depth_parts > 1, "{p:?}");
         assert_eq!(Plan::new(Form::Tiles(128), (1, 64, 64), GROUP, 4096, 16).depth_parts, 1);
+        // Three pieces, of a good many rows, on two threads.
+        assert_eq!(Plan::new(Form::Tiles(128), (32, 384, 384), GROUP, 4096, 2).depth_parts, 2);
     }
 }

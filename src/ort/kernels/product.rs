@@ -286,14 +286,19 @@ impl Product<'_> {
             true => (self.first_row + columns.start) * self.k + row,
             false => columns.start * self.height + (self.first_row + row) * width,
         };
-        let fused = few == Some(1)
+        let mut done = few == Some(1)
             && weight.multiply(
                 first_slot(depth.start),
                 self.transposed,
                 self.row(rows.start, &depth),
                 &mut sums,
             )?;
-        for start in depth.clone().step_by(plan.depth).filter(|_| !fused) {
+        if !done && few.is_some() && plan.stream > 0 && !weight.is_kept() {
+            let slots = first_slot(0)..first_slot(0) + width * self.k;
+            self.multiply_streamed(weight, slots, plan.stream, rows.clone(), &mut sums)?;
+            done = true;
+        }
+        for start in depth.clone().step_by(plan.depth).filter(|_| !done) {
             let step = start..(start + plan.depth).min(depth.end);
             let add = add || step.start > depth.start;
             let mut multiply = |values: &[f32], transposed: bool| {
@@ -327,6 +332,43 @@ impl Product<'_> {
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y = if add { *y + sum } else { *sum });
         }
         Ok(())
+    }
+
+    /// Adds the product of some rows of `X` and the rows of a row-major weight in `slots` to `sums`, row by row. So many
+    /// weights are decoded at a time, whole blocks where rows of the weight are not.
+    fn multiply_streamed(
+        &self,
+        weight: &Bound<'_>,
+        slots: Range<usize>,
+        at_a_time: usize,
+        rows: Range<usize>,
+        sums: &mut [f32],
+    ) -> Result<()> {
+        let (k, width, block) = (self.k, slots.len() / self.k, weight.header().block_len as usize);
+        scratch::with(k + at_a_time, |values| {
+            // Weights of a row that is not complete yet, and complete rows before it.
+            let (mut held, mut column) = (0, 0);
+            let mut next = slots.start;
+            while next < slots.end {
+                let end = ((next + at_a_time) / block * block).min(slots.end);
+                weight.decode(next, &mut values[held..held + end - next])?;
+                held += end - next;
+                next = end;
+                let complete = held / k;
+                let decoded = &values[..complete * k];
+                for (row, sums) in rows.clone().zip(sums.chunks_mut(width)) {
+                    dense::accumulate_dots(
+                        &mut sums[column..column + complete],
+                        self.row(row, &(0..k)),
+                        decoded,
+                    );
+                }
+                values.copy_within(complete * k..held, 0);
+                held -= complete * k;
+                column += complete;
+            }
+            Ok(())
+        })
     }
 
     /// Decodes whole rows of a row-major weight, from slot `first` on, and turns them into the columns that
