@@ -19,6 +19,8 @@ constexpr u32 PASS_SLOTS = NZ_MAX_BLOCK_LENGTH / PASSES;
 // Codes of tier 1 that a warp decodes at once: sixteen lanes have a group, a lane four neighbours in each stride.
 constexpr u32 TAIL_SLOTS = 2 * GROUP_SLOTS;
 constexpr u32 TAIL_LANES = 16;
+// And those that it decodes at once with a byte of the plane a lane.
+constexpr u32 LAST_SLOTS = 4 * 32;
 
 // The lowest bit of each byte on top of the others.
 NZ_DEVICE u32 turned(u32 bytes) { return select_bits(127 * ONES, bytes >> 1, bytes << 7); }
@@ -143,6 +145,25 @@ NZ_DEVICE void decode_tail_groups(const LeanPlace& place, u32 symbols, const u8*
     }
 }
 
+// The same of the last codes, LAST_SLOTS at most: a lane has a code of each stride.
+NZ_DEVICE void decode_last_codes(const LeanPlace& place, u32 symbols, const u8* plane, u32 first, u32 n, u32& rank) {
+    const u32 stride = (n - first + 3) / 4;
+    const bool is_there = lane_id() < stride;
+    const u32 codes = is_there ? plane[first / 4 + lane_id()] : 0, lanes_before = (1U << lane_id()) - 1;
+    u8* to = shared_at(place.tail + first + lane_id());
+#pragma unroll
+    for (u32 s = 0; s < 4; ++s) {
+        const bool is_escape = (~codes & 3U << 2 * s) == 0;
+        const u32 escapes = __ballot_sync(ALL_LANES, is_escape);
+        u32 symbol = select_bytes(symbols, 0, codes >> 2 * s & 3);
+        if (is_escape) symbol = *shared_at(rank + __popc(escapes & lanes_before));
+        // The last stride may have up to three that there are not, which are in the padding.
+        if (is_there) *to = (u8)symbol;
+        rank += __popc(escapes);
+        to += stride;
+    }
+}
+
 // Eight neighbours' symbols of stride `S`: those of `symbols`, or of the escapes in front of which `before` and `rank`
 // tell.
 template <u32 S>
@@ -201,7 +222,11 @@ NZ_DEVICE bool decode_lean_tail(const LeanPlace& place, u32 symbols, u32 at, u32
     for (; first + TAIL_SLOTS <= n; first += TAIL_SLOTS) {
         decode_tail_groups<true>(place, symbols, place.record + at, first, n, rank);
     }
-    if (first < n) decode_tail_groups<false>(place, symbols, place.record + at, first, n, rank);
+    if (n - first > LAST_SLOTS) {
+        decode_tail_groups<false>(place, symbols, place.record + at, first, n, rank);
+    } else if (first < n) {
+        decode_last_codes(place, symbols, place.record + at, first, n, rank);
+    }
     const u32 count = rank - start;
     return count <= end - literals && end - literals - count <= 3;
 }
