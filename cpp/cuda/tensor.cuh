@@ -34,49 +34,50 @@ struct DiagonalSums {
     const u8* x;  // where the pass's first eight weights of this lane are multiplied with X
     float upper[4], lower[4];
 
-    template <u32 P, u32 S>
+    template <u32 P, u32 S, u32 E>
     NZ_DEVICE void take(const u32 words[4]) {
-        const Vector16 eight = *(const Vector16*)(x + S * STRIDE * 2);
+        const Vector16 eight = *(const Vector16*)(x + (S * STRIDE + E * 8) * 2);
         multiply_add(upper, eight.word, words[0], words[2]);
         multiply_add(lower, eight.word, words[1], words[3]);
     }
 
-    // Stores the sum over `lanes` of them, 16 or 32, and starts again.
-    NZ_DEVICE void flush(u32 lanes, float* partial) {
+    // Stores the sum over `LANES` of them, 8 or 32, and starts again.
+    template <u32 LANES>
+    NZ_DEVICE void flush(float* partial) {
         // Column g of rows g and g + 8 is lane 4 g + g / 2's.
         const float own = (lane_id() & 4) != 0 ? upper[1] + lower[3] : upper[0] + lower[2];
         float sum = (lane_id() & 3) == lane_id() >> 3 ? own : 0;
 #pragma unroll
-        for (u32 step = 1; step < 16; step <<= 1) sum += __shfl_xor_sync(ALL_LANES, sum, step);
-        if (lanes == 32) sum += __shfl_xor_sync(ALL_LANES, sum, 16);
-        if (lane_id() % lanes == 0) *partial = sum;
+        for (u32 step = 1; step < LANES; step <<= 1) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+        if (lane_id() % LANES == 0) *partial = sum;
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) upper[i] = lower[i] = 0;
     }
 };
 
-// A block and a row of X. `IS_ONE`: rows of W are whole blocks, and there is one sum; else one for each chunk, half a
-// pass, which is in one row.
+// What a warp has of a block where it has no more of X than a row.
+typedef LeanLanes<4, 1, WINDOWS> RowLanes;
+
+// A block and a row of X. `IS_ONE`: rows of W are whole blocks, and there is one sum; else one for each chunk, two
+// groups, which is in one row.
 template <bool IS_ONE>
 struct RowPasses {
     const NzCudaProduct& job;
-    u32 chunk;  // of this half of the warp
+    u32 chunk;  // of these two groups
     float* partial;
     DiagonalSums sums;
 
     NZ_DEVICE RowPasses(const NzCudaProduct& product, u32 block)
-        : job(product), chunk(block * BLOCK_CHUNKS + lane_id() / 16),
+        : job(product), chunk(block * BLOCK_CHUNKS + lane_id() / CHUNK_LANES),
           partial(product.partial + (IS_ONE ? block : chunk)), sums{} {
         find_x();
     }
 
     template <u32 BITS>
-    NZ_DEVICE void add(const Lean& lean) {
+    NZ_DEVICE void add(const RowLanes& lean) {
         add_pass<0, BITS>(lean);
         add_pass<1, BITS>(lean);
-        add_pass<2, BITS>(lean);
-        add_pass<3, BITS>(lean);
-        if (IS_ONE) sums.flush(32, partial);
+        if (IS_ONE) sums.template flush<32>(partial);
     }
 
     // Of a damaged block.
@@ -86,16 +87,18 @@ struct RowPasses {
 
   private:
     static constexpr u32 BLOCK_CHUNKS = NZ_MAX_BLOCK_LENGTH / NZ_CUDA_WARP_SLOTS;
+    static constexpr u32 PASS_CHUNKS = RowLanes::PASS_SLOTS / NZ_CUDA_WARP_SLOTS;
+    static constexpr u32 CHUNK_LANES = 32 / PASS_CHUNKS;
 
     template <u32 P, u32 BITS>
-    NZ_DEVICE void add_pass(const Lean& lean) {
+    NZ_DEVICE void add_pass(const RowLanes& lean) {
         lean.give<P, BITS>(sums);
         if (IS_ONE) {
-            sums.x += PASS_SLOTS * 2;
+            sums.x += RowLanes::PASS_SLOTS * 2;
             return;
         }
-        sums.flush(16, partial + P * (PASS_SLOTS / NZ_CUDA_WARP_SLOTS));
-        chunk += PASS_SLOTS / NZ_CUDA_WARP_SLOTS;
+        sums.template flush<CHUNK_LANES>(partial + P * PASS_CHUNKS);
+        chunk += PASS_CHUNKS;
         find_x();
     }
 
@@ -103,13 +106,13 @@ struct RowPasses {
     NZ_DEVICE void find_x() {
         u32 in_row = chunk - __umulhi(chunk, job.row_reciprocal) * job.row_chunks;
         if (in_row >= job.row_chunks) in_row -= job.row_chunks;
-        const u32 in_chunk = lane_id() / GROUP_LANES % 2 * GROUP_SLOTS + first_in_stride();
+        const u32 in_chunk = lane_id() / 4 % 2 * GROUP_SLOTS + lane_id() % 4 * 16;
         sums.x = (const u8*)job.x + (u64)(in_row * NZ_CUDA_WARP_SLOTS + in_chunk) * 2;
     }
 };
 
 template <bool IS_ONE>
-NZ_DEVICE void multiply_opened(const NzCudaProduct& job, const Lean& lean, bool is_whole, u32 block) {
+NZ_DEVICE void multiply_opened(const NzCudaProduct& job, const RowLanes& lean, bool is_whole, u32 block) {
     RowPasses<IS_ONE> passes(job, block);
     if (!is_whole) {
         if (lane_id() == 0) atomicOr(job.status, NZ_CUDA_DAMAGED_RECORD);
@@ -127,7 +130,7 @@ NZ_DEVICE void multiply_opened(const NzCudaProduct& job, const Lean& lean, bool 
 NZ_DEVICE void multiply_row(const NzCudaProduct& job, u8* memory) {
     const u32 blocks = (u32)(job.weight.elements / NZ_MAX_BLOCK_LENGTH);
     const u32 wanted = blockIdx.x * (NZ_CUDA_LEAN_THREADS / 32) + warp_id(), block = smaller(wanted, blocks - 1);
-    Lean lean;
+    RowLanes lean;
     const bool is_whole = open_lean(job.weight, block, NZ_CUDA_LEAN_THREADS / 32, memory, lean);
     if (wanted >= blocks) return;
     if (job.block_chunks == 1) {

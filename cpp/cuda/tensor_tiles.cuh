@@ -139,7 +139,7 @@ struct ColumnSums {
 };
 
 // Lanes as ColumnSums wants them.
-typedef LeanLanes<4> LeanColumns;
+typedef LeanLanes<8, 4, BYTES> LeanColumns;
 
 template <u32 BITS, class Sums>
 NZ_DEVICE void take_block(const LeanColumns& lean, Sums& sums) {

@@ -424,6 +424,11 @@ pub(super) fn lean_shared(weight: &WeightArguments) -> u32 {
     SELECTORS_SIZE + LEAN_THREADS / 32 * 2 * weight.tail_room
 }
 
+/// The same where each symbol of a tail has a window, of four bytes.
+pub(super) fn lean_shared_of_windows(weight: &WeightArguments) -> u32 {
+    SELECTORS_SIZE + LEAN_THREADS / 32 * 5 * weight.tail_room
+}
+
 pub(super) fn check_address(address: u64, align: u64, what: &str) -> Result<()> {
     if address.is_multiple_of(align) {
         return Ok(());

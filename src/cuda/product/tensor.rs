@@ -2,7 +2,7 @@
 
 mod tiles;
 
-use super::super::job::{DeviceWeight, Kernel, lean_shared};
+use super::super::job::{DeviceWeight, Kernel, lean_shared_of_windows};
 use super::super::layout::{
     LEAN_THREADS, ProductArguments, SELECTORS_SIZE, TENSOR_THREADS, TENSOR_TILE, WARP_SLOTS, WeightArguments,
 };
@@ -90,7 +90,7 @@ pub(super) fn launch(arguments: &ProductArguments, blocks: u32) -> (Kernel, (u32
 pub(super) fn shared(arguments: &ProductArguments, weight: &WeightArguments) -> u32 {
     match arguments.m {
         _ if arguments.is_tiled() => tiles::shared(arguments, weight),
-        1 => lean_shared(weight),
+        1 => lean_shared_of_windows(weight),
         _ => {
             let tails = TENSOR_THREADS / 32 * weight.tail_room;
             SELECTORS_SIZE + tails + tails.max(TENSOR_TILE)
