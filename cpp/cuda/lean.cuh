@@ -2,8 +2,9 @@
 // lane, straight from global memory. Only what is behind tier 0 comes to shared memory.
 //
 // A pass is four groups of 256 slots. As in even.cuh, eight lanes have a group, a lane eight neighbours in each of its
-// four strides of 64; or it is eight groups, and four lanes have each. What is told by four neighbours' codes, which symbols are theirs and how many are escapes, is
-// looked up at once: 256 words in shared memory, a permute's selector with the escapes above it.
+// four strides of 64; or it is eight groups, and four lanes have each. What is told by four neighbours' codes, which
+// symbols are theirs and how many are escapes, is looked up at once: 256 words in shared memory, a permute's selector
+// with the escapes above it.
 //
 // Symbols are bytes with the lowest bit on top: so a bfloat16's upper byte is theirs but for the top bit, and its lower
 // byte has their top bit.
@@ -47,11 +48,14 @@ NZ_DEVICE u8* shared_at(u32 place) {
 #endif
 }
 
-// What `table` says of the four codes that a word has of stride `S`.
+// What `table` says of the four codes that a word has of stride `S`. Those of an even stride, in the lowest bits, want
+// factors four times as great as those of an odd one; which are bytes, unlike four times 64.
 template <u32 S>
 NZ_DEVICE u32 looked_up(u32 table, u32 codes) {
-    const u32 fours = (S == 0 ? codes << 2 : codes >> (2 * S - 2)) & 12 * ONES;
-    return *(const u32*)shared_at(__dp4a(fours, 0x40100401U, table));
+    const u32 pair = S < 2 ? codes : codes >> 4;
+    const u32 place = S % 2 == 0 ? __dp4a(pair & 3 * ONES, 4 * NZ_CUDA_SELECTOR_FACTORS, table)
+                                 : __dp4a(pair & 12 * ONES, NZ_CUDA_SELECTOR_FACTORS, table);
+    return *(const u32*)shared_at(place);
 }
 
 // The escapes that words of the table have, or sums of two, one for each stride: a byte each. Sums of four words have a
@@ -94,7 +98,7 @@ NZ_DEVICE u32 escapes_before(u32 counts, u32& group) {
     return all * (ONES << 8) + sums - counts;
 }
 
-// Puts a symbol at the end of `to` where it belongs: in its own window, and in those of the three before.
+// Puts a symbol where it belongs: in its own window, and in those of the three before.
 NZ_DEVICE void put_in_windows(u8* window, u8 symbol) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) window[-3 * i] = symbol;
@@ -378,19 +382,19 @@ struct LeanLanes {
 
         // Behind the table, not from constants: permutes do not take registers of the warp, and would copy them each
         // time.
-        const Vector8 tables = ((const Vector8*)weight.selectors)[NZ_CUDA_SELECTORS_SIZE / 8];
-        symbols = tables.word[0];
+        const u32* const tables = weight.selectors + NZ_CUDA_SELECTORS_SIZE / 4;
         m = info.m;
         heads = place.record + NZ_MAX_BLOCK_LENGTH / 4;
         // Header::parse has seen to it that `at` is in the record.
         const u32 at = NZ_MAX_BLOCK_LENGTH / 4 + NZ_MAX_BLOCK_LENGTH / 8 * (info.m + 1U), end = info.record * 4U;
-        const bool is_whole = n == 0 ? end - at <= 3 : decode_lean_tail<TAILS>(place, tables.word[1], at, end, n);
+        const bool is_whole = n == 0 ? end - at <= 3 : decode_lean_tail<TAILS>(place, tables[1], at, end, n);
         __syncwarp();
+        symbols = tables[0];  // not before: the tail wants all registers that there are
         return is_whole;
     }
 
-    // Gives pass `P` to `sink`: eight neighbours of each stride, or twice eight, as four words of two bfloat16. `BITS` is what kind()
-    // says.
+    // Gives pass `P` to `sink`: eight neighbours of each stride, or twice eight, as four words of two bfloat16. `BITS`
+    // is what kind() says.
     template <u32 P, u32 BITS, class Sink>
     NZ_DEVICE void give(Sink& sink) const {
         give_half<P, BITS, 0>(sink);
@@ -572,8 +576,8 @@ NZ_DEVICE LeanPlace lean_place(const NzCudaWeight& weight, const NzCudaBlock& in
 
 // Brings the table of codes to shared memory. Others read it behind a barrier.
 NZ_DEVICE void stage_selectors(const NzCudaWeight& weight, u8* memory) {
-    if (threadIdx.x < NZ_CUDA_SELECTORS_SIZE / 8) {
-        ((Vector8*)memory)[threadIdx.x] = ((const Vector8*)weight.selectors)[threadIdx.x];
+    if (threadIdx.x < NZ_CUDA_SELECTORS_SIZE / 16) {
+        ((Vector16*)memory)[threadIdx.x] = ((const Vector16*)weight.selectors)[threadIdx.x];
     }
 }
 

@@ -25,7 +25,9 @@
  * bytes, and as much again for each row that the kernel takes; literals take the place of both before. */
 #define NZ_CUDA_TENSOR_SQUARE 33792
 /* Bytes of the table that four codes are looked up in: a word for each byte of codes. */
-#define NZ_CUDA_SELECTORS_SIZE 1024
+#define NZ_CUDA_SELECTORS_SIZE 1696
+/* Where in it the word of four codes is: the sum of codes times these, a byte each, the first code's in the lowest. */
+#define NZ_CUDA_SELECTOR_FACTORS 0x3c341c01U
 
 /* Bytes of shared memory behind record and tails: escapes by tier and warp, and a verdict; then which units the block has. */
 #define NZ_CUDA_COUNTS_SIZE 144
@@ -109,7 +111,7 @@ typedef struct NzCudaWeight {
     unsigned int known_bits; /* on a grid: raw bits that are known; k, if there are no layers */
     unsigned int padding;
     /* With two tiers of 2-bit codes, transform 1, blocks of NZ_MAX_BLOCK_LENGTH bfloat16 weights, all of them whole:
-     * NZ_CUDA_SELECTORS_SIZE bytes, else null. The word of four codes, the first in the lowest bits, has a half byte for each: the code or, of an
+     * NZ_CUDA_SELECTORS_SIZE bytes, aligned to 16, else null. The word of four codes (NZ_CUDA_SELECTOR_FACTORS) has a half byte for each: the code or, of an
      * escape, 4 and the escapes before it; above them a byte with the escapes, and one with eight times as many. Behind
      * it the symbols of both tiers, 4 bytes each, the lowest bit of each on top. */
     const unsigned int *selectors;

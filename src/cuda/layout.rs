@@ -15,7 +15,9 @@ pub(super) const TENSOR_THREADS: u32 = 512;
 pub(super) const TENSOR_TILE: u32 = 17_408;
 pub(super) const TENSOR_SQUARE: u32 = 33_792;
 /// `NZ_CUDA_SELECTORS_SIZE`.
-pub(super) const SELECTORS_SIZE: u32 = 1024;
+pub(super) const SELECTORS_SIZE: u32 = 1696;
+/// `NZ_CUDA_SELECTOR_FACTORS`.
+pub(super) const SELECTOR_FACTORS: u32 = 0x3c34_1c01;
 /// Bytes of shared memory for counts of escapes, a verdict, and which units the block has.
 pub(super) const COUNTS_SIZE: usize = 144 + 16;
 /// Bytes behind a record or tail in shared memory.

@@ -177,7 +177,7 @@ fn missing_barriers_are_caught() {
     assert_eq!(lean.kernel, "nz_decode_lean_bfloat16");
     assert!(!is_caught(&intact, &lean, &lean_src, 0..12));
     assert_eq!(count("cuda/lean.cuh"), 1, "all barriers are tried below");
-    for (call, nth) in [(barrier, 0), ("__syncwarp();", 1)] {
+    for (call, nth) in [(barrier, 0), ("__syncwarp();", 3)] {
         let program = Sources::copy().plant("cuda/lean.cuh", call, nth, "").build(&["-O0"]);
         assert!(is_caught(&program, &lean, &lean_src, 0..60), "{call} of lean.cuh");
     }

@@ -1,17 +1,26 @@
 //! What of a header is put beside a blob in device memory.
 
-use super::super::layout::BlockEntry;
+use super::super::layout::{BlockEntry, SELECTOR_FACTORS, SELECTORS_SIZE};
 use crate::format::{Header, Layer};
 
 /// What four codes of 2 bits are looked up in: a half byte for each, the code or, of an escape, 4 and the escapes before it; from
 /// bit 16 on the escapes, and from bit 24 on eight times as many.
-fn selectors() -> impl Iterator<Item = u32> {
-    (0..256u32).map(|codes| {
-        (0..4).fold(0, |entry, i| {
+fn selectors() -> Vec<u32> {
+    let mut table = vec![0; SELECTORS_SIZE as usize / 4];
+    for codes in 0..256u32 {
+        let entry = (0..4).fold(0, |entry, i| {
             let (code, escapes) = (codes >> (2 * i) & 3, entry >> 16 & 255);
             if code == 3 { (entry | (4 + escapes) << (4 * i)) + 0x0801_0000 } else { entry | code << (4 * i) }
-        })
-    })
+        });
+        table[selector_of(codes)] = entry;
+    }
+    table
+}
+
+/// Where in the table four codes are, the first in the lowest bits: no two are in one place.
+fn selector_of(codes: u32) -> usize {
+    let factors = SELECTOR_FACTORS.to_le_bytes();
+    (0..4).map(|i| (codes >> (2 * i) & 3) as usize * usize::from(factors[i])).sum()
 }
 
 /// The symbols of the first two tiers, with the lowest bit of each on top.
@@ -42,7 +51,7 @@ impl Table {
     pub fn new(header: &Header, depth: usize, blocks: &[BlockEntry], is_lean: bool) -> Self {
         let mut table = Table::of_blocks(blocks);
         if is_lean {
-            table.selectors = Some(table.add(selectors().flat_map(u32::to_le_bytes)));
+            table.selectors = Some(table.add(selectors().into_iter().flat_map(u32::to_le_bytes)));
             table.add(turned_symbols(header));
         }
         if depth > 0 {
@@ -88,14 +97,19 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::selectors;
+    use super::{selector_of, selectors};
 
     #[test]
     fn codes_name_symbols_and_escapes_in_order() {
-        let table: Vec<u32> = selectors().collect();
-        assert_eq!(table[0], 0);
-        assert_eq!(table[0b11_00_10_01], 0x0801_4021);
-        assert_eq!(table[0b11_01_11_11], 0x1803_6154);
-        assert_eq!(table[255], 0x2004_7654);
+        let table = selectors();
+        let of_codes = |codes| table[selector_of(codes)];
+        assert_eq!(of_codes(0), 0);
+        assert_eq!(of_codes(0b11_00_10_01), 0x0801_4021);
+        assert_eq!(of_codes(0b11_01_11_11), 0x1803_6154);
+        assert_eq!(of_codes(255), 0x2004_7654);
+        let mut places: Vec<usize> = (0..256).map(selector_of).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!((places.len(), places[255] + 1), (256, table.len()));
     }
 }
