@@ -304,7 +304,8 @@ def main():
         tables += measure_real(arguments, tool, folder)
     made, sizes = measure_transformers(arguments, tool, folder)
     about = [
-        "Sessions with default options. Latency: the variants of a model take turns in one process; \"of "
+        "Sessions with default options. Latency: the variants of a model take turns in one process, each with "
+        "a run that is not counted and then as many as last 20 ms; \"of "
         "plain\" is the time over that of the plain model in the same round. Memory: each in a process of "
         "its own, after ten runs, above what that process held before it had a session; for the made "
         "transformers above a process that has run the same graph with weights of a few KiB. Error: the "
