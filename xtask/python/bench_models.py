@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Whole models, converted, beside the originals and what ONNX Runtime's own tools make of them.
 
-Resident memory is measured in a process for each model, latency in turns within one process.
+Each session has a process of its own; for latency the processes take turns.
 
 usage: bench_models.py --report OUT.json --tool NZ_ONNX --library LIB --scratch FOLDER
                        [--models FOLDER] [--minilm MODEL.onnx] [--quick]
 """
 
+import contextlib
+import math
 
 import numpy as np
 
@@ -34,6 +36,8 @@ from inputs import known_inputs
 from worker import Worker
 
 RUNS = 10  # before memory is read
+# Shorter runs are repeated until they last so long together, in seconds.
+LEAST = 20e-3
 # What a converted model may hold beside its weights.
 ALLOWANCE = 8
 PLAIN = "plain"
@@ -98,6 +102,32 @@ def resident(path, inputs, library, cache_mib=None):
     return after / MIB, (after - before) / MIB
 
 
+@contextlib.contextmanager
+def processes(sessions, inputs):
+    """A worker that has loaded its session for each of `sessions`, {name: (path, library, MiB of cache)}."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, (path, library, cache_mib) in sessions.items():
+            environment = {"NZ_CACHE_MIB": str(cache_mib)} if cache_mib else {}
+            worker = stack.enter_context(Worker(path, inputs, library=library, environment=environment))
+            worker.load()
+            workers[name] = worker
+        yield workers
+
+
+def latencies(workers, budget):
+    """The seconds that a run takes in each of `workers`, which take turns: in each turn, behind a run that wakes the
+    threads, the median of as many as last LEAST."""
+
+    def turn(worker):
+        # The first runs decide what is kept decoded, where something is.
+        times = max(1, math.ceil(LEAST / worker.run(4)[-1]))
+        return lambda: float(np.median(worker.run(1 + times)[1:]))
+
+    runs = {name: turn(worker) for name, worker in workers.items()}
+    return run_in_turns(runs, budget, least=5, most=25, pause=0.005)
+
+
 def worst_difference(outputs, expected):
     """The largest difference of any output, as a share of that output's largest magnitude."""
     worst = 0.0
@@ -118,8 +148,7 @@ def measure(variants, feeds, folder, budget, bare=None):
     sessions, expected = {}, None
     for variant in (v for v in variants if v.path):
         try:
-            session = Session(variant.path, first, variant.library)
-            outputs = session.outputs()
+            outputs = Session(variant.path, first, variant.library).outputs()
         except Exception as error:
             if variant.library or variant.name == PLAIN:
                 raise
@@ -131,13 +160,11 @@ def measure(variants, feeds, folder, budget, bare=None):
         variant.memory = above if bare is None else whole - bare
         expected = outputs if expected is None else expected
         variant.error = worst_difference(outputs, expected)
-        sessions[variant.name] = session
+        sessions[variant.name] = (variant.path, variant.library, None)
     for name, inputs_of in feeds.items():
-        for session in sessions.values():
-            session.feeds = inputs_of
-        runs = {name: session.seconds for name, session in sessions.items()}
-        # The sessions have threads of their own, which spin for a while after a run.
-        found = run_in_turns(runs, budget, least=5, most=25, pause=0.005)
+        np.savez(inputs, **inputs_of)
+        with processes(sessions, inputs) as workers:
+            found = latencies(workers, budget)
         for variant in variants:
             if variant.path:
                 variant.times[name] = found[variant.name]
@@ -246,16 +273,13 @@ def measure_cache(plain, tool, arguments, folder, feeds, bare):
     np.savez(inputs, **feeds)
     budgets = [int(np.ceil(share * decoded)) for share in CACHED]
     names = [f"{budget} MiB" for budget in budgets]
-    runs = {PLAIN: Session(plain, feeds).seconds}
     memory = {PLAIN: resident(plain, inputs, None)[0] - bare}
+    sessions = {PLAIN: (plain, None, None)}
     for name, budget in zip(names, budgets, strict=True):
-        session = Session(converted, feeds, arguments.library, cache_mib=budget)
-        # The first runs decide what is kept.
-        for _ in range(3):
-            session.outputs()
-        runs[name] = session.seconds
         memory[name] = resident(converted, inputs, arguments.library, budget)[0] - bare
-    times = run_in_turns(runs, 0.1 if arguments.quick else 12, least=5, most=25, pause=0.005)
+        sessions[name] = (converted, arguments.library, budget)
+    with processes(sessions, inputs) as workers:
+        times = latencies(workers, 0.1 if arguments.quick else 12)
     remove(converted)
     rows = [
         [name, value(memory[name]), value(memory[name] / memory[PLAIN], 2), samples(ratios(times[name], times[PLAIN]))]
@@ -304,10 +328,10 @@ def main():
         tables += measure_real(arguments, tool, folder)
     made, sizes = measure_transformers(arguments, tool, folder)
     about = [
-        "Sessions with default options. Latency: the variants of a model take turns in one process, each with "
-        "a run that is not counted and then as many as last 20 ms; \"of "
-        "plain\" is the time over that of the plain model in the same round. Memory: each in a process of "
-        "its own, after ten runs, above what that process held before it had a session; for the made "
+        "Sessions with default options, each in a process of its own. Latency: the processes of a model take turns, "
+        "each with a run that is not counted and then as many as last 20 ms, whose median counts; \"of plain\" is the "
+        "time over that of the plain model in the same round. Memory: "
+        "after ten runs, above what the process held before it had a session; for the made "
         "transformers above a process that has run the same graph with weights of a few KiB. Error: the "
         "largest difference of an output from the plain model's, as a share of its largest magnitude, "
         f"with the inputs kept beside the models or random ones. Real models: {which_models(arguments)}.",
