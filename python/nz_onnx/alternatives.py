@@ -154,7 +154,9 @@ def dynamic_int8(per_channel: bool) -> Callable[[Path, Path], Alternative]:
             kind = QuantType.QUInt8 if "Conv" in _op_types(model) else QuantType.QInt8
             # A file of its own: not every version takes a model, and they write beside it.
             whole = path.with_name(f"{path.stem}-whole.onnx")
-            onnx.save(model, str(whole), save_as_external_data=True, location=f"{whole.name}.data")
+            data = path.with_name(f"{whole.name}.data")
+            data.unlink(missing_ok=True)  # onnx appends
+            onnx.save(model, str(whole), save_as_external_data=True, location=data.name)
             quantize_dynamic(
                 str(whole), str(path), weight_type=kind, per_channel=per_channel, use_external_data_format=True
             )
