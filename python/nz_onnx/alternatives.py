@@ -82,8 +82,13 @@ def _bytes_of(tensor: TensorProto) -> int:
     return numpy_helper.to_array(tensor).nbytes if tensor.data_type != TensorProto.STRING else 0
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def _without_data(path: Path) -> None:
+    """Removes the data of a model that is about to be written again: what writes it appends."""
     Path(f"{path}.data").unlink(missing_ok=True)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    _without_data(path)
     onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
 
 
@@ -154,9 +159,8 @@ def dynamic_int8(per_channel: bool) -> Callable[[Path, Path], Alternative]:
             kind = QuantType.QUInt8 if "Conv" in _op_types(model) else QuantType.QInt8
             # A file of its own: not every version takes a model, and they write beside it.
             whole = path.with_name(f"{path.stem}-whole.onnx")
-            data = path.with_name(f"{whole.name}.data")
-            data.unlink(missing_ok=True)  # onnx appends
-            onnx.save(model, str(whole), save_as_external_data=True, location=data.name)
+            _save(model, whole)
+            _without_data(path)
             quantize_dynamic(
                 str(whole), str(path), weight_type=kind, per_channel=per_channel, use_external_data_format=True
             )
