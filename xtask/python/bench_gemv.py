@@ -253,8 +253,8 @@ def main():
     about = (
         f"A chain of {sizes.layers} MatMul with constant weights of {sizes.size} x {sizes.size} "
         f"({total:.0f} MiB in float32), input and output float32, in sessions with default options that "
-        "take turns in one process, each with a run that is not counted first. The first line has milliseconds; all others are times over those "
-        "of the first line in the same round, so that less is faster. Error: the largest difference from "
+        "take turns in one process, each with a run that is not counted first. The first line has milliseconds; "
+        "all others are times over those of the first line in the same round, so that less is faster. Error: the largest difference from "
         "the first line's output with one row, as a share of its largest magnitude; it grows from layer "
         "to layer, and has in it what rounding weights to float16, bfloat16 or fewer bits changes. The targets of "
         f"grids and codebooks are {OF_LOSSLESS} of the speed without loss. Gather: "

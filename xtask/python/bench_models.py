@@ -30,14 +30,12 @@ from bench_common import (
     write_report,
 )
 from bench_generate import transformer
-from bench_sessions import Session, executed
+from bench_sessions import LEAST, Session, executed
 from bench_variants import CannotMake, Variant, dynamic_int8, float16, matmul_nbits, quiet
 from inputs import known_inputs
 from worker import Worker
 
 RUNS = 10  # before memory is read
-# Shorter runs are repeated until they last so long together, in seconds.
-LEAST = 20e-3
 # What a converted model may hold beside its weights.
 ALLOWANCE = 8
 PLAIN = "plain"
@@ -90,11 +88,16 @@ def variants_of(model, tool, library, folder):
     return made
 
 
+def process(path, inputs, library, cache_mib):
+    """A worker that has not loaded its session yet."""
+    environment = {"NZ_CACHE_MIB": str(cache_mib)} if cache_mib else {}
+    return Worker(path, inputs, library=library, environment=environment)
+
+
 def resident(path, inputs, library, cache_mib=None):
     """Resident memory in MiB after ten runs in a process of its own: all of it, and above what the process
     held before there was a session."""
-    environment = {"NZ_CACHE_MIB": str(cache_mib)} if cache_mib else {}
-    with Worker(path, inputs, library=library, environment=environment) as worker:
+    with process(path, inputs, library, cache_mib) as worker:
         before = worker.memory()["rss"]
         worker.load()
         worker.run(RUNS)
@@ -108,8 +111,7 @@ def processes(sessions, inputs):
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, (path, library, cache_mib) in sessions.items():
-            environment = {"NZ_CACHE_MIB": str(cache_mib)} if cache_mib else {}
-            worker = stack.enter_context(Worker(path, inputs, library=library, environment=environment))
+            worker = stack.enter_context(process(path, inputs, library, cache_mib))
             worker.load()
             workers[name] = worker
         yield workers
@@ -330,9 +332,8 @@ def main():
     about = [
         "Sessions with default options, each in a process of its own. Latency: the processes of a model take turns, "
         "each with a run that is not counted and then as many as last 20 ms, whose median counts; \"of plain\" is the "
-        "time over that of the plain model in the same round. Memory: "
-        "after ten runs, above what the process held before it had a session; for the made "
-        "transformers above a process that has run the same graph with weights of a few KiB. Error: the "
+        "time over that of the plain model in the same round. Memory: after ten runs, above what the process "
+        "held before it had a session; for the made transformers above a process that has run the same graph with weights of a few KiB. Error: the "
         "largest difference of an output from the plain model's, as a share of its largest magnitude, "
         f"with the inputs kept beside the models or random ones. Real models: {which_models(arguments)}.",
         f"The made transformers are decoders ({sizes}); memory is that with one token, and the target for "

@@ -12,12 +12,10 @@ CPU = "CPUExecutionProvider"
 LEAST = 20e-3
 
 
-def options(library=None, threads=None, profile=None, cache_mib=None):
-    """Default session options but for the number of threads, the library, its cache, and profiling."""
+def options(library=None, threads=None, profile=None):
+    """Default session options but for the number of threads, the library, and profiling."""
     made = ort.SessionOptions()
     made.log_severity_level = 4
-    if cache_mib:
-        made.add_session_config_entry("nz.cache_mib", str(cache_mib))
     if threads:
         made.intra_op_num_threads = threads
     if library:
@@ -31,8 +29,8 @@ def options(library=None, threads=None, profile=None, cache_mib=None):
 class Session:
     """A session on the CPU provider, and its feeds."""
 
-    def __init__(self, path, feeds, library=None, threads=None, cache_mib=None):
-        made = options(library, threads, cache_mib=cache_mib)
+    def __init__(self, path, feeds, library=None, threads=None):
+        made = options(library, threads)
         self.session = ort.InferenceSession(str(path), made, providers=[CPU])
         if self.session.get_providers() != [CPU]:
             raise RuntimeError(f"{path} runs on {self.session.get_providers()}, not on {CPU} alone")
